@@ -1,0 +1,41 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check test-long bench lock digits picture ansible-env clean
+
+PY := .venv/bin/python
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: ## make .venv from the hashed requirements
+	@sh tools/setup
+
+demo: setup ## a small fleet on this machine does the main job, end to end
+	@.venv/bin/shoal demo $(ARGS)
+
+test: setup ## all tests that need no root (under 5 minutes)
+	@$(PY) -m pytest -m "not root and not long" $(ARGS)
+
+check: setup ## what a change must pass: ruff, mypy --strict, import-linter, tests
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+	@$(PY) -m pytest -m "not root and not long" $(ARGS)
+
+test-long: setup ## the full counts (long) and the tests that need root
+	@$(PY) -m pytest -m "long or root" $(ARGS)
+
+bench: setup ## measure, and print one table an area
+	@$(PY) bench/run.py $(ARGS)
+
+digits: setup ## rebuild the demonstration models from the committed scans
+	@$(PY) tools/digits/train.py --out fleet/shoal_fleet/digits
+
+picture: setup ## draw docs/demo.svg anew from a real run
+	@.venv/bin/shoal demo --svg docs/demo.svg
+
+lock: ## resolve requirements/*.txt anew (needs uv)
+	@sh tools/lock
+
+clean: ## remove .venv and caches
+	rm -rf .venv .venv-ansible .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -1,0 +1,24 @@
+"""Errors of the agent, grouped by whose fault they are."""
+
+
+class AgentError(Exception):
+    """Root of every error this package raises on purpose."""
+
+
+class ConfigError(AgentError):
+    """The configuration cannot be used: a person's fault. Names the file and the key."""
+
+
+class DeviceError(AgentError):
+    """A device did not do what it was told: its, or its line's, fault."""
+
+
+class UpdateError(AgentError):
+    """A model release could not be brought to serve; the old one goes on.
+
+    The message is what the operator reads as the reason.
+    """
+
+
+class OperationError(AgentError):
+    """An operation failed in a way its issuer should read; the message is the reason."""
