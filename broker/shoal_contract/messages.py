@@ -172,9 +172,10 @@ class BlobRef(_Part, frozen=True):
 
 
 class DeltaOffer(_Part, frozen=True):
-    """This delta makes the model file from a base file with that sha256."""
+    """The delta `blob` makes the file `target` from the file `base` (both by sha256)."""
 
     base: Digest
+    target: Digest
     blob: BlobRef
 
 

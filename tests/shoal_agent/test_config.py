@@ -1,0 +1,70 @@
+import pytest
+
+from shoal_agent.config import load
+from shoal_agent.errors import ConfigError
+
+GOOD = """
+node = "board-1"
+state_dir = "/var/lib/shoal"
+[broker]
+host = "broker.local"
+[[device]]
+name = "meter"
+socket = "/run/shoal/devices/meter.sock"
+[[pipeline]]
+stream = "digits"
+device = "meter"
+channel = 1
+model = "digits"
+[pipeline.command]
+channel = 2
+"""
+
+
+def write(tmp_path, text):
+    path = tmp_path / "agent.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_good_file_is_read(tmp_path):
+    config = load(write(tmp_path, GOOD))
+    assert config.broker.port == 1883
+    assert config.pipeline[0].command.channel == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (
+            'host = "broker.local"',
+            'hots = "x"',
+            r"\[broker\] .*`hots`|\[broker\] missing key `host`",
+        ),
+        ('host = "broker.local"', 'host = "x"\nport = 99999', r"\[broker.port\]"),
+        ('node = "board-1"', 'node = "Board 1"', "not a node id"),
+        ('node = "board-1"', "", "missing key `node`"),
+        ('state_dir = "/var', 'colour = 1\nstate_dir = "/var', "unknown key `colour`"),
+        ('device = "meter"', 'device = "metre"', "'metre' is not a"),
+        ('stream = "digits"', 'stream = "a/b"', "is not a name"),
+        ("[broker]", '[peers]\nupstream = "nowhere"\n[broker]', "must be host:port"),
+        ("[broker]", "[broker", "not TOML"),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_file_and_key(tmp_path, old, new, says):
+    path = write(tmp_path, GOOD.replace(old, new))
+    with pytest.raises(ConfigError, match=says) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_pipelines_may_not_read_one_channel(tmp_path):
+    double = GOOD[GOOD.index("[[pipeline]]") :]
+    with pytest.raises(ConfigError, match="same device and channel"):
+        load(write(tmp_path, GOOD + double))
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        load(tmp_path / "none.toml")

@@ -1,0 +1,104 @@
+import hashlib
+
+import pytest
+
+from shoal_contract import messages, release
+from shoal_contract.errors import DecodeError, FileFormatError
+
+GOOD = """
+name = "digits"
+version = "1.0.0"
+[model]
+file = "model.onnx"
+[input]
+name = "image"
+dtype = "float32"
+shape = [1, 8, 8]
+encoding = "u5"
+scale = 0.0625
+units = "grey level"
+[output]
+name = "logits"
+dtype = "float32"
+shape = [2]
+decode = "softmax-argmax"
+labels = ["a", "b"]
+units = "digit"
+[golden]
+file = "golden.npz"
+tolerance = 0.05
+[quality]
+metric = "accuracy"
+value = 0.9
+evaluated_on = "rows"
+"""
+
+
+def test_a_good_specification_is_read():
+    spec = release.parse_spec(GOOD.encode())
+    assert spec.files == ("release.toml", "model.onnx", "golden.npz")
+    assert (spec.input.values, spec.input.item_bytes) == (64, 40)
+
+
+@pytest.mark.parametrize(("encoding", "size"), [("u5", 40), ("u8", 64), ("f32", 256)])
+def test_an_item_has_the_length_its_encoding_says(encoding, size):
+    spec = release.parse_spec(GOOD.replace('"u5"', f'"{encoding}"').encode())
+    assert spec.input.item_bytes == size
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('name = "digits"', 'name = "digits"\ncolour = 1', "unknown key `colour`"),
+        ("tolerance = 0.05", "", r"\[golden\] missing key `tolerance`"),
+        ("tolerance = 0.05", "tolerance = -1", "golden.tolerance"),
+        ('"1.0.0"', '"1.0"', "must be like 1.2.3"),
+        ('"digits"', '"../digits"', "must be a-z"),
+        ('"model.onnx"', '"../../etc/passwd"', "not a plain file name"),
+        ('"model.onnx"', '"release.toml"', "not a plain file name"),
+        ('"model.onnx"', '"golden.npz"', "are the same"),
+        ('"u5"', '"u3"', "input.encoding"),
+        ("[1, 8, 8]", "[0]", "input.shape"),
+        ('["a", "b"]', '["a"]', "1 labels for shape"),
+        ("shape = [2]", "shape = [2", "not TOML"),
+    ],
+)
+def test_a_wrong_specification_names_the_file_and_the_key(old, new, says):
+    with pytest.raises(FileFormatError, match=says) as caught:
+        release.parse_spec(GOOD.replace(old, new).encode(), source="here/release.toml")
+    assert str(caught.value).startswith("here/release.toml: ")
+
+
+def test_bytes_that_are_no_text_are_refused():
+    with pytest.raises(FileFormatError, match="not UTF-8"):
+        release.parse_spec(b"\xff\xfe")
+
+
+FILES = {"release.toml": GOOD.encode(), "model.onnx": b"model", "golden.npz": b"golden"}
+
+
+def test_a_manifest_lists_every_file_by_its_digest():
+    data = release.build_manifest(release.parse_spec(GOOD.encode()), FILES)
+    manifest = release.parse_manifest(data, release=hashlib.sha256(data).digest())
+    assert {entry.name: entry.digest for entry in manifest.files} == {
+        name: hashlib.sha256(content).digest() for name, content in FILES.items()
+    }
+
+
+def test_a_manifest_that_is_not_the_one_asked_for_is_refused():
+    data = release.build_manifest(release.parse_spec(GOOD.encode()), FILES)
+    with pytest.raises(DecodeError, match="not the one"):
+        release.parse_manifest(data, release=bytes(32))
+
+
+@pytest.mark.parametrize("names", [["../x", "release.toml"], ["release.toml"] * 2, ["model.onnx"]])
+def test_a_manifest_whose_names_could_do_harm_is_refused(names):
+    data = messages.encode(
+        messages.Manifest("x", "1.0.0", [messages.FileEntry(name, 1, bytes(32)) for name in names])
+    )
+    with pytest.raises(DecodeError):
+        release.parse_manifest(data, release=hashlib.sha256(data).digest())
+
+
+def test_versions_are_ordered_by_number():
+    assert release.version_key("1.10.0") > release.version_key("1.9.9")
