@@ -1,0 +1,191 @@
+"""`shoal-delta`: make a delta, apply it, look into it. Arguments in, one line or JSON out.
+
+Exit codes: 0 ok, 1 refused or failed, 2 usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from shoal_delta.apply import Progress, apply_file
+from shoal_delta.container import DEFAULT_MAX_OUTPUT_BYTES
+from shoal_delta.durable import write_whole
+from shoal_delta.encode import diff
+from shoal_delta.errors import DeltaError
+from shoal_delta.inspection import Info, inspect
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+_EXAMPLES = """examples:
+  shoal-delta diff v1.onnx v2.onnx -o v1-v2.delta
+  shoal-delta apply v1.onnx v1-v2.delta -o v2.onnx
+  shoal-delta info v1-v2.delta --old v1.onnx
+"""
+_BAR_WIDTH = 30
+_REDRAW_S = 0.1
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; ends the process."""
+    options = _parser().parse_args(arguments)
+    commands = {"diff": _diff, "apply": _apply, "info": _info}
+    try:
+        commands[options.command](options)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except DeltaError as exc:
+        _fail(options, type(exc).__name__, str(exc))
+    except OSError as exc:
+        _fail(options, "StorageError", f"{exc.filename or options.command}: {exc.strerror or exc}")
+    except MemoryError:
+        _fail(options, "MemoryError", "not enough memory: make the delta on a larger machine")
+    sys.exit(0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="shoal-delta",
+        description="Small deltas between INT8 ONNX models (and any other files).",
+        epilog=_EXAMPLES,
+        formatter_class=raw,
+    )
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    make = commands.add_parser(
+        "diff",
+        parents=[shared],
+        help="make the delta from OLD to NEW",
+        epilog="example: shoal-delta diff v1.onnx v2.onnx -o v1-v2.delta",
+    )
+    make.add_argument("old", type=Path, metavar="OLD")
+    make.add_argument("new", type=Path, metavar="NEW")
+    make.add_argument("-o", "--output", type=Path, required=True, metavar="DELTA")
+    use = commands.add_parser(
+        "apply",
+        parents=[shared],
+        help="make NEW from OLD and DELTA; OLD is never touched",
+        epilog="example: shoal-delta apply v1.onnx v1-v2.delta -o v2.onnx",
+    )
+    use.add_argument("old", type=Path, metavar="OLD")
+    use.add_argument("delta", type=Path, metavar="DELTA")
+    use.add_argument("-o", "--output", type=Path, required=True, metavar="NEW")
+    look = commands.add_parser(
+        "info",
+        parents=[shared],
+        help="show what is in DELTA",
+        epilog="example: shoal-delta info v1-v2.delta --old v1.onnx",
+    )
+    look.add_argument("delta", type=Path, metavar="DELTA")
+    look.add_argument("--old", type=Path, help="the old model: names the tensors")
+    for command in (use, look):
+        command.add_argument(
+            "--max-size",
+            type=_positive,
+            default=DEFAULT_MAX_OUTPUT_BYTES,
+            metavar="BYTES",
+            help="refuse a delta that makes a larger file (default: %(default)s)",
+        )
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("it must not be negative")
+    return value
+
+
+def _diff(options: argparse.Namespace) -> None:
+    old, new = options.old.read_bytes(), options.new.read_bytes()
+    with _Bar("packing") as bar:
+        delta = diff(old, new, progress=bar.show)
+    write_whole(options.output, delta)
+    facts = {"old_size": len(old), "new_size": len(new), "delta_size": len(delta)}
+    share = (
+        f"{100 * len(delta) / len(new):.2f} % of the new file" if new else "the new file is empty"
+    )
+    _say(options, facts, f"{options.output}: {len(delta)} bytes, {share}")
+
+
+def _apply(options: argparse.Namespace) -> None:
+    with _Bar("applying") as bar:
+        apply_file(
+            options.old,
+            options.delta,
+            options.output,
+            max_output_bytes=options.max_size,
+            progress=bar.show,
+        )
+    size = options.output.stat().st_size
+    _say(options, {"new_size": size}, f"{options.output}: {size} bytes, sha256 verified")
+
+
+def _info(options: argparse.Namespace) -> None:
+    old = options.old.read_bytes() if options.old is not None else None
+    info = inspect(options.delta.read_bytes(), old, max_output_bytes=options.max_size)
+    _say(options, dataclasses.asdict(info), _table(info))
+
+
+def _table(info: Info) -> str:
+    lines = [
+        f"delta   {info.size} bytes, {info.layout}, {len(info.segments)} segments",
+        f"header  {info.header_size} bytes, global block {info.global_coded_size}",
+        f"old     {info.old_size} bytes, sha256 {info.old_sha256}",
+        f"new     {info.new_size} bytes, sha256 {info.new_sha256}",
+    ]
+    if info.tensors:
+        lines.append(f"{'bytes':>12} {'coded':>10} {'share':>6}  how, what")
+    for tensor in sorted(info.tensors, key=lambda tensor: -tensor.coded_size):
+        share = 100 * tensor.coded_size / info.size
+        lines.append(
+            f"{tensor.size:>12} {tensor.coded_size:>10.1f} {share:>5.1f}%  "
+            f"{'+'.join(tensor.modes)}  {tensor.name or '(no tensor of the old model)'}"
+        )
+    return "\n".join(lines)
+
+
+def _say(options: argparse.Namespace, facts: Mapping[str, object], line: str) -> None:
+    print(json.dumps(facts) if options.json else line)
+
+
+def _fail(options: argparse.Namespace, kind: str, message: str) -> None:
+    if options.json:
+        print(json.dumps({"error": kind, "message": message}))
+    print(f"shoal-delta: {message}", file=sys.stderr)
+    sys.exit(EXIT_FAILED)
+
+
+class _Bar:
+    """A progress bar on standard error, at a terminal only."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._is_shown = sys.stderr.isatty()
+        self._drawn_at_s = 0.0
+        self.show: Progress = self._draw
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._is_shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def _draw(self, done: int, total: int) -> None:
+        now_s = time.monotonic()
+        if not self._is_shown or now_s - self._drawn_at_s < _REDRAW_S:
+            return
+        self._drawn_at_s = now_s
+        filled = _BAR_WIDTH * done // max(total, 1)
+        bar = "#" * filled + "." * (_BAR_WIDTH - filled)
+        print(f"\r{self._label} [{bar}] {done}/{total}", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,220 @@
+"""Streams of bytes and how they are packed: one mode byte, then what that mode needs.
+
+A coder sees bytes only. A better one (an entropy coder with contexts) is one more mode here.
+`pack` keeps the smallest; `unpack` never makes more than the size it was told to expect.
+"""
+
+from __future__ import annotations
+
+import lzma
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+
+import zstandard
+
+from shoal_delta.errors import CorruptDeltaError
+from shoal_delta.wire import Cursor, varint
+
+Reader = Callable[[int, int], bytes]
+"""`read(offset, size)` of the old file: exactly `size` bytes, or a `CorruptDeltaError`."""
+
+Span = tuple[int, int]
+"""(offset, size) in the old file."""
+
+MAX_DICTIONARY_SPANS = 64
+MAX_DICTIONARY_BYTES = 4 << 20
+MAX_WINDOW_LOG = 23
+# Literal-context, literal-position and position bits. 3/0/2 is xz's own choice and right for
+# structure; residuals have no context worth learning, and the fewer bits the faster it adapts.
+PROPERTIES: tuple[tuple[int, int, int], ...] = ((3, 0, 2), (0, 0, 0), (0, 2, 2), (1, 0, 0))
+# The range decoder reads ahead; what is cut off the end of a stream reads as zeros.
+LZMA_PADDING = bytes(32)
+_SAMPLE_BYTES = 1 << 16
+_LEVEL = 19
+_QUICK_LEVEL = 3
+_MIN_DICTIONARY_BYTES = 4096
+
+
+class Mode(IntEnum):
+    """The mode byte. LZMA's low two bits are an index into `PROPERTIES`."""
+
+    RAW = 0
+    RUN = 1
+    """One byte, repeated."""
+    ZSTD = 2
+    ZSTD_DICTIONARY = 3
+    """zstd with spans of the old file as its dictionary."""
+    LZMA = 4
+    """4..7: a raw LZMA1 stream without header."""
+
+
+def mode_name(mode: int) -> str:
+    """What people call the mode: "raw", "run", "zstd", "zstd-dictionary", "lzma"."""
+    return Mode(min(mode, Mode.LZMA)).name.lower().replace("_", "-")
+
+
+def pack(
+    raw: bytes,
+    *,
+    dictionary: Sequence[Span] = (),
+    read: Reader | None = None,
+    is_quick: bool = False,
+) -> bytes:
+    """The smallest way to say `raw` (not empty): mode byte and packed bytes. Ties: the lower mode.
+
+    `is_quick` tries zstd only, at a low level: to compare plans, not to send.
+    """
+    if raw.count(raw[0]) == len(raw):
+        return bytes([Mode.RUN, raw[0]])
+    level = _QUICK_LEVEL if is_quick else _LEVEL
+    candidates = [bytes([Mode.RAW]) + raw, bytes([Mode.ZSTD]) + zstd_compress(raw, b"", level)]
+    if dictionary and read is not None:
+        candidates.append(_pack_with_dictionary(raw, dictionary, read, level))
+    if is_quick:
+        return min(candidates, key=len)
+    choices = range(len(PROPERTIES))
+    if len(raw) > _SAMPLE_BYTES:
+        sample = raw[:_SAMPLE_BYTES]
+        choices = range(k := min(choices, key=lambda i: len(_lzma(sample, PROPERTIES[i]))), k + 1)
+    candidates += [bytes([Mode.LZMA + i]) + _lzma(raw, PROPERTIES[i]) for i in choices]
+    return min(candidates, key=len)
+
+
+def unpack(packed: bytes, size: int, read: Reader) -> bytes:
+    """The `size` bytes that `packed` stands for.
+
+    Raises:
+        CorruptDeltaError: it stands for something else.
+    """
+    cursor = Cursor(packed)
+    mode = cursor.byte()
+    match mode:
+        case Mode.RAW:
+            raw = cursor.take(cursor.remaining)
+        case Mode.RUN:
+            raw = cursor.take(1) * size if cursor.remaining == 1 else b""
+        case Mode.ZSTD:
+            raw = zstd_decompress(cursor.take(cursor.remaining), size)
+        case Mode.ZSTD_DICTIONARY:
+            dictionary = _dictionary(cursor, read)
+            raw = zstd_decompress(cursor.take(cursor.remaining), size, dictionary)
+        case _ if Mode.LZMA <= mode < Mode.LZMA + len(PROPERTIES):
+            raw = _unlzma(cursor.take(cursor.remaining), size, PROPERTIES[mode - Mode.LZMA])
+        case _:
+            raise CorruptDeltaError(f"a stream is packed in mode {mode}, which is not known")
+    if len(raw) != size:
+        raise CorruptDeltaError("a stream does not unpack to its size")
+    return raw
+
+
+def zstd_compress(raw: bytes, dictionary: bytes = b"", level: int = _LEVEL) -> bytes:
+    """One zstd frame without magic number, content size, checksum or dictionary id."""
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level,
+        source_size=len(raw),
+        dict_size=len(dictionary),
+        window_log=_window_log(len(raw) + len(dictionary)),
+        format=zstandard.FORMAT_ZSTD1_MAGICLESS,
+        write_content_size=False,
+        write_checksum=False,
+        write_dict_id=False,
+    )
+    return zstandard.ZstdCompressor(
+        compression_params=parameters, dict_data=_dictionary_data(dictionary)
+    ).compress(raw)
+
+
+def zstd_decompressor(dictionary: bytes = b"") -> zstandard.ZstdDecompressor:
+    """A decompressor for `zstd_compress`'s frames that refuses a window above 8 MiB."""
+    return zstandard.ZstdDecompressor(
+        dict_data=_dictionary_data(dictionary),
+        max_window_size=1 << MAX_WINDOW_LOG,
+        format=zstandard.FORMAT_ZSTD1_MAGICLESS,
+    )
+
+
+def zstd_decompress(packed: bytes, size: int, dictionary: bytes = b"") -> bytes:
+    """The frame's content, at most `size` + 1 bytes of it."""
+    try:
+        with zstd_decompressor(dictionary).stream_reader(packed) as reader:
+            return reader.read(size + 1)
+    except zstandard.ZstdError as exc:
+        raise CorruptDeltaError("a zstd stream is damaged") from exc
+
+
+def lzma_filters(
+    size: int, properties: tuple[int, int, int] = PROPERTIES[0], max_dictionary: int = 64 << 20
+) -> list[dict[str, int]]:
+    """The filter chain of a raw LZMA1 stream of `size` bytes: the dictionary follows from the size."""
+    lc, lp, pb = properties
+    dictionary = min(max(_MIN_DICTIONARY_BYTES, 1 << (size - 1).bit_length()), max_dictionary)
+    return [
+        {
+            "id": lzma.FILTER_LZMA1,
+            "preset": 9 | lzma.PRESET_EXTREME,
+            "dict_size": dictionary,
+            "lc": lc,
+            "lp": lp,
+            "pb": pb,
+        }
+    ]
+
+
+def _lzma(raw: bytes, properties: tuple[int, int, int]) -> bytes:
+    packed = lzma.compress(raw, format=lzma.FORMAT_RAW, filters=lzma_filters(len(raw), properties))
+    if len(raw) > _SAMPLE_BYTES:
+        return packed
+    # The encoder flushes more bytes than the decoder needs.
+    while len(packed) > 1 and _gives(packed[:-1], raw, properties):
+        packed = packed[:-1]
+    return packed
+
+
+def _gives(packed: bytes, raw: bytes, properties: tuple[int, int, int]) -> bool:
+    try:
+        return _unlzma(packed, len(raw), properties) == raw
+    except CorruptDeltaError:
+        return False
+
+
+def _unlzma(packed: bytes, size: int, properties: tuple[int, int, int]) -> bytes:
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=lzma_filters(size, properties))
+    try:
+        return decoder.decompress(packed + LZMA_PADDING, max_length=size)
+    except (lzma.LZMAError, EOFError) as exc:
+        raise CorruptDeltaError("an LZMA stream is damaged") from exc
+
+
+def _pack_with_dictionary(raw: bytes, spans: Sequence[Span], read: Reader, level: int) -> bytes:
+    out = bytearray([Mode.ZSTD_DICTIONARY]) + varint(len(spans))
+    end = 0
+    for offset, size in spans:
+        out += varint(offset - end) + varint(size)
+        end = offset + size
+    return bytes(out) + zstd_compress(raw, b"".join(read(*span) for span in spans), level)
+
+
+def _dictionary(cursor: Cursor, read: Reader) -> bytes:
+    count = cursor.number()
+    if not 1 <= count <= MAX_DICTIONARY_SPANS:
+        raise CorruptDeltaError("a dictionary has too many pieces")
+    spans, end, total = [], 0, 0
+    for _ in range(count):
+        offset = end + cursor.number()
+        size = cursor.number()
+        spans.append((offset, size))
+        end = offset + size
+        total += size
+    if total > MAX_DICTIONARY_BYTES:
+        raise CorruptDeltaError("a dictionary is too large")
+    return b"".join(read(*span) for span in spans)
+
+
+def _dictionary_data(dictionary: bytes) -> zstandard.ZstdCompressionDict | None:
+    if not dictionary:
+        return None
+    return zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+
+
+def _window_log(size: int) -> int:
+    return min(max(10, size.bit_length()), MAX_WINDOW_LOG)

@@ -1,0 +1,203 @@
+"""Old file + new file -> delta: try the plans, keep the smallest, check it, hand it over.
+
+The same two files give the same bytes (with the same versions of zstd and liblzma).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import zstandard
+
+from shoal_delta import segment
+from shoal_delta.apply import Progress, apply
+from shoal_delta.coders import lzma_filters, zstd_compress
+from shoal_delta.container import Layout, Segment, encode_header
+from shoal_delta.decoding import reader_of
+from shoal_delta.errors import DeltaError, EncodeError
+from shoal_delta.model_plan import model_plan
+from shoal_delta.operations import WIDTH, Kind, Operation
+from shoal_delta.plan import Plan, generic_plans
+
+SEGMENT_BYTES = 1 << 20
+# A copy this long stands in the segment table, where it costs nothing to unpack.
+_MIN_COPY_SEGMENT_BYTES = 256 << 10
+_MAX_COPY_SEGMENT_BYTES = 1 << 30
+_MAX_SEGMENT_OPERATIONS = 16_384
+# Up to here every plan is packed in earnest; above, a quick packing says which one is.
+_TRY_ALL_BYTES = 2 << 20
+_QUICK_LEVEL = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """One segment to be: its place, and its operations (of a copy segment one)."""
+
+    start: int
+    size: int
+    operations: tuple[Operation, ...]
+    is_copy: bool
+
+
+def diff(
+    old: bytes, new: bytes, *, progress: Progress | None = None, workers: int | None = None
+) -> bytes:
+    """The delta that makes `new` from `old`.
+
+    Holds both files and a few times the new one in memory. `progress` is called with (bytes packed,
+    bytes in all); `workers` threads pack (default: the CPUs, at most 4).
+
+    Raises:
+        EncodeError: the delta does not give `new` back (a defect of ours, or a file beyond the
+            format's limits); nothing wrong ever leaves here.
+    """
+    encoder = _Encoder(old, new, progress, workers or min(4, os.cpu_count() or 1))
+    delta = encoder.smallest()
+    try:
+        again = apply(old, delta, max_output_bytes=len(new))
+    except DeltaError as exc:
+        raise EncodeError(f"the delta just made is refused: {exc}") from exc
+    if again != new:
+        raise EncodeError("the delta just made gives another file")
+    return delta
+
+
+class _Encoder:
+    def __init__(self, old: bytes, new: bytes, progress: Progress | None, workers: int) -> None:
+        self._old, self._new = old, new
+        self._progress = progress or (lambda _done, _total: None)
+        self._workers = workers
+        self._sizes = (len(old), len(new))
+        self._sha256 = (hashlib.sha256(old).digest(), hashlib.sha256(new).digest())
+
+    def smallest(self) -> bytes:
+        if not self._new or self._old == self._new:
+            copy = Operation(Kind.COPY, len(self._new))
+            return self._packed(Plan((copy,) if self._new else (), lambda _start, _size: ()))
+        plans = generic_plans(self._old, self._new)
+        model = model_plan(self._old, self._new)
+        if model is not None:
+            plans.insert(0, model)
+        if len(self._new) > _TRY_ALL_BYTES:
+            plans = [min(plans, key=lambda plan: len(self._packed(plan, is_quick=True)))]
+        deltas = [self._packed(plan) for plan in plans]
+        if len(self._new) > SEGMENT_BYTES and not self._is_hopeless(min(map(len, deltas))):
+            deltas += self._solid()
+        return min(deltas, key=len)
+
+    def _is_hopeless(self, best: int) -> bool:
+        """Whether no compression of the new file alone can come near to `best` bytes."""
+        parameters = zstandard.ZstdCompressionParameters.from_level(
+            _QUICK_LEVEL, enable_ldm=True, window_log=27
+        )
+        quick = zstandard.ZstdCompressor(compression_params=parameters).compress(self._new)
+        return 2 * best < len(quick)
+
+    def _packed(self, plan: Plan, *, is_quick: bool = False) -> bytes:
+        read = reader_of(self._old)
+        cuts = list(_cut(plan.operations))
+        done = 0
+
+        def pack(cut: _Cut) -> bytes:
+            if cut.is_copy:
+                return b""
+            return segment.encode(
+                list(cut.operations),
+                self._new[cut.start : cut.start + cut.size],
+                cut.start,
+                read=read,
+                block=plan.block,
+                dictionary=plan.dictionary(cut.start, cut.size),
+                is_quick=is_quick,
+            )
+
+        block = b""
+        if plan.block:
+            block = segment.encode(list(plan.block_operations), plan.block, 0, read=read)
+        bodies, segments = [], []
+        with ThreadPoolExecutor(self._workers) as pool:
+            for cut, body in zip(cuts, pool.map(pack, cuts), strict=True):
+                source = cut.operations[0].source if cut.is_copy else None
+                content = self._new[cut.start : cut.start + cut.size]
+                segments.append(Segment(cut.size, zlib.crc32(content), len(body), source))
+                bodies.append(body)
+                done += cut.size
+                if not is_quick:
+                    self._progress(done, len(self._new))
+        header = encode_header(
+            Layout.SEGMENTED,
+            sizes=self._sizes,
+            sha256=self._sha256,
+            segments=segments,
+            global_size=len(plan.block),
+            global_coded_size=len(block),
+        )
+        return b"".join([header, block, *bodies])
+
+    def _solid(self) -> list[bytes]:
+        segments = [
+            Segment(len(piece), zlib.crc32(piece))
+            for start in range(0, len(self._new), SEGMENT_BYTES)
+            if (piece := self._new[start : start + SEGMENT_BYTES])
+        ]
+        filters = lzma_filters(len(self._new))
+        ways: dict[Layout, Callable[[], bytes]] = {
+            Layout.SOLID_LZMA: lambda: lzma.compress(
+                self._new, format=lzma.FORMAT_RAW, filters=filters
+            ),
+            Layout.SOLID_ZSTD: lambda: zstd_compress(self._new),
+        }
+        with ThreadPoolExecutor(self._workers) as pool:
+            bodies = list(pool.map(lambda way: way(), ways.values()))
+        return [
+            encode_header(layout, sizes=self._sizes, sha256=self._sha256, segments=segments) + body
+            for layout, body in zip(ways, bodies, strict=True)
+        ]
+
+
+def _cut(operations: Sequence[Operation]) -> Iterator[_Cut]:
+    """The operations as segments of about `SEGMENT_BYTES`, long copies as segments of their own."""
+    is_one_copy = len(operations) == 1
+    start, size, pending = 0, 0, list[Operation]()
+    for operation in operations:
+        left = operation
+        if operation.kind is Kind.COPY and (
+            is_one_copy or operation.size >= _MIN_COPY_SEGMENT_BYTES
+        ):
+            if pending:
+                yield _Cut(start, size, tuple(pending), is_copy=False)
+                start, size, pending = start + size, 0, []
+            while left.size:
+                head, left = _split(left, min(left.size, _MAX_COPY_SEGMENT_BYTES))
+                yield _Cut(start, head.size, (head,), is_copy=True)
+                start += head.size
+            continue
+        while left.size:
+            room = SEGMENT_BYTES - size
+            room -= room % WIDTH.get(left.kind, 1)
+            if room == 0 or len(pending) >= _MAX_SEGMENT_OPERATIONS:
+                yield _Cut(start, size, tuple(pending), is_copy=False)
+                start, size, pending = start + size, 0, []
+                continue
+            head, left = _split(left, min(left.size, room))
+            pending.append(head)
+            size += head.size
+    if pending:
+        yield _Cut(start, size, tuple(pending), is_copy=False)
+
+
+def _split(operation: Operation, size: int) -> tuple[Operation, Operation]:
+    scaling = operation.scaling
+    rest = replace(
+        operation,
+        size=operation.size - size,
+        source=operation.source + size,
+        scaling=replace(scaling, first=scaling.first + size) if scaling is not None else None,
+    )
+    return replace(operation, size=size), rest

@@ -1,0 +1,137 @@
+"""What a plan is, and the plans for files of any kind: operations for the whole new file.
+
+Choosing by estimate only; packing and cutting into segments is `encode`'s business. Estimates are
+integers, so that every machine makes the same choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shoal_delta.arithmetic import Bytes, as_bytes
+from shoal_delta.coders import MAX_DICTIONARY_BYTES, Span
+from shoal_delta.operations import FROM_OLD, Kind, Operation
+
+MIN_COPY_BYTES = 16
+_MERGEABLE = frozenset({Kind.COPY, Kind.SUBTRACT, Kind.LITERAL, Kind.FRESH})
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Operations that make the new file from front to end, and those that make the global block.
+
+    `dictionary(start, size)` says which spans of the old file help to pack that stretch's literals.
+    """
+
+    operations: tuple[Operation, ...]
+    dictionary: Callable[[int, int], Sequence[Span]]
+    block: bytes = b""
+    block_operations: tuple[Operation, ...] = ()
+
+
+def generic_plans(old: bytes, new: bytes) -> list[Plan]:
+    """Plans that know nothing of the files: common ends copied, and three ways for the middle."""
+    front = common_prefix(old, new)
+    front = front if front >= MIN_COPY_BYTES else 0
+    back = common_suffix(old[front:], new[front:])
+    back = back if back >= MIN_COPY_BYTES else 0
+    middle = len(new) - front - back
+    based = min(middle, len(old) - front)
+
+    def around(start: int, size: int) -> list[Span]:
+        spare = max(0, MAX_DICTIONARY_BYTES - size) // 2
+        first = min(max(0, start - spare), max(0, len(old) - MAX_DICTIONARY_BYTES))
+        return [(first, min(MAX_DICTIONARY_BYTES, len(old) - first))] if old else []
+
+    rest = Operation(Kind.LITERAL, middle - based)
+    pieces = as_bytes(old[front : front + based]), as_bytes(new[front : front + based])
+    ways = [
+        [Operation(Kind.LITERAL, middle)],
+        [Operation(Kind.SUBTRACT, based, front), rest],
+        [*changed_runs(*pieces, front, Kind.SUBTRACT), rest],
+    ]
+    return [
+        Plan(
+            merged(
+                [
+                    Operation(Kind.COPY, front),
+                    *way,
+                    Operation(Kind.COPY, back, len(old) - back),
+                ]
+            ),
+            around,
+        )
+        for way in ways
+    ]
+
+
+def changed_runs(old: Bytes, new: Bytes, source: int, otherwise: Kind) -> list[Operation]:
+    """Copies where two pieces of equal length agree for long, `otherwise` in between."""
+    if old.size == 0:
+        return []
+    changed = np.flatnonzero(old != new)
+    # A run of changes ends where at least MIN_COPY_BYTES agree.
+    breaks = np.flatnonzero(np.diff(changed) > MIN_COPY_BYTES)
+    starts = changed[np.concatenate(([0], breaks + 1))] if changed.size else changed
+    ends = changed[np.concatenate((breaks, [changed.size - 1]))] + 1 if changed.size else changed
+    operations, position = [], 0
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        operations.append(Operation(Kind.COPY, start - position, source + position))
+        operations.append(Operation(otherwise, end - start, source + start))
+        position = end
+    operations.append(Operation(Kind.COPY, old.size - position, source + position))
+    return operations
+
+
+def merged(operations: Sequence[Operation]) -> tuple[Operation, ...]:
+    """The same work in fewer operations: empty ones dropped, neighbours joined."""
+    out: list[Operation] = []
+    for operation in operations:
+        if operation.size == 0:
+            continue
+        last = out[-1] if out else None
+        if (
+            last is not None
+            and last.kind is operation.kind
+            and last.kind in _MERGEABLE
+            and (last.kind not in FROM_OLD or last.source + last.size == operation.source)
+        ):
+            out[-1] = Operation(last.kind, last.size + operation.size, last.source)
+        elif operation.kind in {Kind.LITERAL, Kind.FRESH}:
+            out.append(Operation(operation.kind, operation.size))
+        else:
+            out.append(operation)
+    return tuple(out)
+
+
+def common_prefix(old: bytes, new: bytes) -> int:
+    """How many bytes at the front are the same."""
+    size = min(len(old), len(new))
+    changed = np.flatnonzero(as_bytes(old[:size]) != as_bytes(new[:size]))
+    return int(changed[0]) if changed.size else size
+
+
+def common_suffix(old: bytes, new: bytes) -> int:
+    """How many bytes at the end are the same."""
+    size = min(len(old), len(new))
+    if size == 0:
+        return 0
+    changed = np.flatnonzero(as_bytes(old[-size:]) != as_bytes(new[-size:]))
+    return size - 1 - int(changed[-1]) if changed.size else size
+
+
+def cost_bits(symbols: Bytes) -> int:
+    """About how many bits an entropy coder without contexts takes, its table included."""
+    counts = [int(count) for count in np.bincount(symbols.reshape(-1), minlength=256) if count]
+    total = symbols.size
+    bits = sum(count * (_log2(total) - _log2(count)) for count in counts)
+    return (bits >> 8) + 6 * len(counts)
+
+
+def _log2(value: int) -> int:
+    """log2 in 1/256, the mantissa's part linear: exact enough to compare, the same everywhere."""
+    whole = value.bit_length() - 1
+    return (whole << 8) + ((value << 8 >> whole) - 256)

@@ -1,0 +1,219 @@
+"""One segment: operations and streams -> its stretch of the new file, and back.
+
+A segment needs the old file, the global block and its own bytes, nothing else. The global block is
+itself a segment without a global block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import assert_never
+
+import numpy as np
+
+from shoal_delta import operations
+from shoal_delta.arithmetic import (
+    Bytes,
+    as_bytes,
+    differences,
+    from_planes,
+    planes,
+    rescaled,
+    undo_differences,
+)
+from shoal_delta.coders import Mode, Reader, Span, pack, unpack
+from shoal_delta.errors import CorruptDeltaError
+from shoal_delta.operations import SCALED, WIDTH, Kind, Operation
+from shoal_delta.wire import Cursor, varint
+
+
+class Stream(IntEnum):
+    """The streams of a segment, in this order; one byte says which are there."""
+
+    OPERATIONS = 0
+    LITERAL = 1
+    FRESH = 2
+    RESIDUAL = 3
+    PLANE0 = 4
+    PLANE1 = 5
+    PLANE2 = 6
+    PLANE3 = 7
+
+
+_BYTE_STREAM = {Kind.LITERAL: Stream.LITERAL, Kind.FRESH: Stream.FRESH}
+_FLOATS = frozenset({Kind.FLOAT16, Kind.FLOAT32})
+_PLAIN_PLANES = frozenset({Kind.PLANES16, Kind.PLANES32})
+
+
+def encode(
+    plan: list[Operation],
+    new: bytes,
+    start: int,
+    *,
+    read: Reader,
+    block: bytes = b"",
+    dictionary: Sequence[Span] = (),
+    is_quick: bool = False,
+) -> bytes:
+    """The segment that makes `new` (of the file's offset `start`) by `plan`.
+
+    `is_quick` packs for an estimate: the same streams, not the smallest.
+    """
+    streams: list[list[bytes]] = [[] for _ in Stream]
+    streams[Stream.OPERATIONS].append(operations.encode(plan, start))
+    position = 0
+    for operation in plan:
+        piece = new[position : position + operation.size]
+        for stream, data in demands(operation, piece, read, block):
+            streams[stream].append(data)
+        position += operation.size
+    out = bytearray([sum(1 << stream for stream in Stream if streams[stream])])
+    for stream in Stream:
+        if streams[stream]:
+            raw = b"".join(streams[stream])
+            spans = dictionary if stream is Stream.LITERAL else ()
+            packed = pack(raw, dictionary=spans, read=read, is_quick=is_quick)
+            out += varint(len(raw)) + varint(len(packed)) + packed
+    return bytes(out)
+
+
+def demands(
+    operation: Operation, piece: bytes, read: Reader, block: bytes
+) -> list[tuple[Stream, bytes]]:
+    """What `operation` must find in the streams to make `piece`."""
+    kind = operation.kind
+    match kind:
+        case Kind.COPY | Kind.GLOBAL:
+            return []
+        case Kind.LITERAL | Kind.FRESH:
+            return [(_BYTE_STREAM[kind], piece)]
+        case Kind.SUBTRACT | Kind.SCALED_S8 | Kind.SCALED_U8:
+            residual = as_bytes(piece) - _predicted(operation, read, block)
+            return [(Stream.RESIDUAL, residual.tobytes())]
+        case _:
+            parts = (
+                planes(piece, WIDTH[kind])
+                if kind in _PLAIN_PLANES
+                else differences(
+                    read(operation.source, operation.size),
+                    piece,
+                    WIDTH[kind],
+                    is_float=kind in _FLOATS,
+                )
+            )
+            return [(Stream(Stream.PLANE0 + k), part.tobytes()) for k, part in enumerate(parts)]
+
+
+def decode(
+    data: bytes, start: int, size: int, *, read: Reader, old_size: int, block: bytes = b""
+) -> bytes:
+    """The `size` bytes of the new file at `start`.
+
+    Raises:
+        CorruptDeltaError: `data` is not a segment of that size.
+    """
+    plan, packed = opened(data, start, size, old_size, len(block))
+    raw = {stream: as_bytes(unpack(content, n, read)) for stream, (n, content) in packed.items()}
+    taken = dict.fromkeys(Stream, 0)
+
+    def take(stream: Stream, count: int) -> Bytes:
+        at = taken[stream]
+        taken[stream] = at + count
+        return raw[stream][at : at + count]
+
+    out = bytearray()
+    for operation in plan:
+        parts = [take(stream, count) for stream, count in streams_of(operation).items()]
+        out += _made(operation, parts, read, block)
+    return bytes(out)
+
+
+def opened(
+    data: bytes, start: int, size: int, old_size: int, block_size: int
+) -> tuple[list[Operation], dict[Stream, tuple[int, bytes]]]:
+    """A segment's operations, and its other streams still packed: (size unpacked, packed bytes).
+
+    Every size is checked against what the operations need, before anything is unpacked to it.
+    """
+    packed = _split(data)
+    raw_size, content = packed.pop(Stream.OPERATIONS)
+    if raw_size > operations.MAX_OPERATIONS_BYTES or content[0] == Mode.ZSTD_DICTIONARY:
+        raise CorruptDeltaError("a segment's operations are not possible")
+    raw = unpack(content, raw_size, _no_old_file)
+    plan = operations.decode(raw, start, size, old_size, block_size)
+    wanted: dict[Stream, int] = {}
+    for operation in plan:
+        for stream, count in streams_of(operation).items():
+            wanted[stream] = wanted.get(stream, 0) + count
+    if wanted != {stream: n for stream, (n, _) in packed.items()}:
+        raise CorruptDeltaError("the streams are not what the operations need")
+    return plan, packed
+
+
+def streams_of(operation: Operation) -> dict[Stream, int]:
+    """How many bytes of which streams an operation takes."""
+    kind = operation.kind
+    if kind in {Kind.COPY, Kind.GLOBAL}:
+        return {}
+    if (width := WIDTH.get(kind)) is not None:
+        return {Stream(Stream.PLANE0 + k): operation.size // width for k in range(width)}
+    return {_BYTE_STREAM.get(kind, Stream.RESIDUAL): operation.size}
+
+
+def _made(operation: Operation, parts: list[Bytes], read: Reader, block: bytes) -> bytes:
+    source, end = operation.source, operation.source + operation.size
+    match operation.kind:
+        case Kind.COPY:
+            return read(source, operation.size)
+        case Kind.GLOBAL:
+            return block[source:end]
+        case Kind.LITERAL | Kind.FRESH:
+            return parts[0].tobytes()
+        case Kind.SUBTRACT | Kind.SCALED_S8 | Kind.SCALED_U8:
+            return (_predicted(operation, read, block) + parts[0]).tobytes()
+        case Kind.PLANES16 | Kind.PLANES32:
+            return from_planes(np.stack(parts))
+        case Kind.INTEGER16 | Kind.INTEGER32 | Kind.FLOAT16 | Kind.FLOAT32:
+            old = read(source, operation.size)
+            return undo_differences(old, np.stack(parts), is_float=operation.kind in _FLOATS)
+    assert_never(operation.kind)
+
+
+def _split(data: bytes) -> dict[Stream, tuple[int, bytes]]:
+    """The streams of a segment, still packed: (size unpacked, packed bytes)."""
+    cursor = Cursor(data)
+    present = cursor.byte()
+    streams = {}
+    for stream in Stream:
+        if present >> stream & 1:
+            raw_size, packed_size = cursor.number(), cursor.number()
+            if raw_size == 0 or packed_size == 0:
+                raise CorruptDeltaError("a stream is empty")
+            streams[stream] = (raw_size, cursor.take(packed_size))
+    if cursor.remaining or Stream.OPERATIONS not in streams:
+        raise CorruptDeltaError("a segment's streams do not fill it")
+    return streams
+
+
+def _predicted(operation: Operation, read: Reader, block: bytes) -> Bytes:
+    old = as_bytes(read(operation.source, operation.size))
+    scaling = operation.scaling
+    if operation.kind not in SCALED or scaling is None:
+        return old
+    size = 4 * scaling.channels
+    return rescaled(
+        old,
+        is_signed=operation.kind is Kind.SCALED_S8,
+        zero_points=(scaling.old_zero_point, scaling.new_zero_point),
+        scales=(
+            read(scaling.old_scales, size),
+            block[scaling.new_scales : scaling.new_scales + size],
+        ),
+        first=scaling.first,
+        inner=scaling.inner,
+    )
+
+
+def _no_old_file(_offset: int, _size: int) -> bytes:
+    raise CorruptDeltaError("a stream that must stand alone asks for the old file")

@@ -1,0 +1,210 @@
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from tests.shoal_delta.onnx_files import network
+
+import shoal_delta
+from shoal_delta import CorruptDeltaError, StorageError, WrongBaseError
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def large():
+    """A pair of four segments, each with a change."""
+    old = np.random.default_rng(1).bytes(4 * MIB - 17)
+    changed = bytearray(old)
+    for position in range(0, len(old), 100_000):
+        changed[position] ^= 0xFF
+    return old, bytes(changed), shoal_delta.diff(old, bytes(changed))
+
+
+@pytest.fixture
+def files(tmp_path):
+    def write(old, delta):
+        paths = tmp_path / "old.onnx", tmp_path / "step.delta", tmp_path / "new.onnx"
+        paths[0].write_bytes(old)
+        paths[1].write_bytes(delta)
+        return paths
+
+    return write
+
+
+def test_the_new_file_is_in_place_and_nothing_else_is(files, large):
+    old, new, delta = large
+    paths = files(old, delta)
+    seen = []
+    shoal_delta.apply_file(*paths, progress=lambda done, total: seen.append((done, total)))
+    assert paths[2].read_bytes() == new
+    assert paths[0].read_bytes() == old
+    assert sorted(path.name for path in paths[2].parent.iterdir()) == [
+        "new.onnx",
+        "old.onnx",
+        "step.delta",
+    ]
+    assert seen[-1] == (len(new), len(new))
+
+
+@pytest.mark.parametrize("kept", [0, 10, MIB - 1, MIB, 2 * MIB + 5, 4 * MIB - 17])
+def test_a_torn_part_file_is_resumed_after_its_last_good_segment(files, large, kept):
+    old, new, delta = large
+    paths = files(old, delta)
+    paths[2].with_name("new.onnx.part").write_bytes(new[:kept])
+    done = []
+    shoal_delta.apply_file(*paths, progress=lambda position, _: done.append(position))
+    assert paths[2].read_bytes() == new
+    segments = shoal_delta.inspect(delta).segments
+    assert len(done) == sum(s.offset + s.size > kept for s in segments)
+
+
+def test_a_part_file_with_other_or_more_content_is_overwritten(files, large):
+    old, new, delta = large
+    paths = files(old, delta)
+    part = paths[2].with_name("new.onnx.part")
+    part.write_bytes(new[: MIB + 50] + bytes(5 * MIB))
+    shoal_delta.apply_file(*paths)
+    assert paths[2].read_bytes() == new
+
+
+def with_crc32(front: bytes, crc32: int) -> bytes:
+    """`front` and four bytes that give the whole the CRC-32 that is wanted."""
+    backwards = {}
+    for index in range(256):
+        entry = index
+        for _ in range(8):
+            entry = entry >> 1 ^ (0xEDB88320 if entry & 1 else 0)
+        backwards[entry >> 24] = (entry << 8 & 0xFFFFFFFF) ^ index
+    state = crc32 ^ 0xFFFFFFFF
+    for byte in reversed((zlib.crc32(front) ^ 0xFFFFFFFF).to_bytes(4, "little")):
+        state = (state << 8 & 0xFFFFFFFF) ^ backwards[state >> 24] ^ byte
+    return front + state.to_bytes(4, "little")
+
+
+def test_a_part_file_whose_checksums_lie_is_not_trusted(files):
+    old, new = b"a" * 100, b"a" * 50 + b"b" * 50
+    paths = files(old, shoal_delta.diff(old, new))
+    lie = with_crc32(b"c" * 96, zlib.crc32(new))
+    assert zlib.crc32(lie) == zlib.crc32(new)
+    paths[2].with_name("new.onnx.part").write_bytes(lie)
+    shoal_delta.apply_file(*paths)
+    assert paths[2].read_bytes() == new
+
+
+def test_a_killed_apply_is_resumed_to_the_exact_file(files, large):
+    old, new, delta = large
+    paths = files(old, delta)
+    program = (
+        "import os, signal, sys, shoal_delta\n"
+        "def stop(done, total):\n"
+        "    if done >= total // 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "shoal_delta.apply_file(*sys.argv[1:], progress=stop)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, *map(str, paths)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not paths[2].exists()
+    part = paths[2].with_name("new.onnx.part")
+    assert 0 < part.stat().st_size < len(new)
+    done = []
+    shoal_delta.apply_file(*paths, progress=lambda position, _: done.append(position))
+    assert len(done) < len(shoal_delta.inspect(delta).segments)
+    assert paths[2].read_bytes() == new
+    assert paths[0].read_bytes() == old
+
+
+def test_a_wrong_base_writes_nothing(files, large):
+    old, _, delta = large
+    paths = files(old[:-1] + b"?", delta)
+    with pytest.raises(WrongBaseError, match="old"):
+        shoal_delta.apply_file(*paths)
+    assert not list(paths[2].parent.glob("new.onnx*"))
+
+
+def test_a_damaged_delta_leaves_no_file_and_the_old_one_intact(files):
+    old, new = network(1), network(2, drift=0.003)
+    delta = bytearray(shoal_delta.diff(old, new))
+    delta[-40] ^= 0x10
+    paths = files(old, bytes(delta))
+    paths[2].write_bytes(b"what was there before")
+    with pytest.raises(CorruptDeltaError):
+        shoal_delta.apply_file(*paths)
+    assert paths[0].read_bytes() == old
+    assert paths[2].read_bytes() == b"what was there before"
+    assert not paths[2].with_name("new.onnx.part").exists()
+
+
+def test_the_old_file_and_the_delta_are_never_the_target(files, large):
+    old, _, delta = large
+    paths = files(old, delta)
+    paths[2].symlink_to(paths[0])
+    for target in (paths[0], paths[1], paths[2]):
+        with pytest.raises(StorageError, match="choose another name"):
+            shoal_delta.apply_file(paths[0], paths[1], target)
+    assert paths[0].read_bytes() == old
+
+
+def test_a_part_file_that_leads_elsewhere_is_not_followed(files, large, tmp_path):
+    old, _, delta = large
+    paths = files(old, delta)
+    part = paths[2].with_name("new.onnx.part")
+    part.symlink_to(paths[0])
+    with pytest.raises(StorageError):
+        shoal_delta.apply_file(*paths)
+    part.unlink()
+    part.hardlink_to(paths[0])
+    with pytest.raises(StorageError, match="not a file of our own"):
+        shoal_delta.apply_file(*paths)
+    assert paths[0].read_bytes() == old
+
+
+def test_two_applies_of_one_target_do_not_meet(files, large):
+    old, _, delta = large
+    paths = files(old, delta)
+    with paths[2].with_name("new.onnx.part").open("wb") as part:
+        fcntl.flock(part, fcntl.LOCK_EX)
+        with pytest.raises(StorageError, match="another apply"):
+            shoal_delta.apply_file(*paths)
+
+
+def test_missing_files_directories_and_a_full_disk_are_storage_errors(files, large, monkeypatch):
+    old, _, delta = large
+    paths = files(old, delta)
+    folder = paths[0].parent
+    for arguments in (
+        (folder / "none", paths[1], paths[2]),
+        (paths[0], folder / "none", paths[2]),
+        (paths[0], paths[1], folder / "none" / "new"),
+        (folder, paths[1], paths[2]),
+    ):
+        with pytest.raises(StorageError):
+            shoal_delta.apply_file(*arguments)
+    full = os.statvfs_result((4096, 4096, 10, 0, 0, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "fstatvfs", lambda _descriptor: full)
+    with pytest.raises(StorageError, match="No space left"):
+        shoal_delta.apply_file(*paths)
+
+
+def test_apply_needs_little_memory_beyond_the_interpreter(files):
+    old = np.random.default_rng(2).bytes(24 * MIB)
+    new = bytearray(old)
+    new[::1_000_003] = bytes(len(new[::1_000_003]))
+    paths = files(old, shoal_delta.diff(old, bytes(new)))
+    program = (
+        "import resource, sys, shoal_delta\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
+        "shoal_delta.apply_file(*sys.argv[1:])\n"
+        "print(peak() - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, paths)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert int(done.stdout) < 32 * 1024

@@ -1,0 +1,164 @@
+import hashlib
+import time
+
+import numpy as np
+import pytest
+from tests.shoal_delta.onnx_files import Layer, network
+
+import shoal_delta
+from shoal_delta import (
+    CorruptDeltaError,
+    DeltaError,
+    LimitError,
+    UnknownVersionError,
+    WrongBaseError,
+    operations,
+)
+from shoal_delta.coders import Mode, pack, unpack
+from shoal_delta.container import Layout, Segment, encode_header
+from shoal_delta.operations import Kind, Operation
+
+SMALL = (Layer(4, 18), Layer(4, 36))
+OLD = network(1, layers=SMALL)
+NEW = network(2, drift=0.02, own_scales=True, layers=SMALL)
+DELTA = shoal_delta.diff(OLD, NEW)
+
+
+def outcome(delta: bytes) -> bytes | None:
+    try:
+        return shoal_delta.apply(OLD, delta)
+    except DeltaError:
+        return None
+
+
+def header(layout=Layout.SEGMENTED, *, old_size=0, new_size=1, segments=(), **sizes):
+    return encode_header(
+        layout,
+        sizes=(old_size, new_size),
+        sha256=(hashlib.sha256(b"").digest(), bytes(32)),
+        segments=list(segments),
+        **sizes,
+    )
+
+
+def test_no_flipped_bit_makes_a_wrong_file():
+    wrong = []
+    for position in range(len(DELTA)):
+        for bit in range(8):
+            flipped = bytearray(DELTA)
+            flipped[position] ^= 1 << bit
+            if outcome(bytes(flipped)) not in {None, NEW}:
+                wrong.append((position, bit))
+    assert wrong == []
+
+
+def test_a_delta_cut_at_any_length_is_refused():
+    assert [n for n in range(len(DELTA)) if outcome(DELTA[:n]) is not None] == []
+    assert outcome(DELTA + b"\0") is None
+
+
+def test_random_bytes_with_a_good_header_are_refused():
+    rng = np.random.default_rng(7)
+    body_at = shoal_delta.inspect(DELTA).header_size
+    for _ in range(300):
+        damaged = bytearray(DELTA)
+        for _ in range(rng.integers(1, 9)):
+            damaged[rng.integers(body_at, len(damaged))] = rng.integers(256)
+        assert outcome(bytes(damaged)) in {None, NEW}
+
+
+def test_looking_into_damaged_deltas_raises_nothing_but_delta_errors():
+    for position in range(0, len(DELTA), 3):
+        damaged = bytearray(DELTA)
+        damaged[position] ^= 0x41
+        for old in (None, OLD):
+            try:
+                shoal_delta.inspect(bytes(damaged), old)
+            except DeltaError:
+                continue
+
+
+def test_the_wrong_base_is_refused():
+    other = bytes([OLD[0] ^ 1]) + OLD[1:]
+    for base in (other, OLD[:-1], b""):
+        with pytest.raises(WrongBaseError):
+            shoal_delta.apply(base, DELTA)
+    with pytest.raises(WrongBaseError):
+        shoal_delta.inspect(DELTA, other)
+
+
+def test_what_is_no_delta_is_called_so():
+    for junk in (b"", b"SHD", b"\x08\x08onnx model", bytes(5000)):
+        with pytest.raises(CorruptDeltaError):
+            shoal_delta.apply(OLD, junk)
+
+
+def test_a_later_version_is_named():
+    with pytest.raises(UnknownVersionError) as caught:
+        shoal_delta.apply(OLD, DELTA[:3] + b"\x07" + DELTA[4:])
+    assert caught.value.version == 7
+
+
+def test_a_bomb_of_4_kb_that_claims_4_gb_is_refused_at_once():
+    started_s = time.perf_counter()
+    segments = [Segment(4 << 20, 0, coded_size=1)] * 100
+    bomb = header(new_size=4 << 30, segments=segments).ljust(4096, b"\0")
+    with pytest.raises(LimitError):
+        shoal_delta.apply(b"", bomb)
+    # Even where the operator allows such sizes: it is not plausible.
+    with pytest.raises(LimitError, match="honestly"):
+        shoal_delta.apply(b"", bomb, max_output_bytes=1 << 40)
+    assert time.perf_counter() - started_s < 0.05
+
+
+def test_sizes_beyond_the_limits_are_refused_before_anything_is_unpacked():
+    too_long = header(new_size=5 << 20, segments=[Segment(5 << 20, 0, coded_size=900)])
+    with pytest.raises(LimitError, match="segment claims"):
+        shoal_delta.apply(b"", too_long + bytes(900))
+    block = header(segments=[Segment(1, 0, 1)], global_size=5 << 20, global_coded_size=1)
+    with pytest.raises(LimitError, match="global"):
+        shoal_delta.apply(b"", block + bytes(2))
+    with pytest.raises(LimitError, match="header"):
+        shoal_delta.apply(b"", b"SHD\x01\xff\xff\xff\xff" + bytes(100))
+    with pytest.raises(LimitError):
+        shoal_delta.apply(OLD, DELTA, max_output_bytes=len(NEW) - 1)
+
+
+def test_segments_that_do_not_add_up_or_reach_outside_are_refused():
+    for segments in ([Segment(2, 0, 1)], [Segment(1, 0, copy_from=0)], []):
+        with pytest.raises(CorruptDeltaError):
+            shoal_delta.apply(b"", header(segments=segments) + b"\0")
+
+
+def test_operations_beyond_their_number_are_refused():
+    many = operations.encode([Operation(Kind.LITERAL, 1)] * 70_000, 0)
+    with pytest.raises(CorruptDeltaError, match="too many"):
+        operations.decode(many, 0, 70_000, 0, 0)
+
+
+def test_a_damaged_solid_delta_is_refused():
+    rng = np.random.default_rng(8)
+    new = rng.bytes(400_000) * 3
+    delta = shoal_delta.diff(b"", new)
+    assert shoal_delta.inspect(delta).layout.startswith("solid")
+    for position in range(100, len(delta), len(delta) // 12):
+        damaged = delta[:position] + bytes([delta[position] ^ 0x55]) + delta[position + 1 :]
+        with pytest.raises(CorruptDeltaError):
+            shoal_delta.apply(b"", damaged)
+    zstd = header(Layout.SOLID_ZSTD, new_size=9, segments=[Segment(9, 0)])
+    with pytest.raises(CorruptDeltaError):
+        shoal_delta.apply(b"", zstd + b"not zstd")
+
+
+@pytest.mark.parametrize("mode", [*Mode, 5, 6, 7, 8, 255])
+def test_no_stream_unpacks_to_more_than_its_size(mode):
+    def nothing(_offset, _size):
+        raise CorruptDeltaError
+
+    packed = pack(b"abcabcabc" * 500)
+    for body in (packed[1:], b"", b"a", bytes(40)):
+        try:
+            out = unpack(bytes([mode]) + body, 100, nothing)
+        except CorruptDeltaError:
+            continue
+        assert len(out) == 100
