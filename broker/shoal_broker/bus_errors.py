@@ -1,0 +1,89 @@
+"""What can go wrong on the bus, grouped by whose fault it is. No behaviour.
+
+`BusError` is the root: catching it catches everything the session, the outbox and the store raise
+on purpose. `Redeliver` stands apart: it is not a failure but a subscriber's answer.
+"""
+
+from __future__ import annotations
+
+
+class BusError(Exception):
+    """Root of everything that the bus raises on purpose."""
+
+
+# --- the network or the broker
+
+
+class LinkError(BusError):
+    """The connection cannot be made or is gone. The session reconnects by itself."""
+
+
+class IdentityRefusedError(LinkError):
+    """The broker refuses who we are: `reason_code` of its CONNACK."""
+
+    def __init__(self, message: str, *, reason_code: int) -> None:
+        super().__init__(message)
+        self.reason_code = reason_code
+
+
+class NotConnectedError(LinkError):
+    """A publish or request that cannot wait was made while the broker is away."""
+
+
+class AnswerTimeoutError(BusError):
+    """No acknowledgement or no reply within `timeout_s`; the message may still have arrived."""
+
+    def __init__(self, message: str, *, timeout_s: float) -> None:
+        super().__init__(message)
+        self.timeout_s = timeout_s
+
+
+class RefusedByBrokerError(BusError):
+    """The broker answered a publish or subscribe with an MQTT 5 `reason_code` >= 0x80."""
+
+    def __init__(self, message: str, *, reason_code: int) -> None:
+        super().__init__(message)
+        self.reason_code = reason_code
+
+
+# --- the caller
+
+
+class TopicError(BusError):
+    """Not a topic name or topic filter of MQTT 5, or a filter that is taken already."""
+
+
+class MessageTooLargeError(BusError):
+    """A message above the broker's maximum packet size or above the outbox's byte limit."""
+
+    def __init__(self, message: str, *, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(message)
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
+
+
+class OutboxFullError(BusError):
+    """The outbox holds as much as it may and nothing in it can be dropped."""
+
+    def __init__(self, message: str, *, rows: int, size_bytes: int) -> None:
+        super().__init__(message)
+        self.rows = rows
+        self.size_bytes = size_bytes
+
+
+# --- the environment
+
+
+class StoreError(BusError):
+    """The SQLite file at `path` cannot be opened, read or written; the message says what to do."""
+
+    def __init__(self, message: str, *, path: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+# --- not an error
+
+
+class Redeliver(Exception):  # noqa: N818 - an answer, not an error
+    """Raised by a subscriber: not done, not acknowledged; the broker is to send it again."""

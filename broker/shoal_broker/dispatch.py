@@ -1,0 +1,221 @@
+"""Inbound messages to the subscribers that want them, acknowledged when all of those are through.
+
+One worker a subscription: order is kept within it and a slow one holds up no other. What is in
+work is bounded by a window over all of them; beyond it the reader waits and the broker holds back.
+Acknowledgements leave in the order in which messages are finished, not in which they came (a
+departure from MQTT-4.6.0-2 that brokers accept, and without which one slow subscriber stops all).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from shoal_broker.bus_errors import Redeliver, TopicError
+from shoal_broker.link import Arrival, Inbound, Link
+from shoal_broker.topic_filter import check_filter, matches
+
+Subscriber = Callable[[Inbound], Awaitable[None]]
+
+log = structlog.get_logger(__name__)
+
+MAX_SUBSCRIPTION_ID = 268_435_455
+
+
+@dataclass(slots=True)
+class InboundStats:
+    """Counters since the session opened."""
+
+    received: int = 0
+    handled: int = 0
+    failed: int = 0
+    redeliver_asked: int = 0
+    recognised: int = 0
+    unroutable: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Delivery:
+    """A message in work: on which link it came and how many subscribers are not yet through."""
+
+    link: Link
+    arrival: Arrival
+    unfinished: int
+    given_up: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Subscription:
+    """A topic filter, who gets its messages, and those that wait."""
+
+    topic_filter: str
+    subscriber: Subscriber
+    qos: int
+    id: int
+    queue: asyncio.Queue[_Delivery | None] = field(default_factory=asyncio.Queue)
+
+
+class Dispatcher:
+    """The subscriptions of a session and the messages in work. Workers run in `tasks`."""
+
+    def __init__(self, tasks: asyncio.TaskGroup, *, window: int) -> None:
+        self.stats = InboundStats()
+        self.subscriptions: dict[str, Subscription] = {}
+        self._tasks = tasks
+        self._workers: set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(window)
+        self._link: Link | None = None
+        self._given_up_link: Link | None = None
+        # QoS 1 messages without our PUBACK, by packet id: of this link and of the one before.
+        self._unacknowledged: dict[int, _Delivery] = {}
+        self._orphans: dict[int, _Delivery] = {}
+
+    def add(self, topic_filter: str, subscriber: Subscriber, *, qos: int) -> Subscription:
+        """Remember a subscription and start its worker. Raises TopicError."""
+        check_filter(topic_filter)
+        if topic_filter in self.subscriptions:
+            raise TopicError(f"{topic_filter!r} is subscribed to already")
+        # The same in every run of the program: a session that resumes brings old ids.
+        number = zlib.crc32(topic_filter.encode()) % MAX_SUBSCRIPTION_ID + 1
+        taken = {other.id for other in self.subscriptions.values()}
+        while number in taken:
+            number = number % MAX_SUBSCRIPTION_ID + 1
+        subscription = Subscription(topic_filter, subscriber, qos, number)
+        self.subscriptions[topic_filter] = subscription
+        worker = self._tasks.create_task(
+            self._work(subscription), name=f"session.worker {topic_filter}"
+        )
+        self._workers.add(worker)
+        worker.add_done_callback(self._workers.discard)
+        return subscription
+
+    def remove(self, topic_filter: str) -> bool:
+        """Forget a subscription; what has come in for it is still worked on."""
+        subscription = self.subscriptions.pop(topic_filter, None)
+        if subscription is not None:
+            subscription.queue.put_nowait(None)
+        return subscription is not None
+
+    def stop(self) -> None:
+        """End the workers now: what they are not through with comes again in the next run."""
+        for worker in list(self._workers):
+            worker.cancel()
+
+    def link_opened(self, link: Link) -> None:
+        """Messages come from `link` now."""
+        self._link = link
+        if not link.greeting.session_present:
+            # Nothing will be sent again, and packet ids start anew.
+            self._orphans = {}
+
+    def link_lost(self) -> None:
+        """What has no PUBACK yet will come again; `deliver` recognises it."""
+        self._link = None
+        self._orphans = {
+            packet_id: delivery
+            for packet_id, delivery in (self._orphans | self._unacknowledged).items()
+            if not delivery.given_up
+        }
+        self._unacknowledged = {}
+
+    async def deliver(self, link: Link, arrival: Arrival) -> None:
+        """Queue the message for everybody who wants it; waits while the window is full."""
+        self.stats.received += 1
+        if arrival.inbound.qos and self._recognise(link, arrival):
+            return
+        wanted = self._route(arrival)
+        if not wanted:
+            self.stats.unroutable += 1
+            log.debug("message without a subscription", topic=arrival.inbound.topic)
+            if arrival.inbound.qos:
+                link.acknowledge(arrival)
+            return
+        await self._slots.acquire()
+        if arrival.inbound.qos and link is self._given_up_link:
+            # Read before the link was dropped for `Redeliver`: it comes again, in its turn.
+            self._slots.release()
+            return
+        delivery = _Delivery(link, arrival, len(wanted))
+        if arrival.inbound.qos:
+            self._unacknowledged[arrival.packet_id] = delivery
+        for subscription in wanted:
+            subscription.queue.put_nowait(delivery)
+
+    def _recognise(self, link: Link, arrival: Arrival) -> bool:
+        """A message sent again that we still work on, or are through with, is not worked on twice."""
+        orphan = self._orphans.pop(arrival.packet_id, None)
+        if orphan is None or orphan.arrival.inbound.payload != arrival.inbound.payload:
+            return False
+        if orphan.arrival.inbound.topic != arrival.inbound.topic:
+            return False
+        self.stats.recognised += 1
+        orphan.link, orphan.arrival = link, arrival
+        self._unacknowledged[arrival.packet_id] = orphan
+        if not orphan.unfinished:
+            self._acknowledge(orphan)
+        return True
+
+    def _route(self, arrival: Arrival) -> list[Subscription]:
+        """Brokers that send a copy for each overlapping subscription say which one it is for."""
+        topic = arrival.inbound.topic
+        matching = [s for s in self.subscriptions.values() if matches(s.topic_filter, topic)]
+        named = [s for s in matching if s.id in arrival.subscription_ids]
+        return named or matching
+
+    async def _work(self, subscription: Subscription) -> None:
+        while (delivery := await subscription.queue.get()) is not None:
+            if delivery.given_up:
+                self._finish(delivery)
+                continue
+            inbound = delivery.arrival.inbound
+            try:
+                await subscription.subscriber(inbound)
+            except Redeliver:
+                self._give_up(subscription, delivery)
+            except Exception:
+                # A message that cannot be worked on must not block those behind it.
+                self.stats.failed += 1
+                log.exception(
+                    "message failed", topic=inbound.topic, topic_filter=subscription.topic_filter
+                )
+            else:
+                self.stats.handled += 1
+            self._finish(delivery)
+
+    def _give_up(self, subscription: Subscription, delivery: _Delivery) -> None:
+        """The broker is to send it again, and what waits behind it too, so that order is kept."""
+        self.stats.redeliver_asked += 1
+        log.info("message asked for again", topic=delivery.arrival.inbound.topic)
+        waiting: list[_Delivery | None] = []
+        while not subscription.queue.empty():
+            waiting.append(subscription.queue.get_nowait())
+        for other in waiting:
+            subscription.queue.put_nowait(other)
+            if other is not None and other.arrival.inbound.qos and other.link is delivery.link:
+                other.given_up = True
+        if delivery.arrival.inbound.qos:
+            delivery.given_up = True
+            # What was lost with an earlier link comes again by itself.
+            self._given_up_link = delivery.link
+            delivery.link.abort()
+            self._orphans.pop(delivery.arrival.packet_id, None)
+
+    def _finish(self, delivery: _Delivery) -> None:
+        delivery.unfinished -= 1
+        if not delivery.unfinished:
+            self._slots.release()
+            if delivery.arrival.inbound.qos:
+                self._acknowledge(delivery)
+
+    def _acknowledge(self, delivery: _Delivery) -> None:
+        packet_id = delivery.arrival.packet_id
+        if (
+            not delivery.given_up
+            and delivery.link is self._link
+            and delivery.link.acknowledge(delivery.arrival)
+        ):
+            self._unacknowledged.pop(packet_id, None)

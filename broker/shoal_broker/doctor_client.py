@@ -1,0 +1,191 @@
+"""The doctor's MQTT client: synchronous, one-shot, every wait bounded. paho-mqtt without a session.
+
+What the probes conclude from it stands in `shoal_broker.doctor`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from queue import Empty, Queue
+from threading import Event
+from typing import Any, TypeVar
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from shoal_broker.bus_errors import BusError
+
+T = TypeVar("T")
+
+WAIT_S = 5.0
+FAILURE_REASON = 0x80
+
+
+class DoctorError(BusError):
+    """A probe could not be carried out; the message says what the broker did not do."""
+
+
+class UnreachableError(DoctorError):
+    """There is no broker that takes us."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The broker in question and the names that the probes use on it."""
+
+    host: str
+    port: int
+    username: str | None
+    password: str | None = field(repr=False)
+    prefix: str = field(default_factory=lambda: f"shoal-doctor/{secrets.token_hex(6)}")
+
+    def topic(self, name: str) -> str:
+        """A topic of this run."""
+        return f"{self.prefix}/{name}"
+
+
+class ProbeClient:
+    """A connected client whose every call waits, at most WAIT_S, for the broker's answer."""
+
+    def __init__(self, client: paho.Client) -> None:
+        self._client = client
+        self._messages: Queue[paho.MQTTMessage] = Queue()
+        self._connacked = Event()
+        self._suback: Queue[list[ReasonCode]] = Queue()
+        self._puback: Queue[ReasonCode] = Queue()
+        self.reason: ReasonCode | None = None
+        self.connack: Properties | None = None
+        self.session_present = False
+        client.on_connect = self._on_connect
+        client.on_message = lambda _client, _userdata, message: self._messages.put(message)
+        client.on_subscribe = lambda *answer: self._suback.put(answer[3])
+        client.on_publish = lambda *answer: self._puback.put(answer[3])
+
+    def wait_connack(self) -> None:
+        """Raise UnreachableError unless the broker takes us."""
+        if not self._connacked.wait(WAIT_S):
+            raise UnreachableError(
+                f"no MQTT 5 CONNACK within {WAIT_S:g} s: is this an MQTT 5 broker?"
+            )
+        if self.reason is None or self.reason.value >= FAILURE_REASON:
+            raise UnreachableError(f"the broker refuses the connection: {self.reason}")
+
+    def subscribe(self, topic_filter: str) -> None:
+        """Subscribe at QoS 1."""
+        self._client.subscribe(topic_filter, options=SubscribeOptions(qos=1))
+        for reason in _get(self._suback, f"no SUBACK for {topic_filter}"):
+            if reason.value >= FAILURE_REASON:
+                raise DoctorError(f"subscribing to {topic_filter} is refused: {reason}")
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        retain: bool = False,
+        properties: Properties | None = None,
+    ) -> None:
+        """Publish at QoS 1."""
+        sent = self._client.publish(topic, payload, 1, retain, properties)
+        if sent.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            raise DoctorError(f"cannot publish to {topic}: {paho.error_string(sent.rc)}")
+        reason = _get(self._puback, f"no PUBACK for {topic}")
+        if reason.value >= FAILURE_REASON:
+            raise DoctorError(f"publishing to {topic} is refused: {reason}")
+
+    def clear_retained(self, topic: str) -> None:
+        """Remove the retained message of a topic."""
+        self.publish(topic, b"", retain=True)
+
+    def next_message(self) -> paho.MQTTMessage:
+        """Return the next message that came in."""
+        return _get(self._messages, "a message that was acknowledged is not delivered")
+
+    def drain(self) -> int:
+        """Wait a moment and return how many messages have come in since the last call."""
+        count = 0
+        try:
+            self._messages.get(timeout=0.05)
+            count = 1
+            while True:
+                self._messages.get_nowait()
+                count += 1
+        except Empty:
+            return count
+
+    def drop(self) -> None:
+        """Break the connection without a goodbye."""
+        self._client.loop_stop()
+        sock = self._client.socket()
+        if sock is not None:
+            sock.close()
+
+    def _on_connect(
+        self,
+        _client: paho.Client,
+        _userdata: Any,
+        flags: paho.ConnectFlags,
+        reason: ReasonCode,
+        properties: Properties | None,
+    ) -> None:
+        self.session_present = bool(flags.session_present)
+        self.reason, self.connack = reason, properties
+        self._connacked.set()
+
+
+@contextmanager
+def connected(
+    target: Target,
+    name: str,
+    *,
+    clean: bool = True,
+    session_expiry_s: int = 0,
+    will_topic: str | None = None,
+) -> Iterator[ProbeClient]:
+    """Connect as `name` of this run; leaving says goodbye. Raises UnreachableError."""
+    client = paho.Client(
+        CallbackAPIVersion.VERSION2,
+        client_id=f"{target.prefix.replace('/', '-')}-{name}",
+        protocol=MQTTProtocolVersion.MQTTv5,
+        reconnect_on_failure=False,
+    )
+    client.connect_timeout = WAIT_S
+    if target.username is not None:
+        client.username_pw_set(target.username, target.password)
+    if will_topic is not None:
+        client.will_set(will_topic, b"gone", qos=1)
+    probe = ProbeClient(client)
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties.SessionExpiryInterval = session_expiry_s
+    try:
+        client.connect(
+            target.host, target.port, keepalive=30, clean_start=clean, properties=properties
+        )
+    except (OSError, ValueError) as exc:
+        raise UnreachableError(f"cannot be reached: {exc}") from exc
+    sock = client.socket()
+    if isinstance(sock, socket.socket):
+        # On both ends or not at all: our own Nagle would be blamed on the broker.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    client.loop_start()
+    try:
+        probe.wait_connack()
+        yield probe
+    finally:
+        client.disconnect()
+        client.loop_stop()
+
+
+def _get(queue: Queue[T], what: str) -> T:
+    try:
+        return queue.get(timeout=WAIT_S)
+    except Empty:
+        raise DoctorError(f"{what} (waited {WAIT_S:g} s)") from None

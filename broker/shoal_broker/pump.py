@@ -1,0 +1,173 @@
+"""The outbox onto one link: several in flight, order kept, a row done at its PUBACK.
+
+Lives as long as the link. What was in flight when it ended is next again on the following one:
+at least once, in the old order. The window is shared with publishes that bypass the outbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+
+from shoal_broker.bus_errors import MessageTooLargeError, RefusedByBrokerError, StoreError
+from shoal_broker.link import Greeting, Link, Outbound
+from shoal_broker.outbox import Outbox, OutboxMessage, OutboxRow
+
+log = structlog.get_logger(__name__)
+
+# PUBACK reasons that pass: unspecified, implementation specific, packet id in use, quota exceeded.
+PASSING_REASONS = frozenset({0x80, 0x83, 0x91, 0x97})
+PASSING_PAUSE_S = 1.0
+STORE_PAUSE_S = 5.0
+# Deletions wait this long for company: one fsync for many rows.
+DELETION_DELAY_S = 0.25
+RETAIN_NOT_SUPPORTED = 0x9A
+
+
+class SendWindow:
+    """How much may be in flight on a link, and when the broker last took some of it."""
+
+    def __init__(self, link: Link, *, messages: int) -> None:
+        self.published = 0
+        self._link = link
+        self._slots = asyncio.Semaphore(max(1, min(messages, link.greeting.receive_maximum)))
+        self._in_flight = 0
+        self._moved_s = time.monotonic()
+
+    async def reserve(self) -> None:
+        """Wait for a slot; `publish` gives it back."""
+        await self._slots.acquire()
+
+    async def publish(self, message: Outbound) -> None:
+        """Send within a reserved slot; raises what `Link.publish` and `check` raise."""
+        try:
+            check(self._link.greeting, message)
+            if not self._in_flight:
+                self._moved_s = time.monotonic()
+            self._in_flight += 1
+            try:
+                await self._link.publish(message)
+            finally:
+                self._in_flight -= 1
+            self.published += 1
+            self._moved_s = time.monotonic()
+        finally:
+            self._slots.release()
+
+    @property
+    def stuck_s(self) -> float:
+        """For how long the broker has left everything in flight unanswered."""
+        return time.monotonic() - self._moved_s if self._in_flight else 0.0
+
+
+def check(greeting: Greeting, message: Outbound) -> None:
+    """Refuse here what would make the broker close the connection over and over.
+
+    Raises MessageTooLargeError, RefusedByBrokerError.
+    """
+    limit_bytes = greeting.maximum_packet_bytes
+    if limit_bytes is not None and message.packet_bytes > limit_bytes:
+        raise MessageTooLargeError(
+            f"{message.topic}: {message.packet_bytes} bytes, the broker takes {limit_bytes}",
+            size_bytes=message.packet_bytes,
+            limit_bytes=limit_bytes,
+        )
+    if message.retain and not greeting.retain_available:
+        raise RefusedByBrokerError(
+            f"{message.topic}: the broker keeps no retained messages",
+            reason_code=RETAIN_NOT_SUPPORTED,
+        )
+
+
+class Pump:
+    """Sends the rows of `outbox` over one link."""
+
+    def __init__(
+        self, outbox: Outbox, window: SendWindow, *, messages: int, size_bytes: int
+    ) -> None:
+        self._outbox = outbox
+        self._window = window
+        self._max_messages = messages
+        self._max_bytes = size_bytes
+        self._messages = 0
+        self._bytes = 0
+        self._space = asyncio.Event()
+        self._resume_s = 0.0
+
+    async def run(self) -> None:
+        """Send until the link is lost (an exception group of LinkError) or cancelled."""
+        self._outbox.put_back_all()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._sweep(), name="session.sweep")
+            while True:
+                await self._outbox.wait()
+                await self._wait_for_space()
+                try:
+                    rows = await self._outbox.take(
+                        max_rows=self._max_messages - self._messages,
+                        max_bytes=max(1, self._max_bytes - self._bytes),
+                    )
+                except StoreError as exc:
+                    log.error("outbox cannot be read", error=str(exc))  # noqa: TRY400 - the message says it all
+                    await asyncio.sleep(STORE_PAUSE_S)
+                    continue
+                for row in rows:
+                    self._messages += 1
+                    self._bytes += row.message.size_bytes
+                for row in rows:
+                    await self._window.reserve()
+                    tasks.create_task(self._send(row), name="session.send")
+
+    async def _wait_for_space(self) -> None:
+        await asyncio.sleep(max(0.0, self._resume_s - time.monotonic()))
+        while self._messages >= self._max_messages or self._bytes >= self._max_bytes:
+            self._space.clear()
+            await self._space.wait()
+
+    async def _send(self, row: OutboxRow) -> None:
+        try:
+            await self._window.publish(_outbound(row.message, self._outbox.clock_ms()))
+        except RefusedByBrokerError as exc:
+            if exc.reason_code in PASSING_REASONS:
+                log.warning("message put back", topic=row.message.topic, error=str(exc))
+                self._resume_s = time.monotonic() + PASSING_PAUSE_S
+                self._outbox.put_back([row.id])
+            else:
+                log.error("message refused", topic=row.message.topic, error=str(exc))  # noqa: TRY400 - the broker's fault, not a stack's
+                self._outbox.refuse(row.id)
+        except MessageTooLargeError as exc:
+            log.error("message refused", topic=row.message.topic, error=str(exc))  # noqa: TRY400 - the message says it all
+            self._outbox.refuse(row.id)
+        else:
+            self._outbox.done(row.id)
+        finally:
+            self._messages -= 1
+            self._bytes -= row.message.size_bytes
+            self._space.set()
+
+    async def _sweep(self) -> None:
+        while True:
+            await self._outbox.wait_deletions()
+            await asyncio.sleep(DELETION_DELAY_S)
+            try:
+                await self._outbox.flush_deletions()
+            except StoreError as exc:
+                log.error("outbox cannot be written", error=str(exc))  # noqa: TRY400 - the message says it all
+                await asyncio.sleep(STORE_PAUSE_S)
+
+
+def _outbound(message: OutboxMessage, now_ms: int) -> Outbound:
+    expiry_s = None
+    if message.expires_at_ms is not None:
+        expiry_s = max(1, -(-(message.expires_at_ms - now_ms) // 1000))
+    return Outbound(
+        topic=message.topic,
+        payload=message.payload,
+        qos=message.qos,
+        retain=message.retain,
+        expiry_s=expiry_s,
+        response_topic=message.response_topic,
+        correlation=message.correlation,
+    )

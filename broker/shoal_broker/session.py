@@ -1,0 +1,516 @@
+"""The one MQTT session that everybody in Shoal uses: it loses nothing and reconnects for ever.
+
+A message is acknowledged after its subscriber returned; a durable publish is on disk before
+`publish` returns. Where things stand: inbound in `dispatch`, outbound in `pump` and `outbox`, the
+wire in a `Link` (`aiomqtt_transport`). This module decides when to connect, when a connection is
+dead, and what happens on a fresh one. It knows no MQTT library and no message of Shoal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import NoReturn, Self
+
+import structlog
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
+from tenacity.wait import wait_random_exponential
+
+from shoal_broker.bus_errors import (
+    AnswerTimeoutError,
+    BusError,
+    IdentityRefusedError,
+    LinkError,
+    NotConnectedError,
+    Redeliver,
+    RefusedByBrokerError,
+)
+from shoal_broker.dispatch import Dispatcher, Subscriber, Subscription
+from shoal_broker.link import Connect, Inbound, Link, Outbound, SessionConfig, Will
+from shoal_broker.liveness import watch
+from shoal_broker.outbox import Lane, Outbox, OutboxMessage
+from shoal_broker.pump import Pump, SendWindow, check
+from shoal_broker.topic_filter import check_topic
+
+__all__ = [
+    "Inbound",
+    "Lane",
+    "OnConnected",
+    "Redeliver",
+    "Session",
+    "SessionConfig",
+    "SessionStats",
+    "Subscriber",
+    "Will",
+]
+
+log = structlog.get_logger(__name__)
+
+# A connection that lived this long was a good one: the backoff starts anew.
+STABLE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStats:
+    """Counters since the session opened; `outbox_*` since the process started."""
+
+    connects: int
+    reconnects: int
+    identity_refused: int
+    published: int
+    received: int
+    handled: int
+    failed: int
+    redeliver_asked: int
+    recognised: int
+    unroutable: int
+    outbox_waiting: int
+    outbox_dropped: int
+    outbox_expired: int
+
+
+class Session:
+    """One MQTT 5 session with a stable client id. Build it with `Session.open`."""
+
+    def __init__(
+        self,
+        config: SessionConfig,
+        *,
+        connect: Connect,
+        tasks: asyncio.TaskGroup,
+        outbox: Outbox | None,
+        will: Will | None,
+        on_connected: OnConnected | None,
+    ) -> None:
+        self.config = config
+        self.outbox = outbox
+        self.last_error: str | None = None
+        self._connect = connect
+        self._will = will
+        self._on_connected = on_connected
+        self._dispatcher = Dispatcher(tasks, window=config.receive_maximum)
+        self._link: Link | None = None
+        self._window: SendWindow | None = None
+        self._ready = asyncio.Event()
+        # Filters that the broker's session has, as far as we know.
+        self._subscribed: set[str] = set()
+        self._replies: dict[bytes, asyncio.Future[bytes]] = {}
+        self._reply_topics: set[str] = set()
+        self._connects = 0
+        self._identity_refused = 0
+        self._published = 0
+        self._leaving = False
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        config: SessionConfig,
+        *,
+        outbox: Outbox | None = None,
+        will: Will | None = None,
+        subscriptions: Mapping[str, Subscriber] | None = None,
+        on_connected: OnConnected | None = None,
+        connect: Connect | None = None,
+    ) -> AsyncIterator[Self]:
+        """Return at once, connected or not: a board works with the uplink cut.
+
+        `on_connected(session, session_present)` runs after the subscriptions on every connection.
+        Leaving waits at most `close_timeout_s` for the outbox, then sends a normal DISCONNECT: the
+        will is not published, so publish an offline presence before if one is wanted.
+
+        Raises TopicError for a filter that is none.
+        """
+        if connect is None:
+            # Imported when wanted: 9 MiB that another transport does not need.
+            from shoal_broker import aiomqtt_transport  # noqa: PLC0415 - see above
+
+            connect = aiomqtt_transport.connect
+        failure: Exception | None = None
+        async with asyncio.TaskGroup() as tasks:
+            session = cls(
+                config,
+                connect=connect,
+                tasks=tasks,
+                outbox=outbox,
+                will=will,
+                on_connected=on_connected,
+            )
+            live: asyncio.Task[None] | None = None
+            try:
+                for topic_filter, subscriber in (subscriptions or {}).items():
+                    session._dispatcher.add(topic_filter, subscriber, qos=1)
+                live = tasks.create_task(session._live(), name="session.live")
+                yield session
+            except Exception as exc:  # noqa: BLE001 - raised below, outside the group that would wrap it
+                failure = exc
+            finally:
+                try:
+                    await session._leave()
+                finally:
+                    if live is not None:
+                        live.cancel()
+                    session._dispatcher.stop()
+        if failure is not None:
+            raise failure
+
+    @property
+    def connected(self) -> bool:
+        """Connected, with every subscription in place."""
+        return self._ready.is_set()
+
+    @property
+    def stats(self) -> SessionStats:
+        """What has happened so far."""
+        inbound = self._dispatcher.stats
+        published = self._published + (0 if self._window is None else self._window.published)
+        return SessionStats(
+            connects=self._connects,
+            reconnects=max(0, self._connects - 1),
+            identity_refused=self._identity_refused,
+            published=published,
+            received=inbound.received,
+            handled=inbound.handled,
+            failed=inbound.failed,
+            redeliver_asked=inbound.redeliver_asked,
+            recognised=inbound.recognised,
+            unroutable=inbound.unroutable,
+            outbox_waiting=0 if self.outbox is None else len(self.outbox),
+            outbox_dropped=0 if self.outbox is None else self.outbox.stats.dropped,
+            outbox_expired=0 if self.outbox is None else self.outbox.stats.expired,
+        )
+
+    async def wait_connected(self, timeout_s: float) -> None:
+        """Return once `connected`. Raises NotConnectedError after `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._ready.wait()
+        except TimeoutError as exc:
+            raise self._not_connected() from exc
+
+    async def subscribe(self, topic_filter: str, subscriber: Subscriber, *, qos: int = 1) -> None:
+        """Remember the subscription; when connected, return once the broker has granted it.
+
+        Raises TopicError, RefusedByBrokerError (then it is forgotten), AnswerTimeoutError.
+        """
+        subscription = self._dispatcher.add(topic_filter, subscriber, qos=qos)
+        link = self._link
+        if link is None:
+            return
+        try:
+            await self._bounded(self._grant(link, subscription), self.config.connect_timeout_s)
+        except RefusedByBrokerError:
+            self._dispatcher.remove(topic_filter)
+            raise
+        except LinkError:
+            # Remembered: the next connection asks for it.
+            return
+
+    async def unsubscribe(self, topic_filter: str) -> None:
+        """Forget the subscription; what has come in already still reaches its subscriber."""
+        if not self._dispatcher.remove(topic_filter):
+            return
+        self._subscribed.discard(topic_filter)
+        if (link := self._link) is not None:
+            try:
+                await self._bounded(link.unsubscribe(topic_filter), self.config.connect_timeout_s)
+            except LinkError:
+                # The broker goes on sending; `dispatch` acknowledges and counts.
+                return
+
+    async def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 1,
+        retain: bool = False,
+        expiry_s: float | None = None,
+        response_topic: str | None = None,
+        correlation: bytes | None = None,
+        lane: int = Lane.NORMAL,
+        durable: bool = True,
+        droppable: bool = False,
+        coalesce_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Publish through the outbox (`durable`) or directly.
+
+        Durable: returns once the message is on disk, connected or not; it is sent until the broker
+        has it. Direct: returns at PUBACK (QoS 1) or when written (QoS 0), within `timeout_s`
+        (default `ack_timeout_s`); `lane`, `droppable` and `coalesce_key` have no meaning.
+
+        Raises TopicError, MessageTooLargeError; durable: OutboxFullError, StoreError; direct:
+        NotConnectedError, LinkError, AnswerTimeoutError, RefusedByBrokerError.
+        """
+        check_topic(topic)
+        outbound = Outbound(
+            topic=topic,
+            payload=payload,
+            qos=qos,
+            retain=retain,
+            expiry_s=None if expiry_s is None else max(1, round(expiry_s)),
+            response_topic=response_topic,
+            correlation=correlation,
+        )
+        if not durable:
+            await self._publish_now(outbound, timeout_s)
+            return
+        if self.outbox is None:
+            raise BusError(f"{topic}: a durable publish needs a session with an outbox")
+        if self._link is not None:
+            check(self._link.greeting, outbound)
+        expires_at_ms = None
+        if expiry_s is not None:
+            expires_at_ms = self.outbox.clock_ms() + round(expiry_s * 1000)
+        await self.outbox.put(
+            OutboxMessage(
+                topic=topic,
+                payload=payload,
+                qos=qos,
+                retain=retain,
+                lane=lane,
+                expires_at_ms=expires_at_ms,
+                response_topic=response_topic,
+                correlation=correlation,
+                coalesce_key=coalesce_key,
+                droppable=droppable,
+            )
+        )
+
+    def outbox_changed(self) -> None:
+        """Say that rows were added to the outbox by `outbox.insert` and are committed."""
+        if self.outbox is not None:
+            self.outbox.changed()
+
+    async def request(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        reply_topic: str,
+        timeout_s: float,
+        qos: int = 1,
+    ) -> bytes:
+        """Publish a request and return the payload of its reply.
+
+        `reply_topic` is one of the caller's own topics; it stays subscribed for the next request.
+
+        Raises what a direct publish raises, and AnswerTimeoutError without a reply.
+        """
+        check_topic(topic)
+        correlation = secrets.token_bytes(8)
+        reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._replies[correlation] = reply
+        try:
+            async with asyncio.timeout(timeout_s):
+                if reply_topic not in self._reply_topics:
+                    self._reply_topics.add(reply_topic)
+                    try:
+                        await self.subscribe(reply_topic, self._take_reply, qos=qos)
+                    except BusError:
+                        self._reply_topics.discard(reply_topic)
+                        raise
+                await self._publish_now(
+                    Outbound(
+                        topic=topic,
+                        payload=payload,
+                        qos=qos,
+                        expiry_s=max(1, round(timeout_s)),
+                        response_topic=reply_topic,
+                        correlation=correlation,
+                    ),
+                    timeout_s,
+                )
+                return await reply
+        except TimeoutError as exc:
+            raise AnswerTimeoutError(
+                f"{topic}: no reply within {timeout_s:g} s", timeout_s=timeout_s
+            ) from exc
+        finally:
+            del self._replies[correlation]
+
+    # --- the connection
+
+    async def _live(self) -> None:
+        """Connect, serve, wait, until we leave."""
+        while not self._leaving:
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type(LinkError), wait=self._delay_s, reraise=True
+            ):
+                with attempt:
+                    await self._one_connection()
+            # A good connection ended: all the others of this broker come back now, too.
+            await asyncio.sleep(random.uniform(0, self.config.backoff_initial_s))  # noqa: S311 - jitter
+
+    def _delay_s(self, state: RetryCallState) -> float:
+        """Full jitter; slowly when waiting alone does not help."""
+        error = None if state.outcome is None else state.outcome.exception()
+        longest_s = self.config.backoff_max_s
+        if isinstance(error, IdentityRefusedError):
+            return random.uniform(longest_s / 2, longest_s)  # noqa: S311 - jitter
+        return wait_random_exponential(multiplier=self.config.backoff_initial_s, max=longest_s)(
+            state
+        )
+
+    async def _one_connection(self) -> None:
+        """Return when a good connection ended. Raises LinkError when there was none."""
+        where = f"{self.config.host}:{self.config.port}"
+        started_s: float | None = None
+        try:
+            async with self._connect(self.config, self._will) as link:
+                started_s = time.monotonic()
+                self._connects += 1
+                await self._serve(link)
+        except IdentityRefusedError as exc:
+            self._identity_refused += 1
+            self.last_error = str(exc)
+            log.error("identity refused", broker=where, reason_code=exc.reason_code)  # noqa: TRY400 - an alarm
+            raise
+        except LinkError as exc:
+            self.last_error = str(exc)
+            if self._leaving:
+                return
+            if started_s is None:
+                log.info("broker not reached", broker=where, error=str(exc))
+                raise
+            lived_s = time.monotonic() - started_s
+            log.warning("connection lost", broker=where, error=str(exc), lived_s=round(lived_s, 1))
+            if lived_s < STABLE_S:
+                raise
+
+    async def _serve(self, link: Link) -> None:
+        """Raise LinkError when the link is lost."""
+        if not link.greeting.session_present:
+            self._subscribed.clear()
+        self._dispatcher.link_opened(link)
+        self._link = link
+        self._window = window = SendWindow(link, messages=self.config.in_flight_messages)
+        lost: LinkError | None = None
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._read(link), name="session.read")
+                tasks.create_task(watch(link, window, self.config), name="session.watch")
+                tasks.create_task(self._welcome(link), name="session.welcome")
+                if self.outbox is not None:
+                    pump = Pump(
+                        self.outbox,
+                        window,
+                        messages=self.config.in_flight_messages,
+                        size_bytes=self.config.in_flight_bytes,
+                    )
+                    tasks.create_task(pump.run(), name="session.pump")
+        except* LinkError as group:
+            lost = _first(group)
+        finally:
+            self._ready.clear()
+            self._link = None
+            self._window = None
+            self._published += window.published
+            self._dispatcher.link_lost()
+        if lost is not None:
+            raise lost
+
+    async def _read(self, link: Link) -> NoReturn:
+        while True:
+            await self._dispatcher.deliver(link, await link.receive())
+
+    async def _welcome(self, link: Link) -> None:
+        for subscription in list(self._dispatcher.subscriptions.values()):
+            if subscription.topic_filter in self._subscribed:
+                continue
+            try:
+                await self._grant(link, subscription)
+            except RefusedByBrokerError as exc:
+                # Remembered: the next connection may be one after the ACL was mended.
+                log.error("subscription refused", error=str(exc))  # noqa: TRY400 - the message says it all
+        self._ready.set()
+        self.last_error = None
+        log.info(
+            "connected",
+            broker=f"{self.config.host}:{self.config.port}",
+            session_present=link.greeting.session_present,
+        )
+        if self._on_connected is not None:
+            try:
+                await self._on_connected(self, link.greeting.session_present)
+            except LinkError:
+                raise
+            except Exception:
+                log.exception("on_connected failed")
+
+    async def _grant(self, link: Link, subscription: Subscription) -> None:
+        await link.subscribe(
+            subscription.topic_filter, qos=subscription.qos, subscription_id=subscription.id
+        )
+        self._subscribed.add(subscription.topic_filter)
+
+    async def _leave(self) -> None:
+        """Give the outbox a moment, then say goodbye; never longer than `close_timeout_s`."""
+        try:
+            async with asyncio.timeout(self.config.close_timeout_s):
+                if self.outbox is not None:
+                    if self.connected:
+                        await self.outbox.wait_empty()
+                    await self.outbox.flush_deletions()
+        except TimeoutError:
+            log.warning(
+                "messages left in the outbox", rows=0 if not self.outbox else len(self.outbox)
+            )
+        except BusError as exc:
+            log.error("outbox cannot be written", error=str(exc))  # noqa: TRY400 - the message says it all
+        self._leaving = True
+        if (link := self._link) is not None:
+            try:
+                async with asyncio.timeout(self.config.close_timeout_s):
+                    await link.disconnect()
+            except (TimeoutError, LinkError):
+                link.abort()
+
+    # --- direct publishes and replies
+
+    async def _publish_now(self, message: Outbound, timeout_s: float | None) -> None:
+        window = self._window
+        if window is None or not self.connected:
+            raise self._not_connected()
+        limit_s = self.config.ack_timeout_s if timeout_s is None else timeout_s
+
+        async def send() -> None:
+            await window.reserve()
+            await window.publish(message)
+
+        await self._bounded(send(), limit_s)
+
+    async def _bounded(self, wanted: Awaitable[None], timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await wanted
+        except TimeoutError as exc:
+            raise AnswerTimeoutError(
+                f"the broker did not answer within {timeout_s:g} s", timeout_s=timeout_s
+            ) from exc
+
+    async def _take_reply(self, inbound: Inbound) -> None:
+        reply = self._replies.get(inbound.correlation or b"")
+        if reply is not None and not reply.done():
+            reply.set_result(inbound.payload)
+
+    def _not_connected(self) -> NotConnectedError:
+        why = f": {self.last_error}" if self.last_error else ""
+        return NotConnectedError(f"not connected to {self.config.host}:{self.config.port}{why}")
+
+
+OnConnected = Callable[[Session, bool], Awaitable[None]]
+
+
+def _first(group: BaseExceptionGroup[LinkError]) -> LinkError:
+    """Any one of the reasons for which the link is lost: they are all the same loss."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error if isinstance(error, LinkError) else LinkError(str(error))

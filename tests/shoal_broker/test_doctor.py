@@ -1,0 +1,122 @@
+import argparse
+import asyncio
+import json
+import socket
+from contextlib import asynccontextmanager
+
+import pytest
+import structlog.testing
+from tests.support.mosquitto import Mosquitto
+
+from shoal_broker import doctor, doctor_client
+from shoal_broker.server import Broker, BrokerConfig
+
+ALL = [
+    "limits",
+    "round trip",
+    "retained",
+    "persistent session",
+    "last will",
+    "shared subscription",
+    "request properties",
+]
+
+
+async def diagnose(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    doctor.add_parser(parser.add_subparsers(required=True))
+    parsed = parser.parse_args(["doctor", *arguments])
+    return await asyncio.to_thread(parsed.func, parsed)
+
+
+@asynccontextmanager
+async def embedded(folder):
+    # The broker's own log lines would stand between those of the doctor.
+    with structlog.testing.capture_logs():
+        async with Broker.open(BrokerConfig(host="127.0.0.1", port=0)) as broker:
+            yield broker
+
+
+@pytest.fixture(params=["embedded", pytest.param("mosquitto", marks=pytest.mark.system)])
+async def port(request, tmp_path):
+    if request.param == "mosquitto" and Mosquitto.found() is None:
+        pytest.skip("mosquitto is not installed (apt-get install mosquitto)")
+    opened = Mosquitto.open(tmp_path) if request.param == "mosquitto" else embedded(tmp_path)
+    async with opened as broker:
+        yield broker.port
+
+
+async def test_a_good_broker_passes_every_probe(port, capsys):
+    assert await diagnose("--port", str(port), "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is True
+    assert [probe["probe"] for probe in report["probes"]] == ALL
+    facts = {probe["probe"]: probe["facts"] for probe in report["probes"]}
+    assert 0 < facts["round trip"]["p50_ms"] < doctor.NAGLE_SUSPECT_MS
+    assert sum(facts["shared subscription"]["members"]) == doctor.SHARED_MESSAGES
+
+
+async def test_for_people_there_is_one_line_a_probe(port, capsys):
+    assert await diagnose("--port", str(port)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(ALL)
+    assert all(line.startswith("ok ") for line in lines)
+
+
+@pytest.mark.system
+async def test_a_broker_that_breaks_promises_fails_the_probes_concerned(tmp_path, capsys):
+    if Mosquitto.found() is None:
+        pytest.skip("mosquitto is not installed (apt-get install mosquitto)")
+    extra = (
+        "allow_anonymous true\nretain_available false\nmax_packet_size 20000\n"
+        "persistent_client_expiration 1h\nmax_queued_messages 1\nmax_inflight_messages 1\n"
+    )
+    async with Mosquitto.open(tmp_path, extra=extra) as broker:
+        assert await diagnose("--port", str(broker.port), "--json") == 1
+    probes = {p["probe"]: p for p in json.loads(capsys.readouterr().out)["probes"]}
+    assert not probes["limits"]["ok"]
+    assert "20000 bytes" in probes["limits"]["means"]
+    assert "no retained messages" in probes["limits"]["means"]
+    assert not probes["retained"]["ok"]
+    assert probes["round trip"]["ok"]
+
+
+@pytest.mark.system
+async def test_wrong_credentials_are_told_in_one_line(tmp_path, capsys):
+    if Mosquitto.found() is None:
+        pytest.skip("mosquitto is not installed (apt-get install mosquitto)")
+    secret = tmp_path / "secret"
+    secret.write_text("wrong\n")
+    async with Mosquitto.open(tmp_path, extra="allow_anonymous false") as broker:
+        code = await diagnose(
+            "--port", str(broker.port), "--username", "me", "--password-file", str(secret)
+        )
+    assert code == 3
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert "refuses the connection" in out
+    assert "wrong" not in out
+
+
+async def test_a_broker_that_is_not_there_is_unreachable(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = str(taken.getsockname()[1])
+        assert await diagnose("--port", port) == 3
+        assert "cannot be reached" in capsys.readouterr().out
+        assert await diagnose("--port", port, "--json") == 3
+        assert json.loads(capsys.readouterr().out)["ok"] is False
+
+
+async def test_a_server_that_speaks_no_mqtt_is_given_up(capsys, monkeypatch):
+    monkeypatch.setattr(doctor_client, "WAIT_S", 0.2)
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        assert await diagnose("--port", str(deaf.getsockname()[1])) == 3
+    assert "is this an MQTT 5 broker" in capsys.readouterr().out
+
+
+async def test_an_unreadable_password_file_is_a_usage_error(tmp_path, capsys):
+    assert await diagnose("--password-file", str(tmp_path / "none")) == 2
+    assert "password file" in capsys.readouterr().out
