@@ -1,0 +1,5 @@
+"""`python -m shoal_agent` is `shoal-agent`."""
+
+from shoal_agent.cli import main
+
+main()

@@ -1,0 +1,338 @@
+"""Puts the agent together: the only place where its parts meet."""
+
+import asyncio
+import fcntl
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from shoal_agent import __version__, metrics
+from shoal_agent.background import Background
+from shoal_agent.built_in import BuiltIn
+from shoal_agent.commands import Commands
+from shoal_agent.config import AgentConfig
+from shoal_agent.devices import DeviceLink
+from shoal_agent.errors import ConfigError
+from shoal_agent.fetch import BlobFetcher
+from shoal_agent.files import ContentStore
+from shoal_agent.inference.engine import Engine
+from shoal_agent.inference.router import Router
+from shoal_agent.journal import Journal
+from shoal_agent.peers.client import PeerClient
+from shoal_agent.peers.discovery import Discovery
+from shoal_agent.peers.server import PeerServer
+from shoal_agent.pipelines import Pipeline
+from shoal_agent.reporter import Reporter
+from shoal_agent.update import Updater
+from shoal_broker.bus_errors import BusError
+from shoal_broker.logs import RecentLines
+from shoal_broker.outbox import Outbox
+from shoal_broker.session import Inbound, Session, SessionConfig
+from shoal_broker.store import Store
+from shoal_contract import messages
+from shoal_contract.errors import ContractError, TopicError
+from shoal_contract.messages import InferReply, InferRequest, Wanted
+from shoal_contract.topics import NodeTopic, Topics
+
+log = structlog.get_logger()
+
+_ANNOUNCE_EVERY_S = 0.5
+
+
+@dataclass(slots=True)
+class Agent:
+    """A running agent.
+
+    Attributes:
+        peer_port: where peers reach it; None without peers.
+        stop: set it to end `run`.
+        restart_wanted: an operator asked for a restart.
+    """
+
+    peer_port: int | None
+    stop: asyncio.Event
+    restart_wanted: bool = False
+
+    def restart(self) -> None:
+        """Stop, and say that it is to start again."""
+        self.restart_wanted = True
+        self.stop.set()
+
+
+async def run(
+    config: AgentConfig,
+    *,
+    recent: RecentLines,
+    stop: asyncio.Event,
+    on_ready: Callable[[Agent], None] = lambda _: None,
+) -> bool:
+    """Run until `stop` is set; True when an operator asked for a restart."""
+    async with running(config, recent=recent, stop=stop) as agent:
+        on_ready(agent)
+        await stop.wait()
+    return agent.restart_wanted
+
+
+@asynccontextmanager
+async def running(
+    config: AgentConfig, *, recent: RecentLines, stop: asyncio.Event
+) -> AsyncIterator[Agent]:
+    """Everything an agent is, for as long as the context lasts.
+
+    Raises:
+        ConfigError: an address, a file or a directory in the configuration cannot be used.
+        StoreError: the journal cannot be used.
+    """
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        topics = Topics(config.root)
+        state_dir = stack.enter_context(_claimed(Path(config.state_dir)))
+        store = await enter(Store.open(state_dir / "agent.db"))
+        journal = await Journal.load(store)
+        outbox = await Outbox.load(store)
+        content = ContentStore(state_dir)
+        engine = await enter(
+            Engine.open(
+                queue_limit=config.inference.queue_limit, max_batch=config.inference.max_batch
+            )
+        )
+        router, discovery, peer_port = await _open_peers(stack, config, engine)
+        agent = Agent(peer_port=peer_port, stop=stop)
+
+        inbox = _Inbox(topics, config.node)
+        reporter = Reporter(config, topics=topics)
+        session = await enter(
+            Session.open(
+                _session_config(config),
+                outbox=outbox,
+                will=reporter.will(),
+                subscriptions={
+                    topics.commands(config.node): inbox.command,
+                    topics.wanted(config.node): inbox.wanted,
+                    topics.every_model(config.node): inbox.inference,
+                },
+                on_connected=reporter.on_connected,
+            )
+        )
+        stack.push_async_callback(reporter.say_goodbye, session)
+        fetcher = BlobFetcher(session, topics, config.node, content)
+        updater = Updater(
+            journal=journal,
+            content=content,
+            fetcher=fetcher,
+            engine=engine,
+            on_change=reporter.changed,
+        )
+        devices = {
+            device.name: await enter(DeviceLink.open(device.name, device.socket))
+            for device in config.device
+        }
+        pipelines = [
+            Pipeline(
+                pipeline,
+                node=config.node,
+                topics=topics,
+                session=session,
+                router=router,
+                device=devices[pipeline.device],
+            )
+            for pipeline in config.pipeline
+        ]
+        built_in = BuiltIn(
+            config=config,
+            recent=recent,
+            journal=journal,
+            devices=devices,
+            updater=updater,
+            router=router,
+        )
+        commands = Commands(
+            journal=journal,
+            operations=built_in.declare(restart=agent.restart),
+            results_topic=topics.results(config.node),
+            outbox_changed=session.outbox_changed,
+            clock_ms=lambda: time.time_ns() // 1_000_000,
+        )
+        collector = metrics.AgentCollector(
+            session=session,
+            outbox=outbox,
+            engine=engine,
+            router=router,
+            commands=commands,
+            fetcher=fetcher,
+            devices=devices,
+            pipelines=pipelines,
+        )
+        stack.enter_context(metrics.serve(config.metrics, collector))
+        await updater.restore()
+        await commands.recover()
+        inbox.open(_Parts(commands, journal, updater, router, session))
+        background = await enter(Background.open())
+        background.start(commands.run(), name="commands")
+        background.start(updater.run(), name="updater")
+        background.start(reporter.run(session, updater, discovery), name="reporter")
+        if discovery is not None:
+            background.start(_announce(discovery, engine), name="peers.announce")
+        log.info("agent runs", node=config.node, version=__version__)
+        yield agent
+
+
+class _Inbox:
+    """What the session delivers to, from its first moment; it waits until the parts are there.
+
+    A message that came to a session without its subscriber would be acknowledged and lost, so the
+    subscribers exist before the connection and the parts after it.
+    """
+
+    def __init__(self, topics: Topics, node: str) -> None:
+        self._topics = topics
+        self._node = node
+        self._parts: asyncio.Future[_Parts] = asyncio.get_running_loop().create_future()
+
+    def open(self, parts: "_Parts") -> None:
+        self._parts.set_result(parts)
+
+    async def command(self, message: Inbound) -> None:
+        parts = await asyncio.shield(self._parts)
+        await parts.commands.receive(message.payload)
+
+    async def wanted(self, message: Inbound) -> None:
+        parts = await asyncio.shield(self._parts)
+        if not message.payload:
+            return
+        try:
+            messages.decode_as(message.payload, Wanted)
+        except ContractError as exc:
+            parts.commands.stats.malformed += 1
+            log.warning("malformed wanted state", reason=str(exc))
+            return
+        await parts.journal.set_wanted(message.payload)
+        parts.updater.wake()
+
+    async def inference(self, message: Inbound) -> None:
+        """A request of any MQTT 5 client; the answer goes to its response topic."""
+        parts = await asyncio.shield(self._parts)
+        if message.response_topic is None:
+            log.warning("inference request without a response topic")
+            return
+        try:
+            request = messages.decode_as(message.payload, InferRequest)
+            address = self._topics.parse(message.topic)
+        except (ContractError, TopicError) as exc:
+            parts.commands.stats.malformed += 1
+            log.warning("malformed inference request", reason=str(exc))
+            return
+        if not isinstance(address, NodeTopic) or address.leaf != request.model:
+            log.warning("inference request on another model's topic", model=request.model)
+            return
+        reply = await parts.router.answer(request)
+        try:
+            await parts.session.publish(
+                message.response_topic,
+                messages.encode(reply),
+                correlation=message.correlation,
+                durable=False,
+            )
+        except BusError as exc:
+            log.warning("inference reply not sent", reason=str(exc))
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What the inbox delivers to."""
+
+    commands: Commands
+    journal: Journal
+    updater: Updater
+    router: Router
+    session: Session
+
+
+async def _open_peers(
+    stack: AsyncExitStack, config: AgentConfig, engine: Engine
+) -> tuple[Router, Discovery | None, int | None]:
+    """The router and, unless peers are switched off, everything that makes it more than local."""
+    client = await stack.enter_async_context(PeerClient.open(root=config.root, node=config.node))
+    if not config.peers.enabled:
+        router = Router(
+            node=config.node, engine=engine, discovery=None, client=client, upstream=config.upstream
+        )
+        return router, None, None
+
+    async def answer(request: InferRequest) -> InferReply:
+        return await router.answer(request)
+
+    try:
+        server = await stack.enter_async_context(
+            PeerServer.open(
+                config.peers.host, config.peers.port, answer, root=config.root, node=config.node
+            )
+        )
+    except OSError as exc:
+        address = f"{config.peers.host}:{config.peers.port}"
+        raise ConfigError(f"[peers] cannot listen on {address}: {exc.strerror}") from exc
+    discovery = await stack.enter_async_context(
+        Discovery.open(
+            node=config.node,
+            root=config.root,
+            port=server.port,
+            role=config.role,
+            interfaces=config.peers.interfaces or None,
+        )
+    )
+    router = Router(
+        node=config.node,
+        engine=engine,
+        discovery=discovery,
+        client=client,
+        upstream=config.upstream,
+    )
+    return router, discovery, server.port
+
+
+async def _announce(discovery: Discovery, engine: Engine) -> None:
+    """Tell the neighbours which models serve here, soon after that changes."""
+    announced: list[str] | None = None
+    while True:
+        models = engine.models()
+        if models != announced:
+            await discovery.announce(models)
+            announced = models
+        await asyncio.sleep(_ANNOUNCE_EVERY_S)
+
+
+@contextmanager
+def _claimed(state_dir: Path) -> Iterator[Path]:
+    """Make the state directory and keep every other agent out of it."""
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise ConfigError(f"state_dir {state_dir} cannot be used: {exc.strerror}") from exc
+    with os.fdopen(lock):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise ConfigError(f"another agent runs on state_dir {state_dir}") from exc
+        yield state_dir
+
+
+def _session_config(config: AgentConfig) -> SessionConfig:
+    password = None
+    if config.broker.password_file is not None:
+        try:
+            password = Path(config.broker.password_file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ConfigError(f"[broker] password_file cannot be read: {exc}") from exc
+    return SessionConfig(
+        host=config.broker.host,
+        port=config.broker.port,
+        client_id=config.node,
+        username=config.broker.username,
+        password=password,
+    )

@@ -1,0 +1,265 @@
+"""The command ladder: accepted -> running -> succeeded | failed | refused | expired | cancelled.
+
+A command's id and its first answer are committed in one transaction with the answer's outbox row, before
+the broker gets its acknowledgement; a repeat gets the first answer again. So every command has exactly
+one final state, whatever is killed when. Which operations there are is `operations`' business.
+"""
+
+import asyncio
+import heapq
+import itertools
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from shoal_agent.errors import AgentError
+from shoal_agent.journal import (
+    Journal,
+    add_command,
+    find_answer,
+    forget_old_commands,
+    set_answer,
+)
+from shoal_agent.operations import Operations
+from shoal_broker import outbox
+from shoal_broker.outbox import Lane, OutboxMessage
+from shoal_contract import messages
+from shoal_contract.errors import ContractError, DecodeError, EncodeError, UnknownKindError
+from shoal_contract.messages import (
+    Cancel,
+    CancelAnswer,
+    Cancelled,
+    Command,
+    CommandUpdate,
+    State,
+)
+from shoal_contract.operations import check_arguments
+
+log = structlog.get_logger()
+
+RUNNERS = 4
+MAX_QUEUED = 256
+_FINAL = [state for state in State if state.is_final]
+
+
+@dataclass(slots=True)
+class CommandStats:
+    """Counters since the start."""
+
+    received: int = 0
+    repeated: int = 0
+    malformed: int = 0
+    unknown_kind: int = 0
+
+
+class Commands:
+    """Receives, answers and runs commands.
+
+    Args:
+        results_topic: where updates go.
+        outbox_changed: tells the session that rows were added.
+        clock_ms: wall clock in Unix milliseconds (expiry is the issuer's clock).
+    """
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        operations: Operations,
+        results_topic: str,
+        outbox_changed: Callable[[], None],
+        clock_ms: Callable[[], int],
+    ) -> None:
+        self._journal = journal
+        self._operations = operations
+        self._results_topic = results_topic
+        self._outbox_changed = outbox_changed
+        self._clock_ms = clock_ms
+        self._queue: list[tuple[int, int, Command]] = []
+        self._order = itertools.count()
+        self._ready = asyncio.Condition()
+        self._running: dict[bytes, asyncio.Task[Any]] = {}
+        self._cancelled: set[bytes] = set()
+        self.stats = CommandStats()
+
+    async def receive(self, payload: bytes) -> None:
+        """Take one message of the commands topic; returns when it is durable (then it is acknowledged).
+
+        Whatever the bytes are, this does not raise for them.
+        """
+        try:
+            message = messages.decode(payload)
+        except UnknownKindError as exc:
+            self.stats.unknown_kind += 1
+            log.info("message of an unknown kind", kind=exc.kind)
+            return
+        except ContractError as exc:
+            self.stats.malformed += 1
+            log.warning("malformed command", reason=str(exc), size_bytes=len(payload))
+            return
+        if isinstance(message, Command):
+            await self._accept(message)
+        elif isinstance(message, Cancel):
+            await self._cancel(message)
+        else:
+            self.stats.malformed += 1
+            log.warning("no command", kind=type(message).__name__)
+
+    async def recover(self) -> None:
+        """Take up what a restart left. To be awaited once, before the first `receive`."""
+        for command, state in await self._journal.unfinished_commands():
+            operation = self._operations.find(command.op)
+            if state is State.RUNNING and (operation is None or not operation.repeatable):
+                reason = "the agent stopped while it ran; it is not safe to run it again"
+                await self._answer(command.id, State.FAILED, reason=reason)
+            else:
+                await self._enqueue(command)
+
+    async def run(self) -> None:
+        """Run commands for ever, the most urgent first."""
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(RUNNERS):
+                tasks.create_task(self._run_queue(), name=f"commands.runner.{number}")
+
+    # ------------------------------------------------------------- receiving
+    async def _accept(self, command: Command) -> None:
+        self.stats.received += 1
+        first = self._first_answer(command)
+
+        def run(db: sqlite3.Connection) -> CommandUpdate | None:
+            earlier = find_answer(db, command.id)
+            if earlier is None:
+                add_command(db, command, first)
+                forget_old_commands(db, _FINAL)
+            outbox.insert(db, self._row(earlier or first, command.priority))
+            return earlier
+
+        earlier = await self._journal.store.write(run)
+        self._outbox_changed()
+        if earlier is not None:
+            self.stats.repeated += 1
+        elif first.state is State.ACCEPTED:
+            await self._enqueue(command)
+
+    def _first_answer(self, command: Command) -> CommandUpdate:
+        now_ms = self._clock_ms()
+        state, reason = State.ACCEPTED, ""
+        operation = self._operations.find(command.op)
+        if now_ms > command.expires_ms:
+            state, reason = State.EXPIRED, "it came after its time"
+        elif operation is None:
+            state, reason = State.REFUSED, f"this node has no operation {command.op!r}"
+        elif len(self._queue) >= MAX_QUEUED:
+            state, reason = State.REFUSED, f"{MAX_QUEUED} commands are waiting already"
+        else:
+            try:
+                check_arguments(operation, command.args)
+            except DecodeError as exc:
+                state, reason = State.REFUSED, str(exc)
+        log.info("command", op=command.op, id=command.id.hex(), state=state.name.lower())
+        return CommandUpdate(command.id, state, now_ms, reason[:1024])
+
+    async def _cancel(self, cancel: Cancel) -> None:
+        def look(db: sqlite3.Connection) -> CommandUpdate | None:
+            return find_answer(db, cancel.id)
+
+        known = await self._journal.store.read(look)
+        if known is None:
+            answer, reason = CancelAnswer.REFUSED, "this node does not know the command"
+        elif known.state.is_final:
+            answer, reason = CancelAnswer.TOO_LATE, f"it is {known.state.name.lower()} already"
+        elif (task := self._running.get(cancel.id)) is not None:
+            self._cancelled.add(cancel.id)
+            task.cancel()
+            answer, reason = CancelAnswer.CANCELLED, "it was stopped while it ran"
+        elif await self._answer(cancel.id, State.CANCELLED, reason="cancelled before it ran"):
+            answer, reason = CancelAnswer.CANCELLED, "it had not begun"
+        else:
+            answer, reason = CancelAnswer.TOO_LATE, "it has just ended"
+        reply = messages.encode(Cancelled(cancel.id, answer, self._clock_ms(), reason))
+        row = OutboxMessage(topic=self._results_topic, payload=reply, lane=Lane.URGENT)
+        await self._journal.store.write(lambda db: outbox.insert(db, row))
+        self._outbox_changed()
+
+    # ------------------------------------------------------------- running
+    async def _enqueue(self, command: Command) -> None:
+        async with self._ready:
+            heapq.heappush(self._queue, (-command.priority, next(self._order), command))
+            self._ready.notify()
+
+    async def _run_queue(self) -> None:
+        while True:
+            async with self._ready:
+                await self._ready.wait_for(lambda: self._queue)
+                _, _, command = heapq.heappop(self._queue)
+            await self._run_one(command)
+
+    async def _run_one(self, command: Command) -> None:
+        operation = self._operations.find(command.op)
+        if operation is None:
+            await self._answer(command.id, State.REFUSED, reason="no such operation any more")
+            return
+        if self._clock_ms() > command.expires_ms:
+            await self._answer(command.id, State.EXPIRED, reason="its time ran out in the queue")
+            return
+        if not await self._answer(command.id, State.RUNNING):
+            return
+        arguments = check_arguments(operation, command.args)
+        task = asyncio.create_task(
+            self._operations.run(operation.name, arguments), name=f"command.{operation.name}"
+        )
+        self._running[command.id] = task
+        try:
+            async with asyncio.timeout(operation.timeout_s):
+                result = await task
+            await self._answer(command.id, State.SUCCEEDED, result=result)
+        except TimeoutError:
+            reason = f"no result after {operation.timeout_s:g} s"
+            await self._answer(command.id, State.FAILED, reason=reason)
+        except asyncio.CancelledError:
+            if command.id not in self._cancelled:
+                task.cancel()
+                raise  # the agent stops; a restart takes it up again
+            await self._answer(command.id, State.CANCELLED, reason="cancelled while it ran")
+        except AgentError as exc:
+            await self._answer(command.id, State.FAILED, reason=str(exc))
+        except Exception as exc:
+            # An operation is the one place where a defect of ours must not end the agent.
+            log.exception("operation failed", op=command.op)
+            await self._answer(command.id, State.FAILED, reason=f"{type(exc).__name__}: {exc}")
+        finally:
+            self._running.pop(command.id, None)
+            self._cancelled.discard(command.id)
+        self._operations.after(operation.name)
+
+    async def _answer(
+        self, command_id: bytes, state: State, *, reason: str = "", result: object = None
+    ) -> bool:
+        """Commit a command's next state with its message; False when it was final already."""
+        update = CommandUpdate(command_id, state, self._clock_ms(), reason[:1024], result)
+        try:
+            row = self._row(update)
+        except EncodeError as exc:
+            reason = f"the result cannot be sent: {exc}"
+            update = CommandUpdate(command_id, State.FAILED, self._clock_ms(), reason[:1024])
+            row = self._row(update)
+
+        def run(db: sqlite3.Connection) -> bool:
+            if not set_answer(db, update):
+                return False
+            outbox.insert(db, row)
+            return True
+
+        moved = await self._journal.store.write(run)
+        self._outbox_changed()
+        return moved
+
+    def _row(self, update: CommandUpdate, priority: int = 4) -> OutboxMessage:
+        return OutboxMessage(
+            topic=self._results_topic,
+            payload=messages.encode(update),
+            lane=Lane.URGENT if priority > 6 else Lane.NORMAL,  # noqa: PLR2004 - 7 to 9 are urgent
+        )

@@ -1,0 +1,1 @@
+"""Runs models: the worker process, the engine in front of it, and the router between nodes."""

@@ -1,0 +1,52 @@
+"""Messages between the engine and its worker: length-prefixed CBOR on a socket pair.
+
+Engine to worker `[call, operation, argument...]`; worker to engine `[call, verdict, value]`, where
+call 0 is the worker's greeting. Bytes and values only; neither end's reading loop stands here.
+"""
+
+import struct
+from typing import Final
+
+from shoal_contract import cbor
+from shoal_contract.errors import DecodeError
+
+MAX_BYTES: Final = 32 * 1024 * 1024
+PREFIX: Final = struct.Struct(">I")
+
+GREETING: Final = 0
+OK: Final = "ok"
+REFUSED: Final = "refused"
+
+LOAD: Final = "load"
+UNLOAD: Final = "unload"
+RUN: Final = "run"
+
+
+def pack(message: list[object]) -> bytes:
+    """The message with its length in front."""
+    body = cbor.encode(message)
+    return PREFIX.pack(len(body)) + body
+
+
+def body_bytes(prefix: bytes) -> int:
+    """How many bytes follow this prefix.
+
+    Raises:
+        DecodeError: more than one message may have.
+    """
+    (length,) = PREFIX.unpack(prefix)
+    if length > MAX_BYTES:
+        raise DecodeError(f"a message of {length} bytes; at most {MAX_BYTES} are allowed")
+    return int(length)
+
+
+def unpack(body: bytes) -> tuple[int, str, list[object]]:
+    """The call's number, the operation or verdict, and the rest.
+
+    Raises:
+        DecodeError: anything else.
+    """
+    match cbor.decode(body, max_bytes=MAX_BYTES):
+        case [int(call), str(word), *rest]:
+            return call, word, rest
+    raise DecodeError("not a message between engine and worker")

@@ -1,0 +1,221 @@
+"""Who serves a request: this node, else a neighbour that has the model, else upstream, else nobody.
+
+A request that came from another node is served here or not at all (`hops`), so nothing goes in circles.
+"""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import structlog
+
+from shoal_agent.errors import AgentError
+from shoal_agent.inference.engine import Engine, Served
+from shoal_agent.inference.errors import (
+    DeadlineError,
+    InferenceError,
+    NobodyServesError,
+    NotServingError,
+    QueueFullError,
+    WorkerLostError,
+)
+from shoal_agent.inference.limits import Breaker
+from shoal_agent.peers.client import PeerClient
+from shoal_agent.peers.discovery import Discovery
+from shoal_agent.peers.errors import PeerBusyError, PeerError, PeerUnreachableError
+from shoal_agent.peers.peer import Peer
+from shoal_contract import topics
+from shoal_contract.errors import ContractError
+from shoal_contract.messages import InferReply, InferRequest
+
+log = structlog.get_logger()
+
+_MAX_REASON: Final = 1024
+_MAX_BREAKERS: Final = 512
+_MAX_ASKED: Final = 4
+"""Nodes asked for one request, so that a full site does not ask itself to death."""
+
+
+@dataclass(slots=True)
+class RouterStats:
+    """Requests since the start, by who served them; `refused`: nobody."""
+
+    served_local: int = 0
+    served_peer: int = 0
+    served_upstream: int = 0
+    refused: int = 0
+
+
+class Router:
+    """Serves requests for models, wherever they run.
+
+    Args:
+        node: who we are: `by` of what this node served.
+        engine: serves locally.
+        discovery: knows neighbours; None: there are none.
+        client: asks them.
+        upstream: a configured upstream node's peer address.
+
+    Attributes:
+        stats: counters since the start.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        engine: Engine,
+        discovery: Discovery | None,
+        client: PeerClient,
+        upstream: tuple[str, int] | None,
+    ) -> None:
+        self.stats = RouterStats()
+        self._node = node
+        self._engine = engine
+        self._discovery = discovery
+        self._client = client
+        self._upstream = upstream
+        self._clock = asyncio.get_running_loop().time
+        self._breakers: dict[tuple[str, int], Breaker] = {}
+
+    async def infer(
+        self, model: str, items: Sequence[bytes], *, deadline_s: float = 1.0, hops: int = 0
+    ) -> Served:
+        """One answer an item, in order, with the node that really ran them.
+
+        Args:
+            model: its name.
+            items: each encoded as the release's [input] says.
+            deadline_s: seconds from now, for everything.
+            hops: how many nodes passed it on; from 1 on, only this node may serve it.
+
+        Raises:
+            BadInputError: the items do not fit the model.
+            DeadlineError: this node accepted it and was not done in time.
+            NobodyServesError: what each that was asked said.
+        """
+        deadline = self._clock() + deadline_s
+        try:
+            served = await self._engine.infer(model, items, deadline_s=deadline_s)
+        except (NotServingError, QueueFullError, WorkerLostError) as exc:
+            said = [f"{self._node}: {exc}"]
+        except InferenceError:
+            self.stats.refused += 1
+            raise
+        else:
+            self.stats.served_local += 1
+            return replace(served, by=self._node)
+        if hops == 0:
+            elsewhere = await self._ask_around(model, items, deadline, said)
+            if elsewhere is not None:
+                return elsewhere
+        self.stats.refused += 1
+        raise NobodyServesError(f"nobody serves {model!r}: " + "; ".join(said))
+
+    async def answer(self, request: InferRequest) -> InferReply:
+        """The reply to a request from a neighbour or from MQTT; a refusal has its reason filled in."""
+        try:
+            served = await self.infer(
+                request.model,
+                request.items,
+                deadline_s=request.deadline_ms / 1000,
+                hops=request.hops,
+            )
+        except AgentError as exc:
+            return InferReply(request.id, self._node, b"", [], str(exc)[:_MAX_REASON])
+        return InferReply(request.id, served.by, served.release, served.answers)
+
+    async def _ask_around(
+        self, model: str, items: Sequence[bytes], deadline: float, said: list[str]
+    ) -> Served | None:
+        """The first answer from elsewhere; what the others said is added to `said`."""
+        candidates = []
+        for peer in self._candidates(model):
+            if self._breaker(peer).is_open:
+                said.append(f"{peer.node or peer.host}: left alone after failures")
+            else:
+                candidates.append(peer)
+        for index, peer in enumerate(candidates):
+            left_s = deadline - self._clock()
+            if left_s <= 0:
+                said.append("the deadline is over")
+                break
+            is_last = index == len(candidates) - 1
+            if not self._breaker(peer).allows():
+                continue
+            # Half of what is left: one that hangs must leave time for the next.
+            timeout_s = left_s if is_last else left_s / 2
+            try:
+                served = await self._ask(peer, model, items, timeout_s)
+            except (PeerError, DeadlineError) as exc:
+                said.append(f"{peer.node or peer.host}: {exc}")
+                continue
+            if peer.role == "upstream":
+                self.stats.served_upstream += 1
+            else:
+                self.stats.served_peer += 1
+            return served
+        return None
+
+    def _candidates(self, model: str) -> list[Peer]:
+        """Neighbours that announce the model, then upstream ones, each address once."""
+        found: list[Peer] = []
+        if self._discovery is not None:
+            having = self._discovery.find(model)
+            found += [peer for peer in having if peer.role == "node"][:_MAX_ASKED]
+            found += self._discovery.upstream()[:_MAX_ASKED]
+        if self._upstream is not None:
+            found.append(Peer("", *self._upstream, role="upstream"))
+        others = [peer for peer in found if peer.node != self._node]
+        return list({(peer.host, peer.port): peer for peer in others}.values())
+
+    async def _ask(
+        self, peer: Peer, model: str, items: Sequence[bytes], timeout_s: float
+    ) -> Served:
+        breaker = self._breaker(peer)
+        request = InferRequest(
+            id=os.urandom(8),
+            model=model,
+            items=list(items),
+            deadline_ms=min(60_000, max(1, int(timeout_s * 1000))),
+            hops=1,
+        )
+        try:
+            reply = await self._client.ask(peer, request, timeout_s)
+            served = _checked(reply, len(items))
+        except PeerBusyError:
+            breaker.succeeded()  # it may be well: it is we who ask too much
+            raise
+        except PeerUnreachableError as exc:
+            breaker.failed()
+            log.debug("neighbour did not answer", peer=peer.node, reason=str(exc))
+            raise
+        breaker.succeeded()
+        if served is None:
+            raise PeerError(reply.reason)
+        return served
+
+    def _breaker(self, peer: Peer) -> Breaker:
+        address = (peer.host, peer.port)
+        if address not in self._breakers and len(self._breakers) >= _MAX_BREAKERS:
+            del self._breakers[next(iter(self._breakers))]
+        return self._breakers.setdefault(address, Breaker(self._clock))
+
+
+def _checked(reply: InferReply, items: int) -> Served | None:
+    """What a reply says was served; None for a refusal with its reason.
+
+    Raises:
+        PeerUnreachableError: it is neither.
+    """
+    if reply.reason and not reply.answers:
+        return None
+    try:
+        topics.check_node_id(reply.by)
+    except ContractError as exc:
+        raise PeerUnreachableError(f"a reply by nobody: {exc}") from exc
+    if len(reply.answers) != items:
+        raise PeerUnreachableError(f"{len(reply.answers)} answers to {items} items")
+    return Served(reply.answers, reply.release, reply.by)

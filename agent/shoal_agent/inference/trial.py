@@ -1,0 +1,60 @@
+"""The trial of a new release: a fresh worker with limited memory and time loads, checks and measures it.
+
+What it breaks there it breaks alone; the worker that serves never sees a release that failed.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from shoal_agent.inference.errors import ModelRefusedError, WorkerLostError
+from shoal_agent.inference.worker import CallRefusedError, Loaded, Worker
+
+LOAD_TIMEOUT_S: Final = 60.0
+_ATTEMPTS: Final = 2
+"""A process may also be killed from outside: only the second death is the release's fault."""
+_FREE_SHARE: Final = 0.8
+_FALLBACK_BYTES: Final = 1 << 30
+
+
+async def try_out(
+    release: bytes,
+    directory: Path,
+    *,
+    python: str,
+    memory_bytes: int | None = None,
+    timeout_s: float = LOAD_TIMEOUT_S,
+) -> Loaded:
+    """Load the release in a process of its own.
+
+    Args:
+        release: its id.
+        directory: holds its files.
+        python: the interpreter for the process.
+        memory_bytes: how much it may take; None: 80 % of what is free.
+        timeout_s: how long loading, checking and measuring may take.
+
+    Raises:
+        ModelRefusedError: it breaks a promise, or the process; the message says which.
+        WorkerLostError: the process could not be started.
+    """
+    limit = _free_bytes() if memory_bytes is None else memory_bytes
+    for attempt in range(1, _ATTEMPTS + 1):
+        async with Worker.open(python=python) as worker:
+            try:
+                return await worker.load(release, directory, trial_bytes=limit, timeout_s=timeout_s)
+            except CallRefusedError as exc:
+                raise ModelRefusedError(str(exc)) from exc
+            except WorkerLostError as exc:
+                if attempt == _ATTEMPTS:
+                    raise ModelRefusedError(f"it failed its trial: {exc}") from exc
+    raise AssertionError  # the loop returns or raises
+
+
+def _free_bytes() -> int:
+    """What the kernel thinks can be taken without swapping (proc(5)), less a reserve."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return _FALLBACK_BYTES
+    free = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    return int(int(next(free, "0")) * 1024 * _FREE_SHARE) or _FALLBACK_BYTES

@@ -1,0 +1,127 @@
+"""What Prometheus reads of an agent, gathered when it asks; nothing is counted twice for it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from shoal_agent.commands import Commands
+from shoal_agent.config import MetricsTable
+from shoal_agent.devices import DeviceLink
+from shoal_agent.errors import ConfigError
+from shoal_agent.fetch import BlobFetcher
+from shoal_agent.inference.engine import Engine
+from shoal_agent.inference.router import Router
+from shoal_agent.pipelines import Pipeline
+from shoal_broker.outbox import Outbox
+from shoal_broker.session import Session
+
+
+class AgentCollector(Collector):
+    """Turns the parts' own counters into metrics. Read from the exporter's thread: numbers only."""
+
+    def __init__(
+        self,
+        *,
+        session: Session,
+        outbox: Outbox,
+        engine: Engine,
+        router: Router,
+        commands: Commands,
+        fetcher: BlobFetcher,
+        devices: dict[str, DeviceLink],
+        pipelines: list[Pipeline],
+    ) -> None:
+        self._session = session
+        self._outbox = outbox
+        self._engine = engine
+        self._router = router
+        self._commands = commands
+        self._fetcher = fetcher
+        self._devices = devices
+        self._pipelines = pipelines
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family, with its present value."""
+        stats = self._session.stats
+        yield GaugeMetricFamily(
+            "shoal_agent_connected", "1 with a broker connection", float(self._session.connected)
+        )
+        yield _counter("reconnects", "broker connections after the first", stats.reconnects)
+        yield GaugeMetricFamily(
+            "shoal_agent_outbox_messages", "messages that wait to leave", len(self._outbox)
+        )
+        yield _counter("outbox_dropped", "telemetry dropped at the cap", self._outbox.stats.dropped)
+        yield _counter(
+            "chunk_bytes", "bytes of model chunks received", self._fetcher.received_bytes
+        )
+        yield _counter("commands", "commands received", self._commands.stats.received)
+        malformed = self._commands.stats.malformed + self._commands.stats.unknown_kind
+        yield _counter("malformed_messages", "messages that were not understood", malformed)
+        yield _counter(
+            "worker_restarts", "inference worker restarts", self._engine.stats.worker_restarts
+        )
+        served = CounterMetricFamily(
+            "shoal_agent_inferences", "requests by who served them", labels=["by"]
+        )
+        served.add_metric(["local"], self._router.stats.served_local)
+        served.add_metric(["peer"], self._router.stats.served_peer)
+        served.add_metric(["upstream"], self._router.stats.served_upstream)
+        served.add_metric(["nobody"], self._router.stats.refused)
+        yield served
+        models = GaugeMetricFamily(
+            "shoal_agent_model_serving", "1 for what serves", labels=["model"]
+        )
+        for model in self._engine.models():
+            models.add_metric([model], 1)
+        yield models
+        samples = CounterMetricFamily(
+            "shoal_agent_samples", "device samples answered", labels=["device"]
+        )
+        damaged = CounterMetricFamily(
+            "shoal_agent_damaged_frames", "device frames thrown away", labels=["device"]
+        )
+        for name, link in self._devices.items():
+            samples.add_metric([name], link.samples)
+            damaged.add_metric([name], sum(dict(link.damaged).values()))
+        yield samples
+        yield damaged
+        waiting = CounterMetricFamily(
+            "shoal_agent_pipeline_waits", "samples left for later", labels=["stream"]
+        )
+        for pipeline in self._pipelines:
+            waiting.add_metric(
+                [pipeline.config.stream], pipeline.stats.waiting + pipeline.stats.command_failed
+            )
+        yield waiting
+
+
+@contextmanager
+def serve(config: MetricsTable | None, collector: Collector) -> Iterator[None]:
+    """Answer GET /metrics while the context lasts; nothing listens without a [metrics] table.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+    if config is None:
+        yield
+        return
+    registry = CollectorRegistry()
+    registry.register(collector)
+    try:
+        server, thread = start_http_server(config.port, config.host, registry)
+    except OSError as exc:
+        address = f"{config.host}:{config.port}"
+        raise ConfigError(f"[metrics] cannot listen on {address}: {exc.strerror}") from exc
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _counter(name: str, about: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(f"shoal_agent_{name}", about, value)

@@ -1,0 +1,150 @@
+"""Answers neighbours' inference requests over TCP. What the answer is, is the given function's matter.
+
+Everybody on the network may connect (no mTLS yet): connections, frames, requests under way and idle time
+are bounded, and what breaks the protocol is closed.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final, Self
+
+import structlog
+
+from shoal_agent.background import Background
+from shoal_agent.peers import wire
+from shoal_agent.peers.errors import WireError
+from shoal_contract import messages
+from shoal_contract.errors import ContractError
+from shoal_contract.messages import InferReply, InferRequest
+
+log = structlog.get_logger()
+
+Answer = Callable[[InferRequest], Awaitable[InferReply]]
+
+MAX_CONNECTIONS: Final = 32
+MAX_UNDER_WAY: Final = 16
+GREETING_TIMEOUT_S: Final = 5.0
+IDLE_TIMEOUT_S: Final = 120.0
+WRITE_TIMEOUT_S: Final = 10.0
+
+
+@dataclass(slots=True)
+class ServerStats:
+    """Counters since the start."""
+
+    connections: int = 0
+    requests: int = 0
+    refused: int = 0
+    malformed: int = 0
+
+
+class PeerServer:
+    """Listens until its block is left.
+
+    Attributes:
+        port: where.
+        stats: counters since the start.
+    """
+
+    def __init__(self, answer: Answer, me: wire.Greeting, tasks: Background) -> None:
+        self.port = 0
+        self.stats = ServerStats()
+        self._answer = answer
+        self._me = me
+        self._tasks = tasks
+        self._open: set[asyncio.StreamWriter] = set()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, host: str, port: int, answer: Answer, *, root: str, node: str
+    ) -> AsyncIterator[Self]:
+        """Listen.
+
+        Args:
+            host: the address to listen on.
+            port: 0 for any; see `port`.
+            answer: turns a request into its reply; does not raise.
+            root: the fleet's topic root; others are sent away.
+            node: who we are.
+
+        Raises:
+            OSError: the address cannot be used.
+        """
+        async with Background.open() as tasks:
+            server = cls(answer, wire.Greeting(root, node), tasks)
+            listening = await asyncio.start_server(server._connected, host, port, limit=1 << 17)
+            try:
+                server.port = listening.sockets[0].getsockname()[1]
+                yield server
+            finally:
+                listening.close()
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._open) >= MAX_CONNECTIONS:
+            self.stats.refused += 1
+            writer.transport.abort()
+            return
+        self.stats.connections += 1
+        self._open.add(writer)
+        self._tasks.start(self._serve(reader, writer), name="peers.connection")
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(GREETING_TIMEOUT_S):
+                peer = await wire.read_greeting(reader, root=self._me.root)
+            writer.write(wire.greeting_frame(self._me))
+            async with Background.open() as replies:
+                await self._read_requests(peer.node, reader, writer, replies)
+        except (WireError, ContractError) as exc:
+            self.stats.malformed += 1
+            address = writer.get_extra_info("peername")
+            log.warning("neighbour broke the protocol", address=address, reason=str(exc))
+        except (OSError, EOFError):
+            pass  # it hung up, or was idle for too long (TimeoutError)
+        finally:
+            self._open.discard(writer)
+            writer.transport.abort()
+
+    async def _read_requests(
+        self,
+        node: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        replies: Background,
+    ) -> None:
+        room = asyncio.Semaphore(MAX_UNDER_WAY)
+        while True:
+            async with asyncio.timeout(IDLE_TIMEOUT_S):
+                await room.acquire()  # no room: the client is not read from until there is
+                body = await wire.read_frame(reader)
+            request = messages.decode_as(body, InferRequest)
+            self.stats.requests += 1
+            replies.start(self._reply(node, request, writer, room), name="peers.reply")
+
+    async def _reply(
+        self,
+        node: str,
+        request: InferRequest,
+        writer: asyncio.StreamWriter,
+        room: asyncio.Semaphore,
+    ) -> None:
+        try:
+            body = messages.encode(await self._answer(request))
+        except Exception:
+            # One neighbour's request must not end the service for all: say so and go on.
+            log.exception("a neighbour's request failed", peer=node, model=request.model)
+            reason = "internal error"
+            body = messages.encode(InferReply(request.id, self._me.node, b"", [], reason))
+        finally:
+            room.release()
+        writer.write(wire.frame(body))
+        with contextlib.suppress(ConnectionError):
+            try:
+                async with asyncio.timeout(WRITE_TIMEOUT_S):
+                    await writer.drain()
+            except TimeoutError:
+                writer.transport.abort()

@@ -1,0 +1,103 @@
+"""Tells the fleet what this node is and runs: presence and reported state, both retained.
+
+Presence is apart from the state because the last will overwrites it.
+"""
+
+import asyncio
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import structlog
+
+import shoal_agent
+from shoal_agent import hardware
+from shoal_agent.config import AgentConfig
+from shoal_agent.peers.discovery import Discovery
+from shoal_agent.update import Updater
+from shoal_broker.bus_errors import BusError
+from shoal_broker.session import Session, Will
+from shoal_contract import messages
+from shoal_contract.messages import Presence, Reported
+from shoal_contract.topics import Topics
+
+log = structlog.get_logger()
+
+QUIET_S = 0.2
+"""Changes within this time go out as one message."""
+
+
+class Reporter:
+    """Publishes presence at every connection, and the state when it changed or has grown old."""
+
+    def __init__(self, config: AgentConfig, *, topics: Topics) -> None:
+        self._config = config
+        self._topics = topics
+        self._boot = os.urandom(4)
+        self._since_ms = time.time_ns() // 1_000_000
+        self._changed = asyncio.Event()
+
+    def will(self) -> Will:
+        """What the broker says when the connection breaks."""
+        return Will(
+            topic=self._topics.presence(self._config.node),
+            payload=messages.encode(self._presence(online=False)),
+        )
+
+    async def on_connected(self, session: Session, _session_present: bool) -> None:  # noqa: FBT001
+        """Say that we are here."""
+        await self._say(session, online=True)
+
+    async def say_goodbye(self, session: Session) -> None:
+        """Say that we go on purpose; without a connection the last will has said it."""
+        if session.connected:
+            await self._say(session, online=False)
+
+    async def changed(self) -> None:
+        """Something that the state tells is different now."""
+        self._changed.set()
+
+    async def run(
+        self, session: Session, updater: Updater, discovery: Discovery | None
+    ) -> NoReturn:
+        """Publish the state for ever."""
+        while True:
+            board = await asyncio.to_thread(hardware.read, Path(self._config.state_dir))
+            state = Reported(
+                version=shoal_agent.__version__,
+                boot=self._boot,
+                at_ms=time.time_ns() // 1_000_000,
+                hardware=board,
+                models=updater.states(),
+                devices=[device.name for device in self._config.device],
+                wanted_revision=updater.wanted_revision,
+                role=self._config.role,
+                peers=discovery.names() if discovery is not None else [],
+            )
+            await session.publish(
+                self._topics.state(self._config.node),
+                messages.encode(state),
+                retain=True,
+                coalesce_key="state",
+            )
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._config.report_every_s):
+                    await self._changed.wait()
+            await asyncio.sleep(QUIET_S)
+            self._changed.clear()
+
+    def _presence(self, *, online: bool) -> Presence:
+        return Presence(online=online, boot=self._boot, since_ms=self._since_ms)
+
+    async def _say(self, session: Session, *, online: bool) -> None:
+        try:
+            await session.publish(
+                self._topics.presence(self._config.node),
+                messages.encode(self._presence(online=online)),
+                retain=True,
+                durable=False,
+            )
+        except BusError as exc:
+            log.info("presence not sent", online=online, reason=str(exc))

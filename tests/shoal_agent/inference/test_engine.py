@@ -1,0 +1,357 @@
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.shoal_agent.inference import tiny_release as tiny
+from tests.shoal_agent.until import until
+
+from shoal_agent.inference import dispatch
+from shoal_agent.inference.engine import Engine
+from shoal_agent.inference.errors import (
+    BadInputError,
+    DeadlineError,
+    ModelRefusedError,
+    NotAdmittedError,
+    NotServingError,
+    QueueFullError,
+    WorkerLostError,
+)
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Engine]:
+    async with Engine.open() as engine:
+        yield engine
+
+
+async def serve(engine: Engine, directory: Path, seed: int = 0) -> bytes:
+    release = tiny.write(directory, seed=seed)
+    await engine.admit(release, directory, trial=False)
+    await engine.switch("tiny", release)
+    return release
+
+
+async def test_an_admitted_release_serves_after_the_switch_with_right_answers(engine, tmp_path):
+    release = tiny.write(tmp_path)
+    admission = await engine.admit(release, tmp_path)
+    assert admission.golden_count == 5
+    assert 0 < admission.p50_us <= admission.p95_us
+    assert admission.load_ms > 0
+    assert engine.models() == []
+    await engine.switch("tiny", release)
+    assert engine.serving("tiny") == release
+    items = [tiny.item(n, 2 * n, 7, 255 - n) for n in range(20)]
+    served = await engine.infer("tiny", items, deadline_s=10)
+    assert [answer.label for answer in served.answers] == [tiny.expected_label(i) for i in items]
+    assert all(1 / 3 <= answer.confidence <= 1 for answer in served.answers)
+    assert served.release == release
+    assert engine.stats.items == 20
+    assert engine.stats.batches == 2
+
+
+async def test_admitting_twice_costs_nothing_and_says_the_same(engine, tmp_path):
+    release = tiny.write(tmp_path)
+    first = await engine.admit(release, tmp_path)
+    (tmp_path / "model.onnx").unlink()
+    assert await engine.admit(release, tmp_path) == first
+
+
+async def test_what_waits_while_a_batch_runs_goes_into_the_next_one(engine, tmp_path):
+    await serve(engine, tmp_path)
+    async with asyncio.TaskGroup() as tasks:
+        for n in range(48):
+            tasks.create_task(engine.infer("tiny", [tiny.item(n, 0, 0, 1)], deadline_s=10))
+    assert engine.stats.requests == 48
+    assert engine.stats.batches <= 6
+
+
+async def test_a_model_that_fixes_its_batch_at_one_is_run_item_by_item(engine, tmp_path):
+    release = tiny.write(tmp_path, model=tiny.linear(batch=1))
+    await engine.admit(release, tmp_path)
+    await engine.switch("tiny", release)
+    items = [tiny.item(n, 0, 9, 1) for n in range(3)]
+    served = await engine.infer("tiny", items, deadline_s=10)
+    assert [answer.label for answer in served.answers] == [tiny.expected_label(i) for i in items]
+
+
+async def test_an_unknown_model_is_refused(engine):
+    with pytest.raises(NotServingError, match="'tiny' does not run here"):
+        await engine.infer("tiny", [tiny.item()])
+
+
+@pytest.mark.parametrize("items", [[], [b"abc"], [tiny.item(), b""], [tiny.item()] * 65])
+async def test_items_that_do_not_fit_are_refused_before_they_wait(engine, tmp_path, items):
+    await serve(engine, tmp_path)
+    with pytest.raises(BadInputError):
+        await engine.infer("tiny", items)
+    assert engine.stats.requests == 0
+
+
+async def test_a_release_that_was_not_admitted_cannot_be_switched_to(engine):
+    with pytest.raises(NotAdmittedError):
+        await engine.switch("tiny", bytes(32))
+
+
+async def test_a_removed_model_serves_no_more_and_the_worker_ends_with_the_last_one(
+    engine, tmp_path
+):
+    await serve(engine, tmp_path)
+    assert (await engine.infer("tiny", [tiny.item()], deadline_s=10)).answers
+    pid = engine._dispatcher.worker.pid
+    await engine.remove("tiny")
+    with pytest.raises(NotServingError):
+        await engine.infer("tiny", [tiny.item()])
+    await until(lambda: engine._dispatcher.worker is None, timeout_s=5)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_a_discarded_release_has_to_be_admitted_again(engine, tmp_path):
+    await serve(engine, tmp_path / "a")
+    other = tiny.write(tmp_path / "b", seed=1)
+    await engine.admit(other, tmp_path / "b", trial=False)
+    await engine.discard(other)
+    await until(lambda: other not in engine._dispatcher.releases, timeout_s=5)
+    with pytest.raises(NotAdmittedError):
+        await engine.switch("tiny", other)
+    assert (await engine.infer("tiny", [tiny.item()], deadline_s=10)).answers
+
+
+async def test_a_release_that_serves_cannot_be_discarded(engine, tmp_path):
+    release = await serve(engine, tmp_path)
+    await engine.discard(release)
+    assert (await engine.infer("tiny", [tiny.item()], deadline_s=10)).release == release
+
+
+async def test_a_full_queue_refuses_and_says_when_to_come_again(tmp_path):
+    async with Engine.open(queue_limit=8) as engine:
+        await serve(engine, tmp_path)
+        os.kill(engine._dispatcher.worker.pid, signal.SIGSTOP)
+        async with asyncio.TaskGroup() as tasks:
+            first = tasks.create_task(engine.infer("tiny", [tiny.item()], deadline_s=10))
+            await asyncio.sleep(0)
+            rest = tasks.create_task(engine.infer("tiny", [tiny.item()] * 8, deadline_s=10))
+            await asyncio.sleep(0)
+            with pytest.raises(QueueFullError) as caught:
+                await engine.infer("tiny", [tiny.item()], deadline_s=10)
+            assert caught.value.retry_after_s > 0
+            os.kill(engine._dispatcher.worker.pid, signal.SIGCONT)
+        assert len(first.result().answers) == 1
+        assert len(rest.result().answers) == 8
+    assert engine.stats.refused == 1
+
+
+async def test_a_request_that_waits_too_long_gets_its_deadline_and_is_not_run(engine, tmp_path):
+    await serve(engine, tmp_path)
+    os.kill(engine._dispatcher.worker.pid, signal.SIGSTOP)
+    with pytest.raises(DeadlineError):
+        await engine.infer("tiny", [tiny.item()], deadline_s=0.05)
+    with pytest.raises(DeadlineError):
+        await engine.infer("tiny", [tiny.item()] * 3, deadline_s=0.05)
+    os.kill(engine._dispatcher.worker.pid, signal.SIGCONT)
+    assert (await engine.infer("tiny", [tiny.item()], deadline_s=10)).answers
+    assert engine.stats.items == 2
+    assert engine.stats.expired == 2
+
+
+async def test_more_urgent_requests_run_first(tmp_path):
+    async with Engine.open(max_batch=1) as engine:
+        await serve(engine, tmp_path)
+        order: list[str] = []
+
+        async def ask(name: str, priority: int) -> None:
+            await engine.infer("tiny", [tiny.item()], deadline_s=10, priority=priority)
+            order.append(name)
+
+        os.kill(engine._dispatcher.worker.pid, signal.SIGSTOP)
+        async with asyncio.TaskGroup() as tasks:
+            for name, priority in [("first", 1), ("low", 0), ("normal", 1), ("high", 2)]:
+                tasks.create_task(ask(name, priority))
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            os.kill(engine._dispatcher.worker.pid, signal.SIGCONT)
+    assert order == ["first", "high", "normal", "low"]
+
+
+async def test_a_swap_under_load_fails_no_request_and_each_answer_is_its_releases(engine, tmp_path):
+    first = await serve(engine, tmp_path / "v1", seed=0)
+    second = tiny.write(tmp_path / "v2", seed=1)
+    seeds = {first: 0, second: 1}
+    seen: list[bytes] = []
+    stop = asyncio.Event()
+
+    async def load(worker: int) -> None:
+        n = 0
+        while not stop.is_set():
+            n += 1
+            data = tiny.item(n % 251, worker, 7, 3)
+            served = await engine.infer("tiny", [data], deadline_s=10)
+            assert served.answers[0].label == tiny.expected_label(data, seeds[served.release])
+            seen.append(served.release)
+
+    async with asyncio.TaskGroup() as tasks:
+        for worker in range(8):
+            tasks.create_task(load(worker))
+        await engine.admit(second, tmp_path / "v2")
+        before = len(seen)
+        await engine.switch("tiny", second)
+        await until(
+            lambda: first not in engine._dispatcher.releases and len(seen) >= before + 50,
+            timeout_s=10,
+        )
+        stop.set()
+    assert before > 0
+    assert seen[-1] == second
+    assert engine.stats.worker_restarts == 0
+
+
+@pytest.mark.timeout(60)
+async def test_a_worker_killed_five_times_under_load_costs_no_answer(engine, tmp_path):
+    await serve(engine, tmp_path)
+    stop = asyncio.Event()
+    answered = 0
+
+    async def load(worker: int) -> None:
+        nonlocal answered
+        n = 0
+        while not stop.is_set():
+            n += 1
+            data = tiny.item(n % 251, worker, 7, 3)
+            served = await engine.infer("tiny", [data], deadline_s=30)
+            assert served.answers[0].label == tiny.expected_label(data)
+            answered += 1
+
+    async with asyncio.TaskGroup() as tasks:
+        for worker in range(8):
+            tasks.create_task(load(worker))
+        for _ in range(5):
+            await until(lambda enough=answered + 20: answered >= enough, timeout_s=20)
+            os.kill(engine._dispatcher.worker.pid, signal.SIGKILL)
+        await until(lambda enough=answered + 20: answered >= enough, timeout_s=20)
+        stop.set()
+    assert engine.stats.worker_restarts == 5
+
+
+async def test_an_idle_worker_that_is_killed_comes_back_by_itself(engine, tmp_path):
+    await serve(engine, tmp_path)
+    pid = engine._dispatcher.worker.pid
+    os.kill(pid, signal.SIGKILL)
+    await until(
+        lambda: engine._dispatcher.worker is not None and engine._dispatcher.worker.pid != pid,
+        timeout_s=15,
+    )
+    assert (await engine.infer("tiny", [tiny.item()], deadline_s=10)).answers
+
+
+async def test_a_worker_that_hangs_is_killed_and_the_request_tried_once_more(
+    engine, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(dispatch, "RUN_TIMEOUT_S", 0.2)
+    await serve(engine, tmp_path)
+    os.kill(engine._dispatcher.worker.pid, signal.SIGSTOP)
+    assert (await engine.infer("tiny", [tiny.item()], deadline_s=15)).answers
+    assert engine.stats.worker_restarts == 1
+
+
+async def test_a_worker_that_dies_too_often_is_left_alone_and_the_reason_given(engine, tmp_path):
+    await serve(engine, tmp_path)
+    for _ in range(5):
+        engine._dispatcher.budget.spend()
+    os.kill(engine._dispatcher.worker.pid, signal.SIGKILL)
+    with pytest.raises(NotServingError, match="died too often"):
+        await engine.infer("tiny", [tiny.item()], deadline_s=10)
+    with pytest.raises(NotServingError, match="died too often"):
+        await engine.infer("tiny", [tiny.item()], deadline_s=10)
+    release = tiny.write(tmp_path / "b", seed=1)
+    with pytest.raises(WorkerLostError, match="died too often"):
+        await engine.admit(release, tmp_path / "b", trial=False)
+
+
+async def test_an_interpreter_that_is_not_there_is_said_and_refuses_no_release(tmp_path):
+    async with Engine.open(python=str(tmp_path / "python")) as engine:
+        release = tiny.write(tmp_path)
+        with pytest.raises(WorkerLostError, match="cannot be started: No such file"):
+            await engine.admit(release, tmp_path)
+
+
+async def test_a_release_whose_files_went_bad_does_not_keep_the_others_from_coming_back(
+    engine, tmp_path
+):
+    await serve(engine, tmp_path / "good")
+    bad = tiny.write(tmp_path / "bad", seed=1)
+    await engine.admit(bad, tmp_path / "bad", trial=False)
+    await engine.switch("other", bad)
+    (tmp_path / "bad" / "model.onnx").write_bytes(b"not a model")
+    os.kill(engine._dispatcher.worker.pid, signal.SIGKILL)
+    assert (await engine.infer("tiny", [tiny.item()], deadline_s=15)).answers
+    with pytest.raises(NotServingError, match="does not load"):
+        await engine.infer("other", [tiny.item()])
+
+
+async def test_leaving_the_engine_ends_the_worker_and_tells_who_waits(tmp_path):
+    async with Engine.open() as engine:
+        await serve(engine, tmp_path)
+        pid = engine._dispatcher.worker.pid
+        os.kill(pid, signal.SIGSTOP)
+        waiting = asyncio.create_task(engine.infer("tiny", [tiny.item()], deadline_s=10))
+        await asyncio.sleep(0)
+    with pytest.raises(NotServingError, match="stopping"):
+        await waiting
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_a_refused_release_leaves_the_old_one_serving(engine, tmp_path):
+    release = await serve(engine, tmp_path / "v1")
+    bad = tiny.write(tmp_path / "v2", seed=1, model=tiny.linear(2))
+    with pytest.raises(ModelRefusedError, match="golden inputs give other outputs"):
+        await engine.admit(bad, tmp_path / "v2")
+    with pytest.raises(NotAdmittedError):
+        await engine.switch("tiny", bad)
+    assert (await engine.infer("tiny", [tiny.item()], deadline_s=10)).release == release
+
+
+def test_the_agents_process_never_imports_numpy_or_onnx_runtime():
+    code = (
+        "import sys, shoal_agent.inference.engine, shoal_agent.inference.router,"
+        " shoal_agent.peers.server, shoal_agent.peers.client, shoal_agent.peers.discovery;"
+        "print(sorted({'numpy', 'onnxruntime'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+async def test_the_worker_dies_with_an_agent_that_is_killed(tmp_path):
+    release = tiny.write(tmp_path)
+    code = f"""
+import asyncio
+from pathlib import Path
+from shoal_agent.inference.engine import Engine
+async def main():
+    async with Engine.open() as engine:
+        await engine.admit({release!r}, Path({str(tmp_path)!r}), trial=False)
+        print(engine._dispatcher.worker.pid, flush=True)
+        await asyncio.sleep(60)
+asyncio.run(main())
+"""
+    agent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE
+    )
+    assert agent.stdout is not None
+    worker = int(await agent.stdout.readline())
+    agent.kill()
+    await agent.wait()
+    await until(lambda: not _is_alive(worker), timeout_s=5)
+
+
+def _is_alive(pid: int) -> bool:
+    """A zombie that init has not collected yet is dead."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

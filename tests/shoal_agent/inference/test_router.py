@@ -1,0 +1,217 @@
+"""Two nodes in one process: real engines, workers, TCP and mDNS on the loopback."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.shoal_agent.inference import tiny_release as tiny
+from tests.shoal_agent.until import until
+
+from shoal_agent.inference.engine import Engine
+from shoal_agent.inference.errors import BadInputError, DeadlineError, NobodyServesError
+from shoal_agent.inference.router import Router
+from shoal_agent.peers.client import PeerClient
+from shoal_agent.peers.discovery import Discovery
+from shoal_agent.peers.peer import Peer
+from shoal_agent.peers.server import PeerServer
+from shoal_contract.messages import Answer, InferReply, InferRequest
+
+
+class Known:
+    """A Discovery that knows these; the real one is in the last test."""
+
+    def __init__(self, *peers: Peer) -> None:
+        self.peers = list(peers)
+
+    def find(self, model: str) -> list[Peer]:
+        return [peer for peer in self.peers if model in peer.models]
+
+    def upstream(self) -> list[Peer]:
+        return [peer for peer in self.peers if peer.role == "upstream"]
+
+
+@dataclass
+class Node:
+    name: str
+    engine: Engine
+    router: Router
+    server: PeerServer
+
+    def peer(self, role: str = "node") -> Peer:
+        return Peer(self.name, "127.0.0.1", self.server.port, role, frozenset(self.engine.models()))
+
+
+@asynccontextmanager
+async def node(name: str, directory: Path | None = None, **options: object) -> AsyncIterator[Node]:
+    """A node; with a directory it serves the tiny model."""
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        engine = await enter(Engine.open(queue_limit=int(options.pop("queue_limit", 64))))
+        client = await enter(PeerClient.open(root="shoal", node=name))
+        options = {"discovery": None, "upstream": None, **options}
+        router = Router(node=name, engine=engine, client=client, **options)
+        server = await enter(
+            PeerServer.open("127.0.0.1", 0, router.answer, root="shoal", node=name)
+        )
+        if directory is not None:
+            release = tiny.write(directory)
+            await engine.admit(release, directory, trial=False)
+            await engine.switch("tiny", release)
+        yield Node(name, engine, router, server)
+
+
+async def test_what_serves_here_is_served_here(tmp_path):
+    async with node("a", tmp_path) as a:
+        served = await a.router.infer("tiny", [tiny.item()], deadline_s=10)
+        assert served.by == "a"
+        assert served.answers[0].label == tiny.expected_label(tiny.item())
+        assert a.router.stats.served_local == 1
+
+
+async def test_a_missing_model_is_answered_by_the_neighbour_that_has_it(tmp_path):
+    async with node("b", tmp_path) as b, node("a", discovery=Known(b.peer())) as a:
+        served = await a.router.infer("tiny", [tiny.item()], deadline_s=10)
+        assert served.by == "b"
+        assert served.release == b.engine.serving("tiny")
+        assert a.router.stats.served_peer == 1
+
+
+async def test_upstream_is_asked_last_found_or_configured(tmp_path):
+    async with node("up", tmp_path) as up:
+        async with node("a", upstream=("127.0.0.1", up.server.port)) as a:
+            assert (await a.router.infer("tiny", [tiny.item()], deadline_s=10)).by == "up"
+            assert a.router.stats.served_upstream == 1
+        async with node("c", discovery=Known(up.peer("upstream"))) as c:
+            assert (await c.router.infer("tiny", [tiny.item()], deadline_s=10)).by == "up"
+            assert c.router.stats.served_upstream == 1
+
+
+async def test_two_nodes_that_both_lack_the_model_do_not_send_it_in_circles():
+    known = Known()
+    async with node("a", discovery=known) as a, node("b", discovery=known) as b:
+        models = frozenset({"tiny"})
+        known.peers = [
+            Peer("a", "127.0.0.1", a.server.port, "node", models),
+            Peer("b", "127.0.0.1", b.server.port, "node", models),
+        ]
+        with pytest.raises(NobodyServesError) as caught:
+            await a.router.infer("tiny", [tiny.item()], deadline_s=5)
+        assert "a: 'tiny' does not run here" in str(caught.value)
+        assert "b: nobody serves 'tiny'" in str(caught.value)
+        assert b.server.stats.requests == 1
+        assert a.router.stats.refused == 1
+
+
+async def test_bad_input_is_the_callers_and_goes_nowhere_else(tmp_path):
+    async with (
+        node("b", tmp_path / "b") as b,
+        node("a", tmp_path / "a", discovery=Known(b.peer())) as a,
+    ):
+        with pytest.raises(BadInputError):
+            await a.router.infer("tiny", [b"x"], deadline_s=5)
+        assert b.server.stats.requests == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (InferRequest(b"12345678", "other", [b"abcd"]), "does not run here"),
+        (InferRequest(b"12345678", "tiny", [b"abc"]), "has 4 bytes"),
+        (InferRequest(b"12345678", "tiny", []), "0 items"),
+        (InferRequest(b"12345678", "tiny", [b""] * 5000), "5000 items"),
+    ],
+)
+async def test_an_answer_is_never_an_exception(tmp_path, request_, reason):
+    async with node("a", tmp_path) as a:
+        reply = await a.router.answer(request_)
+        assert reply.id == b"12345678"
+        assert reply.by == "a"
+        assert reply.answers == []
+        assert reason in reply.reason
+
+
+async def test_a_neighbour_that_hangs_keeps_nobody_past_the_deadline_and_is_left_alone_after_three(
+    tmp_path,
+):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hanging = Peer("h", "127.0.0.1", silent.getsockname()[1], "node", frozenset({"tiny"}))
+        async with node("a", discovery=Known(hanging)) as a:
+            for _ in range(3):
+                started = asyncio.get_running_loop().time()
+                with pytest.raises(NobodyServesError, match="h: no answer within"):
+                    await a.router.infer("tiny", [tiny.item()], deadline_s=0.1)
+                assert asyncio.get_running_loop().time() - started < 0.5
+            with pytest.raises(NobodyServesError, match="h: left alone after failures"):
+                await a.router.infer("tiny", [tiny.item()], deadline_s=10)
+
+
+async def test_a_neighbour_that_hangs_leaves_time_for_the_next(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hanging = Peer("h", "127.0.0.1", silent.getsockname()[1], "node", frozenset({"tiny"}))
+        async with node("b", tmp_path) as b, node("a", discovery=Known(hanging, b.peer())) as a:
+            assert (await a.router.infer("tiny", [tiny.item()], deadline_s=1)).by == "b"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        InferReply(b"12345678", "liar", bytes(32), [Answer("x", 1.0)] * 2),
+        InferReply(b"12345678", "liar", bytes(32), []),
+        InferReply(b"12345678", "NOT A NODE", bytes(32), [Answer("x", 1.0)]),
+    ],
+)
+async def test_a_reply_that_cannot_be_right_is_not_taken(reply):
+    async def lie(_: InferRequest) -> InferReply:
+        return InferReply(_.id, reply.by, reply.release, reply.answers)
+
+    async with PeerServer.open("127.0.0.1", 0, lie, root="shoal", node="liar") as server:
+        liar = Peer("liar", "127.0.0.1", server.port, "node", frozenset({"tiny"}))
+        async with node("a", discovery=Known(liar)) as a:
+            with pytest.raises(NobodyServesError, match="liar: "):
+                await a.router.infer("tiny", [tiny.item()], deadline_s=5)
+
+
+async def test_a_full_queue_sends_the_request_to_the_neighbour_found_by_mdns(tmp_path):
+    run = os.getpid()  # several test runs on one machine hear each other
+    async with node(f"b-{run}", tmp_path / "b") as b, AsyncExitStack() as stack:
+
+        async def look(name: str, port: int) -> Discovery:
+            return await stack.enter_async_context(
+                Discovery.open(
+                    node=name, root=f"r{run}", port=port, role="node", interfaces=["127.0.0.1"]
+                )
+            )
+
+        await (await look(b.name, b.server.port)).announce(b.engine.models())
+        found = await look(f"a-{run}", 1)
+        async with node("a", tmp_path / "a", discovery=found, queue_limit=2) as a:
+            await until(lambda: bool(found.find("tiny")))
+            os.kill(a.engine._dispatcher.worker.pid, signal.SIGSTOP)
+            async with asyncio.TaskGroup() as tasks:
+                waiting = [
+                    tasks.create_task(a.router.infer("tiny", [tiny.item()], deadline_s=10))
+                    for _ in range(2)
+                ]
+                await asyncio.sleep(0)
+                served = await a.router.infer("tiny", [tiny.item()] * 2, deadline_s=10)
+                os.kill(a.engine._dispatcher.worker.pid, signal.SIGCONT)
+            assert served.by == b.name
+            assert [task.result().by for task in waiting] == ["a", "a"]
+            assert a.router.stats.served_peer == 1
+
+
+async def test_a_deadline_that_passed_here_is_not_tried_elsewhere(tmp_path):
+    async with (
+        node("b", tmp_path / "b") as b,
+        node("a", tmp_path / "a", discovery=Known(b.peer())) as a,
+    ):
+        os.kill(a.engine._dispatcher.worker.pid, signal.SIGSTOP)
+        with pytest.raises(DeadlineError):
+            await a.router.infer("tiny", [tiny.item()], deadline_s=0.05)
+        assert b.server.stats.requests == 0

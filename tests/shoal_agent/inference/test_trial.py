@@ -1,0 +1,69 @@
+"""Releases that must not serve: each is refused with its reason, in a process of its own."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from tests.shoal_agent.inference import tiny_release as tiny
+
+from shoal_agent.inference.errors import ModelRefusedError
+from shoal_agent.inference.trial import try_out
+from shoal_agent.inference.worker import Worker
+
+
+async def refusal(directory: Path, **options: object) -> str:
+    with pytest.raises(ModelRefusedError) as caught:
+        await try_out(bytes(32), directory, python=sys.executable, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+async def test_a_good_release_is_measured(tmp_path):
+    tiny.write(tmp_path)
+    loaded = await try_out(bytes(32), tmp_path, python=sys.executable)
+    assert loaded.item_bytes == 4
+    assert loaded.golden_count == 5
+
+
+async def test_a_release_that_breaks_a_promise_is_refused_in_one_line(tmp_path):
+    tiny.write(tmp_path, model=tiny.linear()[:-20])
+    assert "does not load the model" in await refusal(tmp_path)
+
+
+async def test_a_model_that_wants_too_much_memory_is_refused(tmp_path):
+    tiny.write(tmp_path, model=tiny.memory_bomb())
+    assert "memory" in await refusal(tmp_path, memory_bytes=256 << 20)
+
+
+async def test_a_model_that_never_ends_is_stopped(tmp_path):
+    tiny.write(tmp_path, model=tiny.endless())
+    assert "did not answer 'load' within 0.5 s" in await refusal(tmp_path, timeout_s=0.5)
+
+
+async def test_a_trial_that_is_killed_once_from_outside_is_held_again(tmp_path, monkeypatch):
+    tiny.write(tmp_path)
+    load = Worker.load
+    attempts = 0
+
+    async def killed_at_first(self, *arguments, **options):
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            os.kill(self.pid, signal.SIGKILL)
+        return await load(self, *arguments, **options)
+
+    monkeypatch.setattr(Worker, "load", killed_at_first)
+    assert (await try_out(bytes(32), tmp_path, python=sys.executable)).golden_count == 5
+    assert attempts == 2
+
+
+async def test_a_process_that_cannot_greet_says_why(tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\necho 'ImportError: no numpy here' >&2\nexit 3\n")
+    fake.chmod(0o755)
+    with pytest.raises(Exception, match=r"exit code 3.*no numpy here"):
+        async with asyncio.timeout(10), Worker.open(python=str(fake)):
+            pass

@@ -1,0 +1,129 @@
+"""Releases small enough to build in a test: y = x @ W, and ways to break them."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+VALUES = 4
+LABELS = ["zero", "one", "two"]
+
+
+def weights(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(VALUES, len(LABELS))).astype(np.float32)
+
+
+def item(*values: int) -> bytes:
+    return bytes(values or (1, 2, 3, 4))
+
+
+def expected_label(data: bytes, seed: int = 0) -> str:
+    return LABELS[int((np.frombuffer(data, np.uint8) @ weights(seed)).argmax())]
+
+
+def model_of(nodes: list, initializers: list = (), *, batch: object = "n", **names: str) -> bytes:
+    graph = helper.make_graph(
+        list(nodes),
+        "tiny",
+        [helper.make_tensor_value_info(names.get("x", "x"), TensorProto.FLOAT, [batch, VALUES])],
+        [helper.make_tensor_value_info(names.get("y", "y"), TensorProto.FLOAT, [batch, 3])],
+        list(initializers),
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return model.SerializeToString()
+
+
+def linear(seed: int = 0, **options: object) -> bytes:
+    node = helper.make_node("MatMul", [options.get("x", "x"), "w"], ["y"])
+    return model_of([node], [onnx.numpy_helper.from_array(weights(seed), "w")], **options)
+
+
+def endless() -> bytes:
+    """A loop of 2**62 rounds in front of the multiplication."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Add", ["a", "a"], ["b"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("a", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("b", TensorProto.FLOAT, None),
+        ],
+    )
+    rounds = onnx.numpy_helper.from_array(np.array(2**62, np.int64), "rounds")
+    w = onnx.numpy_helper.from_array(weights(), "w")
+    loop = helper.make_node("Loop", ["rounds", "", "x"], ["z"], body=body)
+    return model_of([loop, helper.make_node("MatMul", ["z", "w"], ["y"])], [rounds, w])
+
+
+def memory_bomb() -> bytes:
+    """Wants 64 GiB for a tensor that it sums up."""
+    shape = onnx.numpy_helper.from_array(np.array([1 << 34], np.int64), "shape")
+    w = onnx.numpy_helper.from_array(weights(), "w")
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["big"]),
+        helper.make_node("ReduceSum", ["big"], ["sum"], keepdims=0),
+        helper.make_node("MatMul", ["x", "w"], ["z"]),
+        helper.make_node("Add", ["z", "sum"], ["y"]),
+    ]
+    return model_of(nodes, [shape, w])
+
+
+def write(
+    directory: Path,
+    *,
+    seed: int = 0,
+    model: bytes | None = None,
+    spec: dict[str, str] | None = None,
+) -> bytes:
+    """Write a release directory; returns a release id. `spec` replaces text in release.toml."""
+    directory.mkdir(parents=True, exist_ok=True)
+    text = f"""\
+name = "tiny"
+version = "1.0.{seed}"
+
+[model]
+file = "model.onnx"
+
+[input]
+name = "x"
+dtype = "float32"
+shape = [{VALUES}]
+encoding = "u8"
+units = "none"
+
+[output]
+name = "y"
+dtype = "float32"
+shape = [{len(LABELS)}]
+decode = "softmax-argmax"
+labels = {LABELS!r}
+units = "logit"
+
+[golden]
+file = "golden.npz"
+tolerance = 0.001
+
+[quality]
+metric = "none"
+value = 1.0
+evaluated_on = "nothing"
+"""
+    for old, new in (spec or {}).items():
+        assert old in text
+        text = text.replace(old, new)
+    (directory / "release.toml").write_text(text)
+    data = linear(seed) if model is None else model
+    (directory / "model.onnx").write_bytes(data)
+    inputs = np.arange(5 * VALUES, dtype=np.uint8).reshape(5, VALUES)
+    outputs = inputs.astype(np.float32) @ weights(seed)
+    np.savez(directory / "golden.npz", inputs=inputs, outputs=outputs)
+    return hashlib.sha256(data + text.encode()).digest()
