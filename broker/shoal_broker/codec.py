@@ -1,0 +1,320 @@
+"""The one door to the `mqtt5` codec: bytes to checked packets and back. No sessions, no I/O.
+
+Nobody else imports `mqtt5`; the packet types are re-exported here. What the codec does not check
+itself is checked around it, in this order: the size from the fixed header, every text (`packet_text`),
+the codec, then packet ids, topics and filters. Whatever the bytes are, the answer is a packet or a
+`ProtocolError` with its MQTT 5 reason code, never another exception.
+"""
+
+from typing import NoReturn
+
+import mqtt5
+from mqtt5 import (
+    AuthPacket,
+    ConnAckPacket,
+    ConnAckReasonCode,
+    ConnectPacket,
+    DisconnectPacket,
+    DisconnectReasonCode,
+    Packet,
+    PingReqPacket,
+    PingRespPacket,
+    PubAckPacket,
+    PubAckReasonCode,
+    PubCompPacket,
+    PubCompReasonCode,
+    PublishPacket,
+    PubRecPacket,
+    PubRecReasonCode,
+    PubRelPacket,
+    PubRelReasonCode,
+    QoS,
+    RetainHandling,
+    SubAckPacket,
+    SubAckReasonCode,
+    SubscribePacket,
+    TopicFilter,
+    UnsubAckPacket,
+    UnsubAckReasonCode,
+    UnsubscribePacket,
+    Will,
+)
+
+from shoal_broker.bus_errors import TopicError
+from shoal_broker.errors import EncodeError, ProtocolError
+from shoal_broker.packet_text import CONNECT, MALFORMED, PROTOCOL_VIOLATION, PUBLISH, check_text
+from shoal_broker.topic_filter import check_filter, check_topic
+
+__all__ = [
+    "DEFAULT_MAX_PACKET_BYTES",
+    "LARGEST_PACKET_BYTES",
+    "AuthPacket",
+    "ConnAckPacket",
+    "ConnAckReasonCode",
+    "ConnectPacket",
+    "DisconnectPacket",
+    "DisconnectReasonCode",
+    "Packet",
+    "PacketReader",
+    "PingReqPacket",
+    "PingRespPacket",
+    "PubAckPacket",
+    "PubAckReasonCode",
+    "PubCompPacket",
+    "PubCompReasonCode",
+    "PubRecPacket",
+    "PubRecReasonCode",
+    "PubRelPacket",
+    "PubRelReasonCode",
+    "PublishPacket",
+    "QoS",
+    "RetainHandling",
+    "SubAckPacket",
+    "SubAckReasonCode",
+    "SubscribePacket",
+    "TopicFilter",
+    "UnsubAckPacket",
+    "UnsubAckReasonCode",
+    "UnsubscribePacket",
+    "Will",
+    "encode",
+    "refused_version",
+]
+
+DEFAULT_MAX_PACKET_BYTES = 1 << 20
+LARGEST_PACKET_BYTES = 268_435_460
+"""A fixed header of 5 bytes and the largest remaining length (MQTT 5, 1.5.5)."""
+
+_TOPIC_FILTER_INVALID = 0x8F
+_TOPIC_NAME_INVALID = 0x90
+_TOPIC_ALIAS_INVALID = 0x94
+_PACKET_TOO_LARGE = 0x95
+
+# The codec says every refusal with a ValueError; these are not "malformed" (0x81) in MQTT 5.
+_OTHER_REASONS = (
+    ("Topic alias must be != 0", _TOPIC_ALIAS_INVALID),
+    ("Duplicate value", PROTOCOL_VIOLATION),
+    ("must be != 0", PROTOCOL_VIOLATION),
+    ("Topic alias must be set", PROTOCOL_VIOLATION),
+)
+
+
+class PacketReader:
+    """Cuts a byte stream into packets. After a ProtocolError the stream cannot be read on.
+
+    `packet_bytes` is the size on the wire of the packet returned last.
+    """
+
+    __slots__ = ("_bytes", "_position", "max_packet_bytes", "packet_bytes")
+
+    def __init__(self, max_packet_bytes: int = DEFAULT_MAX_PACKET_BYTES) -> None:
+        self.max_packet_bytes = max_packet_bytes
+        self.packet_bytes = 0
+        self._bytes: bytes | bytearray = b""
+        self._position = 0
+
+    @property
+    def starts_with_connect(self) -> bool:
+        """Whether what was not taken yet looks like a CONNECT."""
+        return self._position < len(self._bytes) and self._bytes[self._position] == CONNECT << 4
+
+    def feed(self, received: bytes) -> None:
+        """Add what arrived. What is kept is bounded by one packet and one call's bytes."""
+        if self._position == len(self._bytes):
+            self._bytes = received
+        else:
+            if isinstance(self._bytes, bytes):
+                self._bytes = bytearray(self._bytes)
+            del self._bytes[: self._position]
+            self._bytes += received
+        self._position = 0
+
+    def next_packet(self) -> Packet | None:
+        """The next complete packet, None when more bytes are needed. Raises ProtocolError."""
+        buffered, start = self._bytes, self._position
+        available = len(buffered) - start
+        if available < 2:  # noqa: PLR2004 - the shortest packet
+            return None
+        remaining = buffered[start + 1]
+        header_bytes = 2
+        if remaining > 0x7F:  # noqa: PLR2004 - continued in the next byte
+            measured = _long_remaining_length(buffered, start, available)
+            if measured is None:
+                return None
+            remaining, header_bytes = measured
+        total = header_bytes + remaining
+        if total > self.max_packet_bytes:
+            raise ProtocolError(
+                _PACKET_TOO_LARGE, f"a packet of {total} bytes; {self.max_packet_bytes} may be sent"
+            )
+        if available < total:
+            return None
+        with memoryview(buffered) as view, view[start : start + total] as packet:
+            decoded = _decode(packet, header_bytes)
+        self._position = start + total
+        self.packet_bytes = total
+        return decoded
+
+
+def encode(packet: Packet) -> bytes:
+    """The packet on the wire. Raises EncodeError where it fits in none.
+
+    Wrong texts, topics, filters and numbers do not get here: building the packet raises ValueError.
+    """
+    # The codec asserts its 28-bit lengths instead of refusing: the payload is all that gets there.
+    if type(packet) is PublishPacket and len(packet.payload) > LARGEST_PACKET_BYTES - (1 << 20):
+        raise EncodeError(f"a payload of {len(packet.payload)} bytes fits in no packet")
+    try:
+        return packet.write()
+    except (ValueError, OverflowError, TypeError) as exc:
+        raise EncodeError(f"{type(packet).__name__}: {exc}") from exc
+    except BaseException as exc:
+        if not _is_panic(exc):
+            raise
+        raise EncodeError(f"{type(packet).__name__}: {exc}") from exc
+
+
+def refused_version(protocol_level: int) -> bytes:
+    """The CONNACK that a client which asked for `protocol_level` understands as a refusal."""
+    if protocol_level in (3, 4):
+        # MQTT 3.1.1, 3.2.2.3: return code 1, unacceptable protocol version.
+        return b"\x20\x02\x00\x01"
+    return encode(ConnAckPacket(reason_code=ConnAckReasonCode.UNSUPPORTED_PROTOCOL_VERSION))
+
+
+def _long_remaining_length(
+    buffered: bytes | bytearray, start: int, available: int
+) -> tuple[int, int] | None:
+    """The remaining length and the size of the fixed header; None when bytes are missing."""
+    remaining = 0
+    for index in range(1, 5):
+        if index >= available:
+            return None
+        byte = buffered[start + index]
+        remaining |= (byte & 0x7F) << (7 * (index - 1))
+        if byte < 0x80:  # noqa: PLR2004 - no continuation bit
+            if byte == 0:
+                raise ProtocolError(MALFORMED, "a remaining length with a useless byte")
+            return remaining, index + 1
+    raise ProtocolError(MALFORMED, "a remaining length of more than 4 bytes")
+
+
+def _decode(packet: memoryview, header_bytes: int) -> Packet:
+    first_byte = packet[0]
+    if not _has_checked_text(packet, first_byte, header_bytes):
+        with packet[header_bytes:] as body:
+            check_text(first_byte, body)
+    try:
+        decoded, size_bytes = mqtt5.read(packet)
+    except (ValueError, IndexError) as exc:
+        _refuse(str(exc), exc)
+    except BaseException as exc:
+        if not _is_panic(exc):
+            raise
+        _refuse("the codec gave up", exc)
+    if size_bytes != len(packet):
+        raise ProtocolError(MALFORMED, "a packet is shorter than its remaining length")
+    _check_values(decoded)
+    return decoded
+
+
+def _has_checked_text(packet: memoryview, first_byte: int, header_bytes: int) -> bool:
+    """The short way for the packets that a busy broker sees: True when the walk can be saved.
+
+    That is a short acknowledgement, and a PUBLISH without properties whose topic is ASCII without NUL.
+    """
+    kind = first_byte >> 4
+    size_bytes = len(packet)
+    if kind != PUBLISH:
+        return 4 <= kind <= 7 and size_bytes <= 5  # noqa: PLR2004 - PUBACK to PUBCOMP without properties
+    if size_bytes < header_bytes + 5:
+        return False
+    topic_start = header_bytes + 2
+    topic_end = topic_start + (packet[header_bytes] << 8 | packet[header_bytes + 1])
+    properties_at = topic_end + 2 if first_byte & 0x06 else topic_end
+    if properties_at >= size_bytes or packet[properties_at]:
+        return False
+    topic = bytes(packet[topic_start:topic_end])
+    return topic.isascii() and b"\0" not in topic
+
+
+def _check_values(packet: Packet) -> None:
+    """What the codec reads without looking: packet ids, topics, filters."""
+    match packet:
+        case PublishPacket():
+            _check_publish(packet)
+        case ConnectPacket():
+            if packet.will is not None:
+                _check_topic(packet.will.topic)
+                _check_details(packet.will)
+        case SubscribePacket():
+            _check_subscribe(packet)
+        case UnsubscribePacket():
+            _check_packet_id(packet.packet_id)
+            if not packet.patterns:
+                raise ProtocolError(PROTOCOL_VIOLATION, "UNSUBSCRIBE without a topic filter")
+            for pattern in packet.patterns:
+                _check_filter(pattern)
+        case _:
+            packet_id = getattr(packet, "packet_id", None)
+            if packet_id is not None:
+                _check_packet_id(packet_id)
+
+
+def _check_publish(packet: PublishPacket) -> None:
+    topic = packet.topic
+    if "+" in topic or "#" in topic or "\0" in topic:
+        raise ProtocolError(_TOPIC_NAME_INVALID, f"{topic!r} is not a topic to publish to")
+    if packet.packet_id is not None:
+        _check_packet_id(packet.packet_id)
+    elif packet.duplicate:
+        raise ProtocolError(MALFORMED, "a QoS 0 message cannot be a duplicate")
+    _check_details(packet)
+
+
+def _check_subscribe(packet: SubscribePacket) -> None:
+    _check_packet_id(packet.packet_id)
+    if not packet.topic_filters:
+        raise ProtocolError(PROTOCOL_VIOLATION, "SUBSCRIBE without a topic filter")
+    for wanted in packet.topic_filters:
+        _check_filter(wanted.pattern)
+        if wanted.no_local and wanted.pattern.startswith("$share/"):
+            raise ProtocolError(PROTOCOL_VIOLATION, "no-local on a shared subscription")
+
+
+def _check_details(message: PublishPacket | Will) -> None:
+    if message.payload_format_indicator > 1:
+        raise ProtocolError(PROTOCOL_VIOLATION, "there is no such payload format")
+    if message.response_topic is not None:
+        _check_topic(message.response_topic, PROTOCOL_VIOLATION)
+
+
+def _check_packet_id(packet_id: int) -> None:
+    if packet_id == 0:
+        raise ProtocolError(PROTOCOL_VIOLATION, "a packet id of 0")
+
+
+def _check_topic(topic: str, reason_code: int = _TOPIC_NAME_INVALID) -> None:
+    try:
+        check_topic(topic)
+    except TopicError as exc:
+        raise ProtocolError(reason_code, str(exc)) from exc
+
+
+def _check_filter(pattern: str) -> None:
+    try:
+        check_filter(pattern)
+    except TopicError as exc:
+        raise ProtocolError(_TOPIC_FILTER_INVALID, str(exc)) from exc
+
+
+def _refuse(complaint: str, exc: BaseException) -> NoReturn:
+    for known, reason_code in _OTHER_REASONS:
+        if known in complaint:
+            raise ProtocolError(reason_code, complaint) from exc
+    raise ProtocolError(MALFORMED, complaint) from exc
+
+
+def _is_panic(exc: BaseException) -> bool:
+    """A panic of the Rust codec is a BaseException of a class that cannot be imported."""
+    return type(exc).__module__ == "pyo3_runtime"

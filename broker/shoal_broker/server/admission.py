@@ -1,0 +1,48 @@
+"""The answer to CONNECT: refused with which code, or accepted with which promises. Pure."""
+
+from shoal_broker.codec import (
+    ConnAckPacket,
+    ConnAckReasonCode,
+    ConnectPacket,
+    QoS,
+)
+from shoal_broker.server.config import BrokerConfig
+from shoal_broker.server.router import MAX_LEVELS
+
+MAX_CLIENT_ID_CHARACTERS = 256
+
+
+def refusal(packet: ConnectPacket, config: BrokerConfig) -> tuple[ConnAckReasonCode, str] | None:
+    """Why this CONNECT cannot be accepted, before its password is looked at; None when it can."""
+    if packet.authentication_method is not None:
+        return ConnAckReasonCode.BAD_AUTHENTICATION_METHOD, "no extended authentication here"
+    if len(packet.client_id) > MAX_CLIENT_ID_CHARACTERS:
+        return (
+            ConnAckReasonCode.CLIENT_ID_NOT_VALID,
+            f"a client id has at most {MAX_CLIENT_ID_CHARACTERS} characters",
+        )
+    if config.password_file is not None and (packet.username is None or packet.password is None):
+        return (
+            ConnAckReasonCode.BAD_USER_NAME_OR_PASSWORD,
+            "this broker wants a user name and a password",
+        )
+    will = packet.will
+    if will is not None:
+        if will.qos == QoS.EXACTLY_ONCE:
+            return ConnAckReasonCode.QUALITY_NOT_SUPPORTED, "QoS 2 is not supported"
+        if will.topic.startswith("$") or will.topic.count("/") >= MAX_LEVELS:
+            return ConnAckReasonCode.TOPIC_NAME_INVALID, "a will cannot go to this topic"
+    return None
+
+
+def acceptance(
+    config: BrokerConfig, *, session_present: bool, assigned_client_id: str | None
+) -> ConnAckPacket:
+    """The CONNACK that says what this broker does and how much of it."""
+    return ConnAckPacket(
+        session_present=session_present,
+        assigned_client_id=assigned_client_id,
+        max_qos=QoS.AT_LEAST_ONCE,
+        max_packet_size=config.max_packet_bytes,
+        topic_alias_max=config.max_topic_aliases,
+    )

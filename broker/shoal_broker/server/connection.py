@@ -1,0 +1,111 @@
+"""One network connection as the core sees it: bytes in, bytes out, and what CONNECT agreed on. No I/O."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from shoal_broker.codec import LARGEST_PACKET_BYTES, Packet, PacketReader, encode
+
+if TYPE_CHECKING:
+    from shoal_broker.server.sessions import Session
+
+LARGEST_FIRST_PACKET_BYTES = 256 << 10
+"""CONNECT with every field at its largest; a stranger is not given more."""
+
+
+class State(Enum):
+    """Where a connection stands."""
+
+    NEW = auto()
+    """Nothing but CONNECT is welcome."""
+    AUTHENTICATING = auto()
+    """CONNECT arrived; what follows waits until the password was checked."""
+    CONNECTED = auto()
+    CLOSED = auto()
+    """To be closed once `output` is written, or gone."""
+
+
+class Connection:
+    """One network connection. The shell reads and writes it, the core decides."""
+
+    __slots__ = (
+        "_unsent",
+        "aliases",
+        "is_unsent",
+        "keep_alive_s",
+        "last_heard_s",
+        "max_packet_bytes",
+        "opened_at_s",
+        "output",
+        "output_bytes",
+        "owner",
+        "peer",
+        "reader",
+        "receive_max",
+        "session",
+        "session_expiry_s",
+        "state",
+        "surplus",
+        "writable",
+    )
+
+    def __init__(
+        self,
+        *,
+        peer: str,
+        owner: object,
+        now_s: float,
+        max_packet_bytes: int,
+        unsent: list[Connection],
+        surplus: bool,
+    ) -> None:
+        self.peer = peer
+        self.owner = owner
+        """Whatever the shell knows it by."""
+        self.reader = PacketReader(min(max_packet_bytes, LARGEST_FIRST_PACKET_BYTES))
+        self.state = State.NEW
+        self.surplus = surplus
+        """Beyond the connection limit: it may say CONNECT and is told so."""
+        self.opened_at_s = now_s
+        self.last_heard_s = now_s
+        self.session: Session | None = None
+        self.session_expiry_s = 0
+        """Of CONNECT, in seconds; what DISCONNECT may still change."""
+        self.keep_alive_s = 0
+        self.receive_max = 1
+        self.max_packet_bytes = LARGEST_PACKET_BYTES
+        """What the client accepts."""
+        self.aliases: dict[int, str] = {}
+        self.writable = True
+        """False while the shell's write buffer is above its limit."""
+        self.output: list[bytes] = []
+        self.output_bytes = 0
+        self._unsent = unsent
+        self.is_unsent = False
+
+    def send(self, packet: Packet) -> None:
+        """Queue a packet unless the client said that it accepts none of this size."""
+        data = encode(packet)
+        if len(data) <= self.max_packet_bytes:
+            self.send_bytes(data)
+
+    def send_bytes(self, data: bytes) -> None:
+        """Queue an encoded packet of a size that the client accepts."""
+        self.output.append(data)
+        self.output_bytes += len(data)
+        self.mark_unsent()
+
+    def mark_unsent(self) -> None:
+        """Have the shell look at this connection."""
+        if not self.is_unsent:
+            self.is_unsent = True
+            self._unsent.append(self)
+
+    def take_output(self) -> bytes:
+        """What is to be written now; empties the output."""
+        data = b"".join(self.output)
+        self.output.clear()
+        self.output_bytes = 0
+        self.is_unsent = False
+        return data

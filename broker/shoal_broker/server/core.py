@@ -1,0 +1,253 @@
+"""The broker without I/O: received bytes in, bytes to send and events out.
+
+The shell calls `open`, `receive`, `written`, `lost` and `tick`; after each it takes `take_unsent()`
+(connections with something to write or to close) and `take_events()`. Time comes in as `now_s`,
+seconds on a monotonic clock. Nothing here blocks, and nothing a client sends raises.
+"""
+
+from collections.abc import Callable
+
+from shoal_broker.codec import (
+    ConnectPacket,
+    DisconnectPacket,
+    DisconnectReasonCode,
+    Packet,
+    PingReqPacket,
+    PingRespPacket,
+    PubAckPacket,
+    PubAckReasonCode,
+    PubCompPacket,
+    PubCompReasonCode,
+    PublishPacket,
+    PubRecPacket,
+    PubRelPacket,
+    PubRelReasonCode,
+    QoS,
+    SubAckPacket,
+    SubAckReasonCode,
+    SubscribePacket,
+    UnsubAckPacket,
+    UnsubAckReasonCode,
+    UnsubscribePacket,
+)
+from shoal_broker.errors import ProtocolError
+from shoal_broker.server.config import BrokerConfig
+from shoal_broker.server.connection import Connection, State
+from shoal_broker.server.counters import Counters
+from shoal_broker.server.events import Event
+from shoal_broker.server.lifecycle import Lifecycle
+from shoal_broker.server.messages import from_publish
+from shoal_broker.server.router import Router
+from shoal_broker.server.sessions import Session
+
+PROTOCOL_VIOLATION = 0x82
+TOPIC_ALIAS_INVALID = 0x94
+QOS_NOT_SUPPORTED = 0x9B
+
+
+class BrokerCore:
+    """One broker. `new_client_id` names clients that leave it to us."""
+
+    def __init__(self, config: BrokerConfig, *, new_client_id: Callable[[], str]) -> None:
+        self.counters = Counters()
+        self.router = Router(config, self.counters)
+        self.connections: set[Connection] = set()
+        self._lifecycle = Lifecycle(config, self.router, self.counters, new_client_id)
+        self._config = config
+        self._unsent: list[Connection] = []
+
+    # --- what the shell calls
+
+    def open(self, *, peer: str, owner: object, now_s: float) -> Connection:
+        """A network connection was accepted."""
+        connection = Connection(
+            peer=peer,
+            owner=owner,
+            now_s=now_s,
+            max_packet_bytes=self._config.max_packet_bytes,
+            unsent=self._unsent,
+            surplus=len(self.connections) >= self._config.max_connections,
+        )
+        self.connections.add(connection)
+        self.counters.connections += 1
+        return connection
+
+    def receive(self, connection: Connection, received: bytes, now_s: float) -> None:
+        """Bytes arrived."""
+        if connection.state is State.CLOSED:
+            return
+        connection.last_heard_s = now_s
+        connection.reader.feed(received)
+        self._read_on(connection, now_s)
+
+    def authenticated(self, connection: Connection, now_s: float, *, accepted: bool) -> None:
+        """The answer to AuthenticationWanted."""
+        self._lifecycle.authenticated(connection, now_s, accepted=accepted)
+        self._read_on(connection, now_s)
+
+    def written(self, connection: Connection, now_s: float, *, writable: bool) -> None:
+        """The output was handed to the network; `writable` while its buffer is below the limit."""
+        connection.writable = writable
+        session = connection.session
+        if writable and session is not None and connection.state is State.CONNECTED:
+            self.router.courier.pump(session, now_s)
+
+    def lost(self, connection: Connection, now_s: float, reason: str) -> None:
+        """The network connection is gone, whoever ended it."""
+        self.connections.discard(connection)
+        self._lifecycle.lost(connection, now_s, reason)
+
+    def tick(self, now_s: float) -> None:
+        """Time has passed: about once a second is right."""
+        for connection in list(self.connections):
+            self._lifecycle.check_patience(connection, now_s)
+        for session in list(self.router.sessions.values()):
+            self.router.run_clocks(session, now_s)
+        self.router.retained.drop_expired(now_s)
+
+    def shut_down(self) -> None:
+        """Say goodbye to everybody (0x8B). Sessions end with the process, so no wills are sent."""
+        for connection in list(self.connections):
+            if connection.state is State.CONNECTED:
+                connection.send(
+                    DisconnectPacket(reason_code=DisconnectReasonCode.SERVER_SHUTTING_DOWN)
+                )
+            self._lifecycle.close(connection)
+
+    def take_unsent(self) -> list[Connection]:
+        """Connections with output to write, or to be closed after it; each once."""
+        unsent = self._unsent[:]
+        self._unsent.clear()
+        return unsent
+
+    def take_events(self) -> list[Event]:
+        """What happened since the last call."""
+        events = self._lifecycle.events
+        if events:
+            self._lifecycle.events = []
+        return events
+
+    # --- packets
+
+    def _read_on(self, connection: Connection, now_s: float) -> None:
+        reader = connection.reader
+        # What is no CONNECT may announce a length that never comes.
+        if connection.state is State.NEW and not reader.starts_with_connect:
+            stranger = ProtocolError(PROTOCOL_VIOLATION, "the first packet is not CONNECT")
+            self._lifecycle.answer_error(connection, stranger, now_s)
+            return
+        try:
+            while connection.state is State.CONNECTED or connection.state is State.NEW:
+                packet = reader.next_packet()
+                if packet is None:
+                    return
+                self._act(connection, packet, now_s)
+        except ProtocolError as exc:
+            self._lifecycle.answer_error(connection, exc, now_s)
+
+    def _act(self, connection: Connection, packet: Packet, now_s: float) -> None:
+        session = connection.session
+        if session is None:
+            if not isinstance(packet, ConnectPacket):
+                raise ProtocolError(PROTOCOL_VIOLATION, "the first packet is not CONNECT")
+            self._lifecycle.connect(connection, packet, now_s)
+            return
+        match packet:
+            case PublishPacket():
+                self._publish(connection, session, packet, now_s)
+            case PubAckPacket():
+                session.acknowledge(packet.packet_id)
+                self.router.courier.pump(session, now_s)
+            case PingReqPacket():
+                connection.send(PingRespPacket())
+            case SubscribePacket():
+                self._subscribe(connection, session, packet, now_s)
+            case UnsubscribePacket():
+                answers = [
+                    UnsubAckReasonCode(self.router.unsubscribe(session, pattern))
+                    for pattern in packet.patterns
+                ]
+                connection.send(UnsubAckPacket(packet.packet_id, answers))
+            case DisconnectPacket():
+                self._goodbye(connection, session, packet, now_s)
+            case _:
+                self._act_on_strays(connection, packet)
+
+    def _act_on_strays(self, connection: Connection, packet: Packet) -> None:
+        """QoS 2 is not spoken here; whatever these answer, the client can let go of it."""
+        match packet:
+            case PubRecPacket(packet_id=packet_id):
+                gone = PubRelReasonCode.PACKET_ID_NOT_FOUND
+                connection.send(PubRelPacket(packet_id, reason_code=gone))
+            case PubRelPacket(packet_id=packet_id):
+                unknown = PubCompReasonCode.PACKET_ID_NOT_FOUND
+                connection.send(PubCompPacket(packet_id, reason_code=unknown))
+            case PubCompPacket():
+                pass
+            case _:
+                raise ProtocolError(
+                    PROTOCOL_VIOLATION, f"{type(packet).__name__} has no place in this session"
+                )
+
+    def _publish(
+        self, connection: Connection, session: Session, packet: PublishPacket, now_s: float
+    ) -> None:
+        if packet.qos == QoS.EXACTLY_ONCE:
+            raise ProtocolError(QOS_NOT_SUPPORTED, "QoS 2 is not supported")
+        if packet.subscription_ids:
+            raise ProtocolError(PROTOCOL_VIOLATION, "a client sets no subscription identifier")
+        topic = packet.topic
+        alias = packet.topic_alias
+        if alias is not None:
+            if alias > self._config.max_topic_aliases:
+                raise ProtocolError(
+                    TOPIC_ALIAS_INVALID, f"topic alias {alias} is above what was announced"
+                )
+            if topic:
+                connection.aliases[alias] = topic
+            elif alias in connection.aliases:
+                topic = connection.aliases[alias]
+            else:
+                raise ProtocolError(PROTOCOL_VIOLATION, f"topic alias {alias} was never given")
+        self.counters.messages_in += 1
+        message = from_publish(
+            packet,
+            topic,
+            session.client_id,
+            connection.reader.packet_bytes + (0 if packet.topic else len(topic)),
+            now_s,
+        )
+        reason_code = self.router.publish(message, now_s)
+        if packet.packet_id is not None:
+            connection.send(
+                PubAckPacket(packet.packet_id, reason_code=PubAckReasonCode(reason_code))
+            )
+
+    def _subscribe(
+        self, connection: Connection, session: Session, packet: SubscribePacket, now_s: float
+    ) -> None:
+        answers = [
+            SubAckReasonCode(self.router.subscribe(session, wanted, packet.subscription_id))
+            for wanted in packet.topic_filters
+        ]
+        connection.send(SubAckPacket(packet.packet_id, answers))
+        self.router.courier.pump(session, now_s)
+
+    def _goodbye(
+        self, connection: Connection, session: Session, packet: DisconnectPacket, now_s: float
+    ) -> None:
+        interval_s = packet.session_expiry_interval
+        if interval_s is not None:
+            if interval_s and not connection.session_expiry_s:
+                raise ProtocolError(
+                    PROTOCOL_VIOLATION, "DISCONNECT gives a session an expiry that it never had"
+                )
+            session.expiry_interval_s = interval_s
+        self._lifecycle.leave(
+            connection,
+            now_s,
+            with_will=packet.reason_code != DisconnectReasonCode.NORMAL_DISCONNECTION,
+            reason_code=int(packet.reason_code),
+            reason="client said goodbye",
+        )
+        self._lifecycle.close(connection)

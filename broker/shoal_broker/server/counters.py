@@ -1,0 +1,31 @@
+"""What the broker counts. Plain numbers; `metrics` shows them to Prometheus."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Dropped(StrEnum):
+    """Why a message did not reach somebody who wanted it."""
+
+    EXPIRED = "expired"
+    QUEUE_FULL = "queue_full"
+    OFFLINE_QOS0 = "offline_qos0"
+    TOO_LARGE_FOR_CLIENT = "too_large_for_client"
+    RETAINED_FULL = "retained_full"
+    RESERVED_TOPIC = "reserved_topic"
+    SESSION_ENDED = "session_ended"
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the broker started."""
+
+    connections: int = 0
+    """Network connections accepted."""
+    refused: int = 0
+    """Of these, turned away before or at CONNECT."""
+    messages_in: int = 0
+    messages_out: int = 0
+    """Including repeats."""
+    dropped: Counter[Dropped] = field(default_factory=Counter)

@@ -1,0 +1,119 @@
+"""From a session's queues to its connection: windows, repeats, expiry and sizes. No I/O.
+
+A connection is given messages only while less than the write buffer's limit waits to be written,
+so that a slow consumer costs one such buffer and its session's limits.
+"""
+
+from shoal_broker.server.connection import Connection
+from shoal_broker.server.counters import Counters, Dropped
+from shoal_broker.server.messages import Delivery, encode_delivery
+from shoal_broker.server.sessions import Session
+
+
+class Courier:
+    """Fills the output of connections."""
+
+    def __init__(self, *, max_in_flight: int, write_buffer_bytes: int, counters: Counters) -> None:
+        self._max_in_flight = max_in_flight
+        self._write_buffer_bytes = write_buffer_bytes
+        self._counters = counters
+
+    def pump(self, session: Session, now_s: float) -> None:
+        """Send what waits, as far as the client's window and the write buffer allow."""
+        connection = session.connection
+        if connection is None or not connection.writable:
+            return
+        window = min(connection.receive_max, self._max_in_flight)
+        limit = self._write_buffer_bytes
+        in_flight = session.in_flight
+        if session.repeats:
+            self._repeat(connection, session, window, now_s)
+            if session.repeats:
+                return
+        if session.backlog:
+            self._send_retained(connection, session, window, now_s)
+            if session.backlog:
+                return
+        queue = session.queue
+        while queue and len(in_flight) < window and connection.output_bytes < limit:
+            delivery = queue.popleft()
+            self._send(connection, session, delivery, now_s)
+        best_effort = session.best_effort
+        while best_effort and connection.output_bytes < limit:
+            delivery = best_effort.popleft()
+            session.held_bytes -= delivery.message.size_bytes
+            self._send(connection, session, delivery, now_s)
+
+    def _repeat(self, connection: Connection, session: Session, window: int, now_s: float) -> None:
+        # MQTT 5, 4.4: in order, same packet ids, with DUP. What expired meanwhile is repeated all
+        # the same: the client may have it already and owe nothing but the acknowledgement.
+        in_flight, repeats = session.in_flight, session.repeats
+        while repeats and len(in_flight) - len(repeats) < window:
+            if connection.output_bytes >= self._write_buffer_bytes:
+                return
+            packet_id = repeats.popleft()
+            self._write(connection, session, in_flight[packet_id], packet_id, now_s, duplicate=True)
+
+    def _send_retained(
+        self, connection: Connection, session: Session, window: int, now_s: float
+    ) -> None:
+        # Before the queue: that holds what was published after these were looked up.
+        while session.backlog and len(session.in_flight) < window:
+            if connection.output_bytes >= self._write_buffer_bytes:
+                return
+            delivery = _next_retained(session)
+            if delivery is not None:
+                session.held_bytes += delivery.message.size_bytes
+                self._send(connection, session, delivery, now_s)
+                if not delivery.qos:
+                    session.held_bytes -= delivery.message.size_bytes
+
+    def _send(
+        self, connection: Connection, session: Session, delivery: Delivery, now_s: float
+    ) -> None:
+        if delivery.message.has_expired(now_s):
+            self._counters.dropped[Dropped.EXPIRED] += 1
+            if delivery.qos:
+                session.held_bytes -= delivery.message.size_bytes
+            return
+        packet_id = None
+        if delivery.qos:
+            packet_id = session.next_packet_id()
+            session.in_flight[packet_id] = delivery
+        self._write(connection, session, delivery, packet_id, now_s, duplicate=False)
+
+    def _write(
+        self,
+        connection: Connection,
+        session: Session,
+        delivery: Delivery,
+        packet_id: int | None,
+        now_s: float,
+        *,
+        duplicate: bool,
+    ) -> None:
+        data = encode_delivery(delivery, packet_id, now_s, duplicate=duplicate)
+        if len(data) > connection.max_packet_bytes:
+            # MQTT 5, 3.1.2.11.4: as if it had been delivered.
+            self._counters.dropped[Dropped.TOO_LARGE_FOR_CLIENT] += 1
+            if packet_id is not None:
+                session.acknowledge(packet_id)
+            return
+        self._counters.messages_out += 1
+        connection.send_bytes(data)
+
+
+def _next_retained(session: Session) -> Delivery | None:
+    pattern, messages = next(iter(session.backlog.items()))
+    if not messages:
+        del session.backlog[pattern]
+        return None
+    message = messages.popleft()
+    subscription = session.subscriptions[pattern]
+    return Delivery(
+        message,
+        min(int(message.content.qos), subscription.max_qos),
+        True,
+        subscription.identifiers,
+        None,
+    )

@@ -1,0 +1,247 @@
+"""How connections and sessions begin and end: CONNECT, takeover, refusals, goodbyes, time-outs. No I/O.
+
+What happens in between is `core`'s business.
+"""
+
+from collections.abc import Callable
+
+from shoal_broker.codec import (
+    ConnAckPacket,
+    ConnAckReasonCode,
+    ConnectPacket,
+    DisconnectPacket,
+    DisconnectReasonCode,
+    refused_version,
+)
+from shoal_broker.errors import ProtocolError
+from shoal_broker.server import admission
+from shoal_broker.server.config import BrokerConfig
+from shoal_broker.server.connection import Connection, State
+from shoal_broker.server.counters import Counters
+from shoal_broker.server.events import (
+    AuthenticationWanted,
+    ClientConnected,
+    ClientGone,
+    ClientRefused,
+    Event,
+)
+from shoal_broker.server.router import Router
+
+KEEP_ALIVE_GRACE = 1.5
+"""MQTT 5, 3.1.2.10."""
+
+
+MAX_REASON_CHARACTERS = 200
+
+
+class Lifecycle:
+    """Every transition of `Connection.state`. Adds to `events` what the shell is to know."""
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        router: Router,
+        counters: Counters,
+        new_client_id: Callable[[], str],
+    ) -> None:
+        self.events: list[Event] = []
+        self._config = config
+        self._router = router
+        self._counters = counters
+        self._new_client_id = new_client_id
+        self._waiting: dict[Connection, ConnectPacket] = {}
+
+    # --- beginnings
+
+    def connect(self, connection: Connection, packet: ConnectPacket, now_s: float) -> None:
+        """The first packet arrived: refuse it, have its password checked, or accept it."""
+        if packet.max_packet_size is not None:
+            connection.max_packet_bytes = packet.max_packet_size
+        if connection.surplus:
+            self._refuse(
+                connection,
+                ConnAckReasonCode.SERVER_BUSY,
+                f"{self._config.max_connections} clients are connected, which is the limit",
+            )
+            return
+        refused = admission.refusal(packet, self._config)
+        if refused is not None:
+            self._refuse(connection, *refused)
+            return
+        if self._config.password_file is None:
+            self._accept(connection, packet, now_s)
+            return
+        connection.state = State.AUTHENTICATING
+        self._waiting[connection] = packet
+        self.events.append(
+            AuthenticationWanted(connection, packet.username or "", packet.password or b"")
+        )
+
+    def authenticated(self, connection: Connection, now_s: float, *, accepted: bool) -> None:
+        """The password of the CONNECT that waits was checked."""
+        packet = self._waiting.pop(connection, None)
+        if packet is None or connection.state is not State.AUTHENTICATING:
+            return
+        if accepted:
+            self._accept(connection, packet, now_s)
+        else:
+            self._refuse(
+                connection, ConnAckReasonCode.BAD_USER_NAME_OR_PASSWORD, "wrong user or password"
+            )
+
+    def _accept(self, connection: Connection, packet: ConnectPacket, now_s: float) -> None:
+        sessions = self._router.sessions
+        client_id = packet.client_id or self._new_client_id()
+        session = sessions.get(client_id)
+        if session is not None and session.connection is not None:
+            self._send_away(
+                session.connection, DisconnectReasonCode.SESSION_TAKEN_OVER, "taken over", now_s
+            )
+            session = sessions.get(client_id)
+        if session is not None and packet.clean_start:
+            self._router.end_session(session, now_s)
+            session = None
+        session_present = session is not None
+        if session is None:
+            session = self._router.new_session(client_id)
+        if session is None:
+            self._refuse(
+                connection,
+                ConnAckReasonCode.QUOTA_EXCEEDED,
+                f"{self._config.max_sessions} sessions are kept, which is the limit",
+            )
+            return
+        session.connection = connection
+        session.expiry_interval_s = packet.session_expiry_interval
+        session.expires_at_s = None
+        session.will = packet.will
+        session.will_due_at_s = None
+        session.repeats.extend(session.in_flight)
+        connection.session = session
+        connection.session_expiry_s = packet.session_expiry_interval
+        connection.keep_alive_s = packet.keep_alive
+        connection.receive_max = packet.receive_max
+        connection.reader.max_packet_bytes = self._config.max_packet_bytes
+        connection.state = State.CONNECTED
+        connection.send(
+            admission.acceptance(
+                self._config,
+                session_present=session_present,
+                assigned_client_id=None if packet.client_id else client_id,
+            )
+        )
+        self.events.append(
+            ClientConnected(
+                connection.peer,
+                client_id,
+                packet.username,
+                packet.clean_start,
+                session_present,
+                packet.keep_alive,
+            )
+        )
+        self._router.courier.pump(session, now_s)
+
+    # --- endings
+
+    def lost(self, connection: Connection, now_s: float, reason: str) -> None:
+        """The network connection is gone, whoever ended it."""
+        if connection.state is State.CONNECTED:
+            self.leave(connection, now_s, with_will=True, reason_code=None, reason=reason)
+        elif connection.state is not State.CLOSED:
+            self._turn_away(connection, None, reason)
+        connection.state = State.CLOSED
+        self._waiting.pop(connection, None)
+
+    def _refuse(self, connection: Connection, code: ConnAckReasonCode, reason: str) -> None:
+        connection.send(ConnAckPacket(reason_code=code, reason_str=reason))
+        self._turn_away(connection, int(code), reason)
+        self.close(connection)
+
+    def answer_error(self, connection: Connection, error: ProtocolError, now_s: float) -> None:
+        """Tell the other end what it did wrong, as far as it can understand that, and close."""
+        # It may quote a topic, and goes over the wire and into the log.
+        code, reason = error.reason_code, str(error)[:MAX_REASON_CHARACTERS]
+        if connection.session is not None:
+            goodbye = _goodbye_code(code)
+            self._send_away(connection, goodbye, reason, now_s)
+        elif error.protocol_level is not None:
+            connection.send_bytes(refused_version(error.protocol_level))
+            self._turn_away(connection, code, reason)
+            self.close(connection)
+        elif connection.reader.starts_with_connect:
+            self._refuse(connection, _refusal_code(code), reason)
+        else:
+            # Not an MQTT client: it would not understand an answer.
+            self._turn_away(connection, None, reason)
+            self.close(connection)
+
+    def _send_away(
+        self, connection: Connection, code: DisconnectReasonCode, reason: str, now_s: float
+    ) -> None:
+        connection.send(DisconnectPacket(reason_code=code, reason_str=reason))
+        self.leave(connection, now_s, with_will=True, reason_code=int(code), reason=reason)
+        self.close(connection)
+
+    def leave(
+        self,
+        connection: Connection,
+        now_s: float,
+        *,
+        with_will: bool,
+        reason_code: int | None,
+        reason: str,
+    ) -> None:
+        """A connected client is gone: its session goes on without it, or ends."""
+        session = connection.session
+        if session is None or session.connection is not connection:
+            return
+        # Closed first: what the will or a requeued message causes must not come back here.
+        connection.state = State.CLOSED
+        self.events.append(ClientGone(connection.peer, session.client_id, reason_code, reason))
+        self._router.left(session, now_s, with_will=with_will)
+
+    def close(self, connection: Connection) -> None:
+        """Nothing more is read; the network connection ends once the output is written."""
+        connection.state = State.CLOSED
+        self._waiting.pop(connection, None)
+        connection.mark_unsent()
+
+    def check_patience(self, connection: Connection, now_s: float) -> None:
+        """Send away who is silent for too long, before or after CONNECT."""
+        if connection.state is State.CONNECTED:
+            keep_alive_s = connection.keep_alive_s
+            silent_s = now_s - connection.last_heard_s
+            if keep_alive_s and silent_s > keep_alive_s * KEEP_ALIVE_GRACE:
+                self._send_away(
+                    connection,
+                    DisconnectReasonCode.KEEP_ALIVE_TIMEOUT,
+                    "nothing heard for 1.5 times the keep alive",
+                    now_s,
+                )
+        elif (
+            connection.state is not State.CLOSED
+            and now_s - connection.opened_at_s > self._config.connect_timeout_s
+        ):
+            self._turn_away(connection, None, "no CONNECT in time")
+            self.close(connection)
+
+    def _turn_away(self, connection: Connection, reason_code: int | None, reason: str) -> None:
+        self._counters.refused += 1
+        self.events.append(ClientRefused(connection.peer, reason_code, reason))
+
+
+def _goodbye_code(reason_code: int) -> DisconnectReasonCode:
+    """The code for DISCONNECT, which does not know all of them."""
+    try:
+        return DisconnectReasonCode(reason_code)
+    except ValueError:
+        return DisconnectReasonCode.PROTOCOL_ERROR
+
+
+def _refusal_code(reason_code: int) -> ConnAckReasonCode:
+    """The code for CONNACK, likewise."""
+    try:
+        return ConnAckReasonCode(reason_code)
+    except ValueError:
+        return ConnAckReasonCode.PROTOCOL_ERROR

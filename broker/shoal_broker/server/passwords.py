@@ -1,0 +1,184 @@
+"""The password file: `user:scrypt$N$r$p$salt$hash` a line. Read, checked against, and written.
+
+Checking costs 16 MiB and some 50 ms on purpose: call it in a thread.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import os
+import secrets
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from shoal_broker.errors import PasswordFileError
+
+# OWASP's password storage advice, the smallest memory it allows for one pass on a small gateway.
+COST, BLOCK_SIZE, PARALLEL = 1 << 14, 8, 1
+SALT_BYTES, HASH_BYTES = 16, 32
+LARGEST_COST, LARGEST_BLOCK_SIZE, LARGEST_PARALLEL = 1 << 18, 16, 16
+LARGEST_FILE_BYTES = 16 << 20
+_FIELDS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class _Hash:
+    cost: int
+    block_size: int
+    parallel: int
+    salt: bytes
+    digest: bytes
+
+    def fits(self, password: bytes) -> bool:
+        digest = hashlib.scrypt(
+            password,
+            salt=self.salt,
+            n=self.cost,
+            r=self.block_size,
+            p=self.parallel,
+            maxmem=256 * self.cost * self.block_size,
+            dklen=len(self.digest),
+        )
+        return hmac.compare_digest(digest, self.digest)
+
+
+class Passwords:
+    """The users of one password file, as it was when read."""
+
+    def __init__(self, users: dict[str, _Hash]) -> None:
+        self._users = users
+        self._nobody = _hash(secrets.token_bytes(SALT_BYTES))
+        # A fleet that reconnects at once would wait for its turns at scrypt; who was right a moment
+        # ago is recognised by a keyed hash that lives only in this process.
+        self._key = secrets.token_bytes(32)
+        self._recognised: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Raises PasswordFileError, naming the line."""
+        try:
+            if path.stat().st_size > LARGEST_FILE_BYTES:
+                raise PasswordFileError(f"{path} is too large for a password file", path=str(path))
+            text = path.read_text(encoding="utf-8")
+        except OSError as exc:
+            raise PasswordFileError(
+                f"cannot read the password file {path}: {exc.strerror}", path=str(path)
+            ) from exc
+        except UnicodeDecodeError as exc:
+            raise PasswordFileError(f"{path} is not a password file", path=str(path)) from exc
+        users: dict[str, _Hash] = {}
+        for number, line in enumerate(text.splitlines(), start=1):
+            if not line or line.startswith("#"):
+                continue
+            user, _, hashed = line.rpartition(":")
+            parsed = _parse(hashed)
+            if not user or parsed is None:
+                raise PasswordFileError(
+                    f"{path}, line {number}: not `user:hash`; "
+                    f"make it with `shoal-broker passwd {path} USER`",
+                    path=str(path),
+                    line=number,
+                )
+            users[user] = parsed
+        return cls(users)
+
+    def verify(self, user: str, password: bytes) -> bool:
+        """Whether this is the password of `user`. Takes as long for a user that does not exist."""
+        seen = hmac.digest(self._key, user.encode() + b"\0" + password, "sha256")
+        with self._lock:
+            recognised = self._recognised.get(user)
+        if recognised is not None and hmac.compare_digest(recognised, seen):
+            return True
+        known = self._users.get(user)
+        if known is None:
+            self._nobody.fits(password)
+            return False
+        if not known.fits(password):
+            return False
+        with self._lock:
+            self._recognised[user] = seen
+        return True
+
+
+def set_password(path: Path, user: str, password: str) -> bool:
+    """Add `user` to the file or change its password; returns whether the user is new.
+
+    The file is replaced as a whole and is readable by its owner only. Raises PasswordFileError.
+    """
+    if not user or ":" in user or user.startswith("#") or not user.isprintable():
+        raise PasswordFileError(
+            f"{user!r} is no user name: no colon, no # at the start, printable", path=str(path)
+        )
+    lines: list[str] = []
+    if path.exists():
+        Passwords.read(path)
+        lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if line.rpartition(":")[0] != user]
+    kept.append(f"{user}:{_written(_hash(password.encode()))}")
+    try:
+        _replace(path, "\n".join(kept) + "\n")
+    except OSError as exc:
+        raise PasswordFileError(f"cannot write {path}: {exc.strerror}", path=str(path)) from exc
+    return len(kept) > len(lines)
+
+
+def _hash(password: bytes) -> _Hash:
+    salt = secrets.token_bytes(SALT_BYTES)
+    digest = hashlib.scrypt(
+        password,
+        salt=salt,
+        n=COST,
+        r=BLOCK_SIZE,
+        p=PARALLEL,
+        maxmem=256 * COST * BLOCK_SIZE,
+        dklen=HASH_BYTES,
+    )
+    return _Hash(COST, BLOCK_SIZE, PARALLEL, salt, digest)
+
+
+def _written(hashed: _Hash) -> str:
+    salt, digest = (base64.b64encode(part).decode() for part in (hashed.salt, hashed.digest))
+    return f"scrypt${hashed.cost}${hashed.block_size}${hashed.parallel}${salt}${digest}"
+
+
+def _parse(text: str) -> _Hash | None:
+    fields = text.split("$")
+    if len(fields) != _FIELDS or fields[0] != "scrypt":
+        return None
+    try:
+        cost, block_size, parallel = (int(field) for field in fields[1:4])
+        salt, digest = (base64.b64decode(field, validate=True) for field in fields[4:])
+    except (ValueError, binascii.Error):
+        return None
+    if not (1 < cost <= LARGEST_COST and cost & (cost - 1) == 0):
+        return None
+    if not (0 < block_size <= LARGEST_BLOCK_SIZE and 0 < parallel <= LARGEST_PARALLEL):
+        return None
+    if len(salt) < SALT_BYTES or len(digest) != HASH_BYTES:
+        return None
+    return _Hash(cost, block_size, parallel, salt, digest)
+
+
+def _replace(path: Path, text: str) -> None:
+    folder = path.parent
+    # mkstemp makes it readable by its owner only.
+    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

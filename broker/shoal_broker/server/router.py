@@ -1,0 +1,245 @@
+"""Where a message goes: to the sessions that subscribed, to one member of each share, to the retained store.
+
+Also owns the sessions, since a message reaches them while they are away. No packets, no I/O.
+"""
+
+from collections import deque
+
+from shoal_broker.codec import RetainHandling, TopicFilter
+from shoal_broker.server.config import BrokerConfig
+from shoal_broker.server.counters import Counters, Dropped
+from shoal_broker.server.delivery import Courier
+from shoal_broker.server.messages import Delivery, Message, from_will
+from shoal_broker.server.retained import RetainedStore
+from shoal_broker.server.sessions import NEVER_EXPIRES, Session
+from shoal_broker.server.subscriptions import (
+    SharedGroup,
+    Subscription,
+    SubscriptionTree,
+    merge_overlapping,
+    split_share,
+)
+
+MAX_LEVELS = 128
+"""A topic of 65,535 bytes could have 65,536 levels, each with a node of its own in memory."""
+
+GRANTED_MAX_QOS = 1
+
+ACCEPTED = 0x00
+NO_MATCHING_SUBSCRIBERS = 0x10
+NO_SUBSCRIPTION_EXISTED = 0x11
+TOPIC_FILTER_INVALID = 0x8F
+TOPIC_NAME_INVALID = 0x90
+QUOTA_EXCEEDED = 0x97
+
+
+class Router:
+    """Sessions, subscriptions and retained messages, and the way between them."""
+
+    def __init__(self, config: BrokerConfig, counters: Counters) -> None:
+        self.sessions: dict[str, Session] = {}
+        self.subscriptions = SubscriptionTree()
+        self.retained = RetainedStore(
+            max_messages=config.max_retained_messages, max_bytes=config.max_retained_bytes
+        )
+        self.courier = Courier(
+            max_in_flight=config.max_in_flight,
+            write_buffer_bytes=config.write_buffer_bytes,
+            counters=counters,
+        )
+        self._config = config
+        self._counters = counters
+
+    # --- messages
+
+    def publish(self, message: Message, now_s: float) -> int:
+        """Route `message`; the reason code is what a QoS 1 publisher is told.
+
+        0x97 when the retained store is full (then nobody gets it), or when a session that is to survive
+        its connection could not queue it (then the others have it).
+        """
+        content = message.content
+        if message.topic.startswith("$"):
+            self._counters.dropped[Dropped.RESERVED_TOPIC] += 1
+            return TOPIC_NAME_INVALID
+        if content.retain:
+            refused = self._keep(message)
+            if refused:
+                return refused
+        subscriptions, groups = self.subscriptions.match(message.topic)
+        if not subscriptions and not groups:
+            return NO_MATCHING_SUBSCRIBERS
+        reason_code = ACCEPTED
+        qos = int(content.qos)
+        for subscriber, max_qos, as_published, identifiers in merge_overlapping(
+            subscriptions, message.publisher
+        ):
+            delivery = Delivery(
+                message, min(qos, max_qos), as_published and content.retain, identifiers, None
+            )
+            session = self.sessions[subscriber.client_id]
+            if not self._deliver(session, delivery, now_s) and session.is_persistent:
+                reason_code = QUOTA_EXCEEDED
+        for group in groups:
+            if not self._share(group, message, now_s):
+                reason_code = QUOTA_EXCEEDED
+        return reason_code
+
+    def _keep(self, message: Message) -> int:
+        """Store a retained message; 0 or the reason code of the refusal."""
+        if message.topic.count("/") >= MAX_LEVELS:
+            self._counters.dropped[Dropped.RETAINED_FULL] += 1
+            return TOPIC_NAME_INVALID
+        if not message.content.payload:
+            self.retained.clear(message.topic)
+        elif not self.retained.put(message):
+            self._counters.dropped[Dropped.RETAINED_FULL] += 1
+            return QUOTA_EXCEEDED
+        return ACCEPTED
+
+    def _deliver(self, session: Session, delivery: Delivery, now_s: float) -> bool:
+        if session.connection is None and not delivery.qos:
+            self._counters.dropped[Dropped.OFFLINE_QOS0] += 1
+            return True
+        if not session.admit(delivery, now_s):
+            return not delivery.qos
+        self.courier.pump(session, now_s)
+        return True
+
+    def _share(self, group: SharedGroup, message: Message, now_s: float) -> bool:
+        """Give it to one member; False when a QoS 1 message found no room with any of them."""
+        qos, as_published = int(message.content.qos), message.content.retain
+        for member in group.candidates():
+            session = self.sessions[member.subscriber.client_id]
+            delivery = Delivery(
+                message,
+                min(qos, member.max_qos),
+                member.retain_as_published and as_published,
+                member.identifiers,
+                group,
+            )
+            if self._deliver(session, delivery, now_s):
+                group.chosen(member)
+                return True
+        return not qos
+
+    # --- subscriptions
+
+    def subscribe(self, session: Session, wanted: TopicFilter, identifier: int | None) -> int:
+        """Subscribe, and queue the retained messages that belong to it. The reason code for SUBACK."""
+        pattern = wanted.pattern
+        share_name, topic_filter = split_share(pattern)
+        earlier = session.subscriptions.get(pattern)
+        if earlier is None and len(session.subscriptions) >= self._config.max_subscriptions:
+            return QUOTA_EXCEEDED
+        if topic_filter.count("/") >= MAX_LEVELS:
+            return TOPIC_FILTER_INVALID
+        subscription = Subscription(
+            subscriber=session,
+            topic_filter=topic_filter,
+            share_name=share_name,
+            max_qos=min(int(wanted.max_qos), GRANTED_MAX_QOS),
+            no_local=wanted.no_local,
+            retain_as_published=wanted.retain_as_published,
+            identifiers=[] if identifier is None else [identifier],
+        )
+        wants_retained = wanted.retain_handling == RetainHandling.SEND_ALWAYS or (
+            wanted.retain_handling == RetainHandling.SEND_IF_SUBSCRIPTION_NOT_EXISTS
+            and earlier is None
+        )
+        # MQTT 5, 4.8.2: a shared subscription gets no retained messages when it is made.
+        if (
+            share_name is None
+            and wants_retained
+            and not self._queue_retained(session, subscription)
+        ):
+            return QUOTA_EXCEEDED
+        session.subscriptions[pattern] = subscription
+        self.subscriptions.add(subscription)
+        return subscription.max_qos
+
+    def _queue_retained(self, session: Session, subscription: Subscription) -> bool:
+        """Have the session get what is retained; False when it waits for too many already."""
+        messages = deque(
+            message
+            for message in self.retained.match(subscription.topic_filter)
+            if not (subscription.no_local and message.publisher == session.client_id)
+        )
+        # Subscribing again starts again: what the same filter still has to come is replaced.
+        replaced = len(session.backlog.get(subscription.topic_filter, ()))
+        if session.backlog_messages - replaced + len(messages) > self._config.max_retained_messages:
+            return False
+        if messages:
+            session.backlog[subscription.topic_filter] = messages
+        return True
+
+    def unsubscribe(self, session: Session, pattern: str) -> int:
+        """Remove the subscription; what is queued still goes out. The reason code for UNSUBACK."""
+        subscription = session.subscriptions.pop(pattern, None)
+        if subscription is None:
+            return NO_SUBSCRIPTION_EXISTED
+        session.backlog.pop(pattern, None)
+        self.subscriptions.remove(subscription)
+        return ACCEPTED
+
+    # --- sessions
+
+    def new_session(self, client_id: str) -> Session | None:
+        """Create the session of a client id that has none; None at the limit."""
+        if len(self.sessions) >= self._config.max_sessions:
+            return None
+        session = self.sessions[client_id] = Session(
+            client_id,
+            max_messages=self._config.max_queued_messages,
+            max_bytes=self._config.max_queued_bytes,
+            counters=self._counters,
+        )
+        return session
+
+    def left(self, session: Session, now_s: float, *, with_will: bool) -> None:
+        """The session has no connection any more: start its clocks, or end it."""
+        session.connection = None
+        session.repeats.clear()
+        for lost in session.best_effort:
+            session.held_bytes -= lost.message.size_bytes
+        if session.best_effort:
+            self._counters.dropped[Dropped.OFFLINE_QOS0] += len(session.best_effort)
+            session.best_effort.clear()
+        if session.will is not None:
+            if with_will:
+                session.will_due_at_s = now_s + session.will.will_delay_interval
+            else:
+                session.will = None
+        interval_s = session.expiry_interval_s
+        session.expires_at_s = None if interval_s == NEVER_EXPIRES else now_s + interval_s
+        self.run_clocks(session, now_s)
+
+    def run_clocks(self, session: Session, now_s: float) -> None:
+        """Send a will that is due, end a session that has expired."""
+        if session.connection is not None:
+            return
+        if session.expires_at_s is not None and session.expires_at_s <= now_s:
+            self.end_session(session, now_s)
+        elif session.will_due_at_s is not None and session.will_due_at_s <= now_s:
+            self._publish_will(session, now_s)
+
+    def end_session(self, session: Session, now_s: float) -> None:
+        """Forget the session: its will goes out, its share of shared work goes to the others."""
+        self.sessions.pop(session.client_id, None)
+        for subscription in session.subscriptions.values():
+            self.subscriptions.remove(subscription)
+        session.subscriptions.clear()
+        if session.will_due_at_s is not None:
+            self._publish_will(session, now_s)
+        for delivery in session.unacknowledged():
+            group = delivery.group
+            if group is None or not group.members or delivery.message.has_expired(now_s):
+                self._counters.dropped[Dropped.SESSION_ENDED] += 1
+            else:
+                self._share(group, delivery.message, now_s)
+        session.forget_messages()
+
+    def _publish_will(self, session: Session, now_s: float) -> None:
+        will, session.will, session.will_due_at_s = session.will, None, None
+        if will is not None:
+            self.publish(from_will(will, session.client_id, now_s), now_s)

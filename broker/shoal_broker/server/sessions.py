@@ -1,0 +1,160 @@
+"""One client's session: what it subscribed to, what waits for it, what it has not acknowledged yet.
+
+Outlives connections. Pure; it decides what is kept at the limits and never sends.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from shoal_broker.codec import Will
+from shoal_broker.server.counters import Counters, Dropped
+from shoal_broker.server.messages import Delivery, Message
+from shoal_broker.server.subscriptions import Subscription
+
+if TYPE_CHECKING:
+    from shoal_broker.server.connection import Connection
+
+LARGEST_PACKET_ID = 65_535
+NEVER_EXPIRES = 0xFFFFFFFF
+
+
+class Session:
+    """The state of one client id (MQTT 5, 4.1).
+
+    Limits count what waits and what is unacknowledged together. At a limit QoS 0 messages go, oldest
+    first; when that is not enough the newest message is refused.
+    """
+
+    __slots__ = (
+        "_counters",
+        "_last_packet_id",
+        "_max_bytes",
+        "_max_messages",
+        "backlog",
+        "best_effort",
+        "client_id",
+        "connection",
+        "expires_at_s",
+        "expiry_interval_s",
+        "held_bytes",
+        "in_flight",
+        "queue",
+        "repeats",
+        "subscriptions",
+        "will",
+        "will_due_at_s",
+    )
+
+    def __init__(
+        self, client_id: str, *, max_messages: int, max_bytes: int, counters: Counters
+    ) -> None:
+        self.client_id = client_id
+        self.connection: Connection | None = None
+        self.expiry_interval_s = 0
+        self.expires_at_s: float | None = None
+        """Set while no connection is there; None then: never."""
+        self.will: Will | None = None
+        self.will_due_at_s: float | None = None
+        """Set while no connection is there and a will waits."""
+        self.subscriptions: dict[str, Subscription] = {}
+        """By filter as the client wrote it, `$share/...` included."""
+        self.in_flight: dict[int, Delivery] = {}
+        """By packet id, in the order they were sent."""
+        self.repeats: deque[int] = deque()
+        """Packet ids in flight that this connection was not sent yet: they come first, with DUP."""
+        self.queue: deque[Delivery] = deque()
+        """QoS 1."""
+        self.best_effort: deque[Delivery] = deque()
+        """QoS 0."""
+        self.backlog: dict[str, deque[Message]] = {}
+        """Retained messages that new subscriptions still are to get, by filter as in `subscriptions`.
+
+        They count against the limit of the retained store, which holds them anyway.
+        """
+        self.held_bytes = 0
+        self._last_packet_id = 0
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
+        self._counters = counters
+
+    @property
+    def connected(self) -> bool:
+        """Whether it can be sent to now."""
+        return self.connection is not None
+
+    @property
+    def is_persistent(self) -> bool:
+        """Whether it is to outlive its connection."""
+        return self.expiry_interval_s > 0
+
+    @property
+    def held_messages(self) -> int:
+        """How many messages count against the limit."""
+        return len(self.queue) + len(self.best_effort) + len(self.in_flight)
+
+    @property
+    def backlog_messages(self) -> int:
+        """How many retained messages wait for this session."""
+        return sum(map(len, self.backlog.values()))
+
+    def admit(self, delivery: Delivery, now_s: float) -> bool:
+        """Queue `delivery`, making room as the limits say. False when it was refused."""
+        size_bytes = delivery.message.size_bytes
+        if not self._has_room(size_bytes):
+            self._make_room(size_bytes, now_s)
+            if not self._has_room(size_bytes):
+                self._counters.dropped[Dropped.QUEUE_FULL] += 1
+                return False
+        (self.queue if delivery.qos else self.best_effort).append(delivery)
+        self.held_bytes += size_bytes
+        return True
+
+    def next_packet_id(self) -> int:
+        """A packet id that nothing in flight has."""
+        in_flight = self.in_flight
+        packet_id = self._last_packet_id
+        while True:
+            packet_id = packet_id % LARGEST_PACKET_ID + 1
+            if packet_id not in in_flight:
+                self._last_packet_id = packet_id
+                return packet_id
+
+    def acknowledge(self, packet_id: int) -> None:
+        """The client has this message; an unknown id is an answer to something long settled."""
+        delivery = self.in_flight.pop(packet_id, None)
+        if delivery is not None:
+            self.held_bytes -= delivery.message.size_bytes
+            if packet_id in self.repeats:
+                self.repeats.remove(packet_id)
+
+    def unacknowledged(self) -> list[Delivery]:
+        """What the client may never have got, oldest first."""
+        return [*self.in_flight.values(), *self.queue]
+
+    def forget_messages(self) -> None:
+        """Drop everything that waits or is unacknowledged."""
+        self.in_flight.clear()
+        self.repeats.clear()
+        self.queue.clear()
+        self.best_effort.clear()
+        self.backlog.clear()
+        self.held_bytes = 0
+
+    def _has_room(self, size_bytes: int) -> bool:
+        return (
+            self.held_bytes + size_bytes <= self._max_bytes
+            and self.held_messages < self._max_messages
+        )
+
+    def _make_room(self, size_bytes: int, now_s: float) -> None:
+        while self.best_effort and not self._has_room(size_bytes):
+            self.held_bytes -= self.best_effort.popleft().message.size_bytes
+            self._counters.dropped[Dropped.QUEUE_FULL] += 1
+        if self._has_room(size_bytes):
+            return
+        # A look at everything costs: what expires soonest is at the front more often than not.
+        while self.queue and self.queue[0].message.has_expired(now_s):
+            self.held_bytes -= self.queue.popleft().message.size_bytes
+            self._counters.dropped[Dropped.EXPIRED] += 1

@@ -1,0 +1,305 @@
+"""The broker on asyncio: sockets, timers, the password thread and the log. It decides nothing about MQTT.
+
+Output is written once an iteration of the event loop for each connection, whatever caused it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Self, cast
+
+import structlog
+
+from shoal_broker.errors import ConfigError, ListenError
+from shoal_broker.server.config import BrokerConfig
+from shoal_broker.server.connection import Connection, State
+from shoal_broker.server.core import BrokerCore
+from shoal_broker.server.counters import Counters
+from shoal_broker.server.events import (
+    AuthenticationWanted,
+    ClientConnected,
+    ClientGone,
+    ClientRefused,
+)
+from shoal_broker.server.link import Link
+from shoal_broker.server.passwords import Passwords
+
+SWEEP_INTERVAL_S = 1.0
+"""How late a will, an expiry or a keep alive may be noticed."""
+
+SHUTDOWN_TIMEOUT_S = 1.0
+
+SURPLUS_CONNECTIONS = 64
+"""Beyond the limit these many at a time may hear that the broker is full; more are cut at once."""
+
+PASSWORD_THREADS = 2
+
+log = structlog.get_logger("shoal_broker")
+
+
+class Broker:
+    """A running broker. Everything is kept in memory and gone when it is closed."""
+
+    def __init__(
+        self, config: BrokerConfig, passwords: Passwords | None, clock: Callable[[], float]
+    ) -> None:
+        self.config = config
+        self.core = BrokerCore(config, new_client_id=_random_client_id)
+        self.port = config.port
+        self.metrics_port: int | None = None
+        self._clock = clock
+        self._passwords = passwords
+        self._password_turns = asyncio.Semaphore(PASSWORD_THREADS)
+        self._loop = asyncio.get_running_loop()
+        self._tasks: asyncio.TaskGroup
+        self._server: asyncio.Server
+        self._links: set[Link] = set()
+        self._flush_scheduled = False
+        self._all_gone = asyncio.Event()
+        self._aborted = False
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, config: BrokerConfig, *, clock: Callable[[], float] = time.monotonic
+    ) -> AsyncIterator[Self]:
+        """Listen until the block ends; then say goodbye (0x8B) and close.
+
+        Raises ListenError and PasswordFileError.
+        """
+        passwords = (
+            await asyncio.to_thread(Passwords.read, config.password_file)
+            if config.password_file is not None
+            else None
+        )
+        broker = cls(config, passwords, clock)
+        await broker._listen()
+        failure: Exception | None = None
+        async with asyncio.TaskGroup() as tasks:
+            broker._tasks = tasks
+            sweeping = tasks.create_task(broker._sweep_forever(), name="broker.sweep")
+            try:
+                async with _metrics(broker):
+                    yield broker
+            except Exception as exc:  # noqa: BLE001 - raised below, without the group around it
+                failure = exc
+            finally:
+                sweeping.cancel()
+                await broker._close()
+        if failure is not None:
+            raise failure
+
+    @property
+    def counters(self) -> Counters:
+        """What was counted since the start."""
+        return self.core.counters
+
+    def sweep(self) -> None:
+        """Do now what is due by the clock; happens by itself once a second."""
+        self.core.tick(self._clock())
+        self._after()
+
+    def abort(self) -> None:
+        """Drop the listener and every connection at once, as a kill would: no goodbye, no wills."""
+        self._aborted = True
+        self._server.close()
+        for link in list(self._links):
+            link.transport.abort()
+
+    # --- life
+
+    async def _listen(self) -> None:
+        port = self.config.port
+        self._server = await self._listen_on(port)
+        sockets = self._server.sockets
+        self.port = sockets[0].getsockname()[1]
+        if len(sockets) > 1 and not port:
+            # `localhost` is two addresses, and each was given a free port of its own.
+            self._server.close()
+            self._server = await self._listen_on(self.port)
+
+    async def _listen_on(self, port: int) -> asyncio.Server:
+        host = self.config.host
+        try:
+            return await self._loop.create_server(
+                lambda: Link(self, write_buffer_bytes=self.config.write_buffer_bytes),
+                host,
+                port,
+                backlog=1024,
+            )
+        except (OSError, UnicodeError) as exc:
+            raise ListenError(
+                f"cannot listen on {host}:{port}: {_explain(exc)}", host=host, port=port
+            ) from exc
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_INTERVAL_S)
+            self.sweep()
+
+    async def _close(self) -> None:
+        self._server.close()
+        if not self._aborted:
+            self.core.shut_down()
+            self._flush()
+        self._check_all_gone()
+        try:
+            async with asyncio.timeout(SHUTDOWN_TIMEOUT_S):
+                await self._all_gone.wait()
+        except TimeoutError:
+            for link in list(self._links):
+                link.transport.abort()
+            await asyncio.sleep(0)
+
+    # --- the core's wishes
+
+    def _after(self) -> None:
+        """After every call of the core: its events now, its output at the end of this iteration."""
+        for event in self.core.take_events():
+            match event:
+                case AuthenticationWanted():
+                    _link_of(event.connection).transport.pause_reading()
+                    self._tasks.create_task(self._authenticate(event), name="broker.password")
+                case ClientConnected():
+                    log.info(
+                        "client connected",
+                        client=event.client_id,
+                        peer=event.peer,
+                        user=event.user_name,
+                        clean_start=event.clean_start,
+                        session_present=event.session_present,
+                        keep_alive_s=event.keep_alive_s,
+                    )
+                case ClientRefused():
+                    log.warning(
+                        "client refused",
+                        peer=event.peer,
+                        reason_code=event.reason_code,
+                        reason=event.reason,
+                    )
+                case ClientGone():
+                    log.info(
+                        "client gone",
+                        client=event.client_id,
+                        peer=event.peer,
+                        reason_code=event.reason_code,
+                        reason=event.reason,
+                    )
+        self._schedule_flush()
+
+    def _schedule_flush(self) -> None:
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        unsent = self.core.take_unsent()
+        if not unsent:
+            return
+        now_s = self._clock()
+        for connection in unsent:
+            output = connection.take_output()
+            link = _link_of(connection)
+            if link.transport.is_closing():
+                continue
+            if output:
+                link.transport.write(output)
+            if connection.state is State.CLOSED:
+                link.close()
+            else:
+                link.hold_back()
+                self.core.written(connection, now_s, writable=link.writable)
+        self._after()
+
+    async def _authenticate(self, wanted: AuthenticationWanted) -> None:
+        connection = wanted.connection
+        passwords = self._passwords
+        if passwords is None:
+            raise AssertionError("authentication is wanted, but there is no password file")
+        async with self._password_turns:
+            # Who gave up waiting is not worth 50 ms of a processor.
+            if connection.state is not State.AUTHENTICATING:
+                return
+            accepted = await asyncio.to_thread(passwords.verify, wanted.user_name, wanted.password)
+        self.core.authenticated(connection, self._clock(), accepted=accepted)
+        link = _link_of(connection)
+        if not link.transport.is_closing():
+            link.transport.resume_reading()
+        self._after()
+
+    # --- the links' news
+
+    def opened(self, link: Link) -> Connection:
+        """As LinkOwner."""
+        self._links.add(link)
+        if len(self._links) > self.config.max_connections + SURPLUS_CONNECTIONS:
+            link.transport.abort()
+        return self.core.open(peer=link.peer, owner=link, now_s=self._clock())
+
+    def received(self, connection: Connection, received: bytes) -> None:
+        """As LinkOwner."""
+        self.core.receive(connection, received, self._clock())
+        self._after()
+
+    def writable(self, connection: Connection, *, writable: bool) -> None:
+        """As LinkOwner."""
+        self.core.written(connection, self._clock(), writable=writable)
+        if writable:
+            self._after()
+
+    def lost(self, link: Link, reason: str) -> None:
+        """As LinkOwner."""
+        self._links.discard(link)
+        if not self._aborted:
+            self.core.lost(link.connection, self._clock(), reason)
+            self._after()
+        self._check_all_gone()
+
+    def _check_all_gone(self) -> None:
+        if not self._links:
+            self._all_gone.set()
+
+
+@asynccontextmanager
+async def _metrics(broker: Broker) -> AsyncIterator[None]:
+    if broker.config.metrics_port is None:
+        yield
+        return
+    # Only who asks for metrics needs prometheus-client.
+    try:
+        from shoal_broker.server.metrics import serve  # noqa: PLC0415 - see above
+    except ImportError as exc:
+        raise ConfigError("--metrics-port needs the package prometheus-client") from exc
+
+    with serve(broker.core, broker.config.metrics_host, broker.config.metrics_port) as port:
+        broker.metrics_port = port
+        yield
+
+
+def _link_of(connection: Connection) -> Link:
+    return cast("Link", connection.owner)
+
+
+def _random_client_id() -> str:
+    return f"auto-{secrets.token_hex(8)}"
+
+
+def _explain(exc: OSError | UnicodeError) -> str:
+    if isinstance(exc, socket.gaierror):
+        return "no such address"
+    match getattr(exc, "errno", None):
+        case errno.EADDRINUSE:
+            return "the port is in use"
+        case errno.EADDRNOTAVAIL:
+            return "this machine has no such address"
+        case errno.EACCES:
+            return "ports below 1024 need privileges"
+        case _:
+            return str(exc)

@@ -1,0 +1,221 @@
+"""Who wants a topic: a trie of topic filters, with shared subscriptions. Pure, knows no queues.
+
+Filters and topics come in checked. Cost of a match is the number of filters that could still match,
+whatever the number of subscriptions; a fleet in which every client has its own topics is one lookup a level.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from shoal_broker.topic_filter import SHARE_PREFIX
+
+
+class Subscriber(Protocol):
+    """A session, as far as subscriptions know it."""
+
+    client_id: str
+
+    @property
+    def connected(self) -> bool:
+        """Whether it can be sent to now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """One filter of one session with its options."""
+
+    subscriber: Subscriber
+    topic_filter: str
+    """Without `$share/name/`."""
+    share_name: str | None
+    max_qos: int
+    no_local: bool
+    retain_as_published: bool
+    identifiers: list[int]
+    """None or one, as it goes into the packet. Shared by many: never changed."""
+
+
+class SharedGroup:
+    """The members of one `$share/name/filter`, who take turns."""
+
+    __slots__ = ("_last", "members", "name", "topic_filter")
+
+    def __init__(self, name: str, topic_filter: str) -> None:
+        self.name = name
+        self.topic_filter = topic_filter
+        self.members: dict[str, Subscription] = {}
+        self._last = ""
+
+    def candidates(self) -> list[Subscription]:
+        """Members in the order they are to be asked: connected ones first, each in turn."""
+        members = self.members
+        if self._last in members:
+            ids = list(members)
+            after = ids.index(self._last) + 1
+            turn = [members[client_id] for client_id in ids[after:] + ids[:after]]
+        else:
+            turn = list(members.values())
+        turn.sort(key=lambda member: not member.subscriber.connected)
+        return turn
+
+    def chosen(self, member: Subscription) -> None:
+        """Remember whose turn it was."""
+        self._last = member.subscriber.client_id
+
+
+class _Node:
+    __slots__ = ("children", "groups", "subscriptions")
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Node] = {}
+        self.subscriptions: dict[str, Subscription] = {}
+        self.groups: dict[str, SharedGroup] = {}
+
+    @property
+    def empty(self) -> bool:
+        return not (self.children or self.subscriptions or self.groups)
+
+
+class SubscriptionTree:
+    """All subscriptions of the broker."""
+
+    def __init__(self) -> None:
+        self._root = _Node()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, subscription: Subscription) -> bool:
+        """Add it, or replace the one of the same client and filter. Returns whether it is new."""
+        node = self._root
+        for level in subscription.topic_filter.split("/"):
+            child = node.children.get(level)
+            if child is None:
+                child = node.children[level] = _Node()
+            node = child
+        client_id = subscription.subscriber.client_id
+        if subscription.share_name is None:
+            held = node.subscriptions
+        else:
+            group = node.groups.get(subscription.share_name)
+            if group is None:
+                group = SharedGroup(subscription.share_name, subscription.topic_filter)
+                node.groups[subscription.share_name] = group
+            held = group.members
+        is_new = client_id not in held
+        held[client_id] = subscription
+        self._count += is_new
+        return is_new
+
+    def remove(self, subscription: Subscription) -> None:
+        """Remove it; nothing happens when it is not there."""
+        path: list[tuple[_Node, str]] = []
+        node = self._root
+        for level in subscription.topic_filter.split("/"):
+            path.append((node, level))
+            child = node.children.get(level)
+            if child is None:
+                return
+            node = child
+        client_id = subscription.subscriber.client_id
+        name = subscription.share_name
+        if name is None:
+            removed = node.subscriptions.pop(client_id, None)
+        else:
+            group = node.groups.get(name)
+            removed = group.members.pop(client_id, None) if group else None
+            if group and not group.members:
+                del node.groups[name]
+        self._count -= removed is not None
+        for parent, level in reversed(path):
+            if not parent.children[level].empty:
+                break
+            del parent.children[level]
+
+    def match(self, topic: str) -> tuple[list[Subscription], list[SharedGroup]]:
+        """Subscriptions (one client may have several) and shared groups that `topic` belongs to."""
+        subscriptions: list[Subscription] = []
+        groups: list[SharedGroup] = []
+        for node in self._matching_nodes(topic):
+            subscriptions.extend(node.subscriptions.values())
+            groups.extend(node.groups.values())
+        return subscriptions, groups
+
+    def _matching_nodes(self, topic: str) -> list[_Node]:
+        # MQTT 5, 4.7.2: a wildcard at the start does not match topics that begin with $.
+        hidden = topic.startswith("$")
+        found: list[_Node] = []
+        nodes = [self._root]
+        for level in topic.split("/"):
+            following: list[_Node] = []
+            for node in nodes:
+                children = node.children
+                child = children.get(level)
+                if child is not None:
+                    following.append(child)
+                if hidden:
+                    continue
+                child = children.get("+")
+                if child is not None:
+                    following.append(child)
+                child = children.get("#")
+                if child is not None:
+                    found.append(child)
+            if not following:
+                return found
+            nodes = following
+            hidden = False
+        for node in nodes:
+            found.append(node)
+            # `a/#` includes `a` itself.
+            child = node.children.get("#")
+            if child is not None:
+                found.append(child)
+        return found
+
+
+def split_share(pattern: str) -> tuple[str | None, str]:
+    """`$share/name/filter` -> (name, filter); any other filter -> (None, filter)."""
+    if not pattern.startswith(SHARE_PREFIX):
+        return None, pattern
+    _, name, topic_filter = pattern.split("/", 2)
+    return name, topic_filter
+
+
+def merge_overlapping(
+    subscriptions: list[Subscription], publisher: str
+) -> Iterator[tuple[Subscriber, int, bool, list[int]]]:
+    """One entry a subscriber: (subscriber, highest QoS, retain as published, identifiers).
+
+    MQTT 5, 3.3.4: a message that several subscriptions of a client match is delivered once.
+    """
+    if len(subscriptions) == 1:
+        only = subscriptions[0]
+        if not only.no_local or only.subscriber.client_id != publisher:
+            yield (
+                only.subscriber,
+                only.max_qos,
+                only.retain_as_published,
+                only.identifiers,
+            )
+        return
+    merged: dict[str, tuple[Subscriber, int, bool, list[int]]] = {}
+    for subscription in subscriptions:
+        subscriber = subscription.subscriber
+        client_id = subscriber.client_id
+        if subscription.no_local and client_id == publisher:
+            continue
+        qos, as_published, identifiers = (
+            subscription.max_qos,
+            subscription.retain_as_published,
+            subscription.identifiers,
+        )
+        earlier = merged.get(client_id)
+        if earlier is not None:
+            qos = max(qos, earlier[1])
+            as_published = as_published or earlier[2]
+            identifiers = earlier[3] + identifiers
+        merged[client_id] = (subscriber, qos, as_published, identifiers)
+    yield from merged.values()

@@ -1,0 +1,168 @@
+"""Every limit has its answer: slow consumers, full queues, subscriptions, sizes."""
+
+from tests.shoal_broker.server.desk import NEVER, Desk
+
+from shoal_broker.codec import ConnectPacket, PublishPacket, SubscribePacket, TopicFilter
+from shoal_broker.server.counters import Dropped
+from shoal_broker.server.messages import OVERHEAD_BYTES
+
+
+def test_a_packet_above_the_limit_is_refused_from_its_header_alone():
+    client = Desk(max_packet_bytes=1000).connect()
+    client.send_bytes(b"\x30\xe8\x07")
+    assert client.goodbye_code() == 0x95
+
+
+def test_a_stranger_may_not_send_a_megabyte_before_connect():
+    client = Desk().stranger()
+    client.send_bytes(b"\x10\x80\x80\x20")
+    assert client.closed
+
+
+def test_the_subscription_beyond_the_limit_is_refused():
+    desk = Desk(max_subscriptions=2)
+    client = desk.connect()
+    assert client.subscribe("a", "b", "c") == [1, 1, 0x97]
+    assert client.subscribe("a") == [1]
+
+
+def test_a_filter_with_too_many_levels_is_refused():
+    assert Desk().connect().subscribe("+/" * 200) == [0x8F]
+
+
+def test_a_full_queue_of_an_absent_client_is_told_to_the_publisher():
+    desk = Desk(max_queued_messages=2)
+    desk.connect("l", session_expiry_interval=NEVER).subscribe("t")
+    desk.core.router.sessions["l"].connection.owner.drop()
+    other = desk.connect("o")
+    other.subscribe("t")
+    sender = desk.connect("s")
+    codes = []
+    for n in range(3):
+        codes.append(sender.publish("t", bytes([n])))
+        other.acknowledge(other.messages())
+    assert codes == [0, 0, 0x97]
+    assert desk.core.counters.dropped[Dropped.QUEUE_FULL] == 1
+    back = desk.stranger()
+    back.send(ConnectPacket("l"))
+    assert back.payloads() == [b"\0", b"\1"]
+
+
+def test_a_full_queue_of_a_client_that_is_not_to_be_remembered_is_only_counted():
+    desk = Desk(max_queued_messages=1)
+    listener = desk.connect("l")
+    listener.subscribe("t")
+    sender = desk.connect("s")
+    assert [sender.publish("t"), sender.publish("t")] == [0, 0]
+    assert desk.core.counters.dropped[Dropped.QUEUE_FULL] == 1
+
+
+def test_the_byte_limit_counts_what_is_in_flight():
+    desk = Desk(max_queued_bytes=2 * (1100 + OVERHEAD_BYTES))
+    listener = desk.connect("l", session_expiry_interval=1)
+    listener.subscribe("t")
+    sender = desk.connect("s")
+    assert [sender.publish("t", bytes(1000)) for _ in range(3)] == [0, 0, 0x97]
+    listener.acknowledge(listener.messages())
+    assert sender.publish("t", bytes(1000)) == 0
+    session = desk.core.router.sessions["l"]
+    listener.acknowledge(listener.messages())
+    assert session.held_bytes == 0
+
+
+def test_a_slow_consumer_loses_the_oldest_qos_0_messages_first():
+    desk = Desk(max_queued_messages=3)
+    listener = desk.connect("l")
+    listener.subscribe("t")
+    listener.stalled = True
+    sender = desk.connect("s")
+    sender.publish_qos0("t", b"written")
+    for n in range(5):
+        sender.publish_qos0("t", bytes([n]))
+    listener.resume()
+    assert listener.payloads() == [b"written", b"\2", b"\3", b"\4"]
+    assert desk.core.counters.dropped[Dropped.QUEUE_FULL] == 2
+
+
+def test_qos_1_pushes_out_qos_0():
+    desk = Desk(max_queued_messages=2)
+    listener = desk.connect("l")
+    listener.subscribe("t")
+    listener.stalled = True
+    sender = desk.connect("s")
+    sender.publish_qos0("t", b"written")
+    sender.publish_qos0("t", b"0a")
+    sender.publish_qos0("t", b"0b")
+    assert sender.publish("t", b"1") == 0
+    listener.resume()
+    assert listener.payloads() == [b"written", b"1", b"0b"]
+
+
+def test_an_expired_message_makes_room():
+    desk = Desk(max_queued_messages=1)
+    desk.connect("l", session_expiry_interval=NEVER).subscribe("t")
+    desk.core.router.sessions["l"].connection.owner.drop()
+    sender = desk.connect("s")
+    assert sender.publish("t", b"old", message_expiry_interval=1) == 0
+    assert sender.publish("t", b"refused") == 0x97
+    desk.now_s += 2
+    assert sender.publish("t", b"new") == 0
+
+
+def test_output_for_one_connection_stops_at_the_write_buffer():
+    desk = Desk(write_buffer_bytes=10_000, max_queued_messages=1000)
+    listener = desk.connect("l")
+    listener.subscribe("t")
+    sender = desk.connect("s")
+    burst = b"".join(PublishPacket("t", bytes(1000)).write() for _ in range(200))
+    desk.core.receive(sender.connection, burst, desk.now_s)
+    assert listener.connection.output_bytes < 12_000
+    desk.settle()
+    assert len(listener.messages()) == 200
+
+
+def test_an_absent_client_gets_no_qos_0_and_that_is_counted():
+    desk = Desk()
+    listener = desk.connect("l", session_expiry_interval=NEVER)
+    listener.subscribe("t")
+    listener.drop()
+    desk.connect("s").publish_qos0("t")
+    assert desk.core.counters.dropped[Dropped.OFFLINE_QOS0] == 1
+    assert desk.core.router.sessions["l"].held_messages == 0
+
+
+def test_qos_0_that_waited_is_forgotten_when_the_client_goes():
+    desk = Desk()
+    listener = desk.connect("l", session_expiry_interval=NEVER)
+    listener.subscribe("t")
+    listener.stalled = True
+    sender = desk.connect("s")
+    sender.publish_qos0("t", b"written")
+    sender.publish_qos0("t", b"waits")
+    listener.drop()
+    session = desk.core.router.sessions["l"]
+    assert (session.held_messages, session.held_bytes) == (0, 0)
+
+
+def test_a_very_long_wrong_topic_is_not_quoted_in_full():
+    client = Desk().connect()
+    client.send(SubscribePacket(1, [TopicFilter("x" * 60_000)]))
+    client.take()
+    raw = ("+" * 60_000).encode()
+    body = b"\0\1\0" + len(raw).to_bytes(2, "big") + raw + b"\1"
+    remaining = len(body)
+    header = bytes([0x82, remaining & 0x7F | 0x80, remaining >> 7 & 0x7F | 0x80, remaining >> 14])
+    client.send_bytes(header + body)
+    assert client.goodbye_code() == 0x8F
+
+
+def test_a_client_that_wants_every_retained_message_many_times_over_is_refused():
+    desk = Desk(max_retained_messages=10, max_in_flight=1)
+    sender = desk.connect("s")
+    for n in range(8):
+        sender.publish(f"t/{n}", retain=True)
+    client = desk.connect("greedy")
+    assert client.subscribe("#", "+/#", "t/+") == [1, 0x97, 0x97]
+    client.take()
+    assert client.subscribe("#") == [1]
+    assert set(desk.core.router.sessions["greedy"].subscriptions) == {"#"}
