@@ -1,6 +1,14 @@
 """Options every test run knows."""
 
 import pytest
+import structlog
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+    """A test that runs a command line in process sets logging up; the next one starts afresh."""
+    yield
+    structlog.reset_defaults()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -57,6 +57,7 @@ def configure(*, log_format: LogFormat = "auto", verbose: bool = False) -> Recen
             logging.DEBUG if verbose else logging.INFO
         ),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
+        # Not cached: a few microseconds a line, and who sets it up again is heard.
+        cache_logger_on_first_use=False,
     )
     return recent

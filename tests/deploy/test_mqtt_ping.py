@@ -1,0 +1,124 @@
+"""The module `mqtt_ping`, run as Ansible runs it, against the embedded broker."""
+
+import asyncio
+import json
+import os
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as mqtt
+import pytest
+from paho.mqtt import publish
+from tests.deploy.ansible_venv import BIN, COLLECTION, REPOSITORY, needs_ansible
+
+from shoal_broker.server import Broker, BrokerConfig
+from shoal_broker.server.passwords import set_password
+from shoal_contract import messages
+from shoal_contract.messages import Presence
+from shoal_contract.topics import Topics
+
+pytestmark = needs_ansible
+
+BOOT = b"\x01\x02\x03\x04"
+
+
+@pytest.fixture
+async def broker() -> AsyncIterator[Broker]:
+    async with Broker.open(BrokerConfig(port=0)) as broker:
+        yield broker
+
+
+async def test_an_online_node_is_found_and_nothing_is_changed(broker: Broker) -> None:
+    await _publish(broker, messages.encode(Presence(True, BOOT, 1234)))
+    answer = await _ping(broker.port)
+    assert answer["changed"] is False
+    assert (answer["boot"], answer["since_ms"]) == (BOOT.hex(), 1234)
+
+
+async def test_it_waits_for_a_node_that_comes_later(broker: Broker) -> None:
+    await _publish(broker, messages.encode(Presence(False, BOOT, 1)))
+    waiting = asyncio.create_task(_ping(broker.port, timeout_s=10))
+    async with asyncio.timeout(10):
+        while broker.counters.connections < 2:  # noqa: ASYNC110 - the broker has no event for it
+            await asyncio.sleep(0.01)
+    await _publish(broker, messages.encode(Presence(True, BOOT, 2)))
+    assert (await waiting)["since_ms"] == 2
+
+
+async def test_an_offline_node_is_named_as_such(broker: Broker) -> None:
+    await _publish(broker, messages.encode(Presence(False, BOOT, 1)))
+    answer = await _ping(broker.port, timeout_s=1)
+    assert answer["failed"] is True
+    assert answer["msg"].endswith("not online after 1 s: it is offline")
+
+
+async def test_the_run_before_a_restart_does_not_count(broker: Broker) -> None:
+    await _publish(broker, messages.encode(Presence(True, BOOT, 1)))
+    answer = await _ping(broker.port, timeout_s=1, not_boot=BOOT.hex())
+    assert answer["msg"].endswith("it has not restarted yet")
+
+
+async def test_a_node_that_never_spoke_is_named_as_such(broker: Broker) -> None:
+    answer = await _ping(broker.port, timeout_s=1)
+    assert answer["msg"].endswith("the node has published no presence")
+
+
+@pytest.mark.parametrize("payload", [b"online", b"\xff" * 4096, b"\x80", b"\x82\x05\xf5"])
+async def test_a_presence_that_is_none_is_refused(broker: Broker, payload: bytes) -> None:
+    await _publish(broker, payload)
+    answer = await _ping(broker.port, timeout_s=1)
+    assert "its presence cannot be read" in answer["msg"]
+    assert "Traceback" not in json.dumps(answer)
+
+
+async def test_a_name_that_is_no_node_id_is_refused_at_once() -> None:
+    answer = await _ping(1, node="Board/1")
+    assert "'Board/1' is not a node id" in answer["msg"]
+
+
+async def test_an_unreachable_broker_is_named_as_such() -> None:
+    answer = await _ping(1, timeout_s=1)
+    assert "the broker was not reached" in answer["msg"]
+
+
+async def test_a_wrong_password_is_not_tried_again(tmp_path: Path) -> None:
+    users = tmp_path / "users"
+    set_password(users, "operator", "right")
+    async with Broker.open(BrokerConfig(port=0, password_file=users)) as broker:
+        answer = await _ping(broker.port, timeout_s=10, username="operator", password="wrong")
+    assert "the broker refuses the connection" in answer["msg"]
+    assert "wrong" not in json.dumps(answer)
+
+
+async def _publish(broker: Broker, payload: bytes) -> None:
+    await asyncio.to_thread(
+        publish.single,
+        Topics().presence("board-1"),
+        payload,
+        qos=1,
+        retain=True,
+        hostname="127.0.0.1",
+        port=broker.port,
+        protocol=mqtt.MQTTv5,
+    )
+
+
+async def _ping(port: int, **arguments: object) -> dict[str, Any]:
+    """The module's answer."""
+    given = {"node": "board-1", "host": "127.0.0.1", "port": port, "timeout_s": 5, **arguments}
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [BIN / "python", COLLECTION / "plugins/modules/mqtt_ping.py"],
+        input=json.dumps({"ANSIBLE_MODULE_ARGS": given}),
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY / "broker")},
+        capture_output=True,
+        text=True,
+        timeout=15,
+        check=False,
+    )
+    assert done.stdout.startswith("\n{"), done.stdout + done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    assert ("failed" in answer) == bool(done.returncode)
+    return answer
