@@ -1,0 +1,184 @@
+"""What every benchmark shares: rounds in shuffled order, medians, the machine's facts, the result's shape.
+
+It measures nothing itself but the disk's fsync, and it prints nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+FSYNCS = 30
+PACKAGES = ("shoal", "mqtt5", "aiomqtt", "paho-mqtt", "numpy", "onnxruntime", "zstandard", "cbor2")
+
+
+class BenchError(Exception):
+    """The benchmark cannot run, or a contender gave a wrong answer; the message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line asked for."""
+
+    rounds: int
+    seed: int
+    is_quick: bool
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure over all rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Figure:
+        """Of one value a round."""
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table: the figure's name, its heading and how many decimals it gets."""
+
+    name: str
+    heading: str
+    decimals: int = 0
+    spread: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One contender. `lost` says what it did not deliver: such a row is never the best."""
+
+    name: str
+    is_ours: bool
+    figures: dict[str, Figure]
+    lost: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One area's result. `settings` and `notes` are lines for a person; `skipped` says what is missing."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    settings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The table without how it is printed."""
+        return {
+            "title": self.title,
+            "rows": [asdict(row) for row in self.rows],
+            "settings": list(self.settings),
+            "notes": list(self.notes),
+            "skipped": list(self.skipped),
+        }
+
+
+@dataclass(slots=True)
+class Rounds:
+    """Runs every contender once a round, in an order that is drawn anew for each round."""
+
+    options: Options
+    samples: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+
+    def run(
+        self,
+        contenders: Mapping[str, Callable[[], Mapping[str, float]]],
+        *,
+        say: Callable[[str], None],
+    ) -> None:
+        """Keep one sample (figure name -> value) a contender and round."""
+        names = list(contenders)
+        # The seed is printed: the same order can be had again.
+        draw = random.Random(self.options.seed)  # noqa: S311 - an order, not a secret
+        for number in range(1, self.options.rounds + 1):
+            draw.shuffle(names)
+            for name in names:
+                say(f"round {number}/{self.options.rounds}: {name}")
+                self.samples.setdefault(name, []).append(dict(contenders[name]()))
+
+    def figures(self, name: str) -> dict[str, Figure]:
+        """Every figure of one contender over the rounds."""
+        samples = self.samples[name]
+        return {key: Figure.of([sample[key] for sample in samples]) for key in samples[0]}
+
+    def ratios(self, figure: str, ours: str, peer: str) -> Figure:
+        """`ours` / `peer`, round by round: what slows both in a round leaves it alone."""
+        pairs = zip(self.samples[ours], self.samples[peer], strict=True)
+        return Figure.of([one[figure] / other[figure] for one, other in pairs])
+
+    def total(self, name: str, figure: str) -> float:
+        """A counter's sum over the rounds."""
+        return sum(sample[figure] for sample in self.samples[name])
+
+
+def ratio_text(ratio: Figure) -> str:
+    """A ratio with its spread."""
+    return f"{ratio.median:.2f} ({ratio.low:.2f}..{ratio.high:.2f})"
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """The value that this share of the values does not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def machine(folder: Path) -> dict[str, str]:
+    """What a reader has to know to judge the figures; `folder` is where the disk is tried."""
+    fsync = Figure.of(_fsync_ms(folder))
+    load = " ".join(f"{value:.2f}" for value in os.getloadavg())
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "cpu": f"{_cpu_name()}, {os.cpu_count()} cores",
+        "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "disk fsync": f"{fsync.median:.2f} ms ({fsync.low:.2f}..{fsync.high:.2f}), 4 KiB",
+        "load before": load,
+        "packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
+    }
+
+
+def _fsync_ms(folder: Path) -> list[float]:
+    path = folder / "fsync"
+    took: list[float] = []
+    with path.open("wb", buffering=0) as file:
+        for _ in range(FSYNCS):
+            started = time.perf_counter()
+            file.write(b"\0" * 4096)
+            os.fsync(file.fileno())
+            took.append((time.perf_counter() - started) * 1e3)
+    path.unlink()
+    return took
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown processor"
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"

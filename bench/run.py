@@ -1,0 +1,165 @@
+"""`make bench`: measures Shoal beside its peers in one run and prints one table an area.
+
+Loopback only, no root, nothing downloaded. What an area measures stands in bus.py, delta.py and
+inference.py; what the figures mean in docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import secrets
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as Grid
+
+import measure
+from measure import BenchError, Column, Figure, Options, Row, Table
+
+AREAS = ("bus", "delta", "inference")
+QUICK_ROUNDS = 2
+WIDTH = 120
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the areas asked for. 0: done; 1: a benchmark failed; 2: usage; 130: interrupted."""
+    arguments = _parse(argv)
+    console = Console(width=WIDTH, highlight=False, soft_wrap=False)
+    started = time.monotonic()
+    # As an exception, so that brokers and publishers are ended on the way out.
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        with tempfile.TemporaryDirectory(prefix="shoal-bench-", dir=arguments.dir) as folder:
+            options = Options(
+                rounds=arguments.rounds or (QUICK_ROUNDS if arguments.quick else 5),
+                seed=secrets.randbelow(1 << 31) if arguments.seed is None else arguments.seed,
+                is_quick=arguments.quick,
+                folder=Path(folder),
+            )
+            facts = measure.machine(options.folder)
+            _print_facts(console, facts, options)
+            tables = {
+                area: _run_area(area, options, console) for area in arguments.area or list(AREAS)
+            }
+        took_s = time.monotonic() - started
+        console.print(f"took {took_s:.0f} s")
+        if arguments.json is not None:
+            _write_json(arguments.json, facts, options, tables, took_s)
+    except (BenchError, OSError) as exc:
+        sys.stderr.write(f"bench: {exc}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _end(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Measure Shoal beside its peers, on this machine, in one run.",
+        epilog="Example: make bench ARGS='--quick --area delta --json bench.json'",
+    )
+    parser.add_argument("--area", choices=AREAS, action="append", help="default: all; repeatable")
+    parser.add_argument("--rounds", type=_rounds, help="rounds an area (default 5; 2 with --quick)")
+    parser.add_argument("--quick", action="store_true", help="fewer messages: a look, not a figure")
+    parser.add_argument("--seed", type=int, help="of the order of the contenders (default: drawn)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument(
+        "--dir", type=Path, help="a directory on the disk to measure (default: the temporary one)"
+    )
+    return parser.parse_args(argv)
+
+
+def _rounds(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 100:
+        raise argparse.ArgumentTypeError(f"{number} rounds; 1 to 100 are allowed")
+    return number
+
+
+def _run_area(area: str, options: Options, console: Console) -> Table:
+    run: Callable[[Options, Callable[[str], None]], Table] = importlib.import_module(area).run
+    with console.status("") as status:
+        table = run(options, lambda step: status.update(f"{area}: {step}"))
+    _print_table(console, table)
+    return table
+
+
+def _print_facts(console: Console, facts: dict[str, str], options: Options) -> None:
+    for name, value in facts.items():
+        console.print(f"{name}: {value}", markup=False)
+    quick = ", quick: a look, not a figure" if options.is_quick else ""
+    console.print(f"rounds: {options.rounds}, order drawn from seed {options.seed}{quick}\n")
+
+
+def _print_table(console: Console, table: Table) -> None:
+    grid = Grid(
+        title=table.title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    grid.add_column("", no_wrap=True)
+    for column in table.columns:
+        grid.add_column(column.heading, justify="right", no_wrap=True)
+    for row in table.rows:
+        cells = (_cell(row, column) for column in table.columns)
+        grid.add_row(row.name + (f" ({row.lost})" if row.lost else ""), *cells)
+    console.print(grid)
+    for lines, before in (
+        (table.notes, "=> "),
+        (table.settings, "   "),
+        (table.skipped, "   skipped: "),
+    ):
+        for line in lines:
+            console.print(before + line, markup=False)
+    console.print()
+
+
+def _cell(row: Row, column: Column) -> str:
+    figure = row.figures.get(column.name)
+    if figure is None:
+        return "-"
+    if not column.spread:
+        return _number(figure.median, column)
+    return f"{_number(figure.median, column)}\n{_spread(figure, column)}"
+
+
+def _spread(figure: Figure, column: Column) -> str:
+    return f"({_number(figure.low, column)}..{_number(figure.high, column)})"
+
+
+def _number(value: float, column: Column) -> str:
+    return f"{value:,.{column.decimals}f}"
+
+
+def _write_json(
+    path: Path, facts: dict[str, str], options: Options, tables: dict[str, Table], took_s: float
+) -> None:
+    result: dict[str, Any] = {
+        "machine": facts,
+        "rounds": options.rounds,
+        "seed": options.seed,
+        "quick": options.is_quick,
+        "took_s": round(took_s, 1),
+        "areas": {area: table.to_json() for area, table in tables.items()},
+    }
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
