@@ -1,0 +1,100 @@
+"""The silent-node alarm: one log line and one webhook call when a node goes silent, one when it is back.
+
+A node with the label `parked` may be silent. The time in which the controller itself was down does not count.
+"""
+
+import asyncio
+from typing import Any, Final, NoReturn
+
+import httpx
+import structlog
+
+from shoal_fleet.clock import now_ms
+from shoal_fleet.registry import Registry
+
+log = structlog.get_logger(__name__)
+
+PARKED_LABEL: Final = "parked"
+WEBHOOK_TIMEOUT_S: Final = 10.0
+WEBHOOK_ATTEMPTS: Final = 3
+MAX_WAITING: Final = 1000
+
+
+class Alarms:
+    """Which nodes are silent now.
+
+    Attributes:
+        silent: their names.
+        webhook_failures: alarms that the webhook did not take.
+    """
+
+    def __init__(
+        self, registry: Registry, *, silent_after_s: float, webhook_url: str | None
+    ) -> None:
+        self.silent: set[str] = set()
+        self.webhook_failures = 0
+        self._registry = registry
+        self._silent_after_s = silent_after_s
+        self._webhook_url = webhook_url
+        self._started_ms = now_ms()
+        self._to_tell: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_WAITING)
+
+    async def watch(self) -> NoReturn:
+        """Look for ever, often enough that an alarm is late by at most a tenth."""
+        while True:
+            self.look(now_ms())
+            await self._registry.flush()
+            await asyncio.sleep(min(self._silent_after_s / 10, 5.0))
+
+    def look(self, at_ms: int) -> None:
+        """Raise and clear alarms as of now."""
+        for name, node in self._registry.nodes.items():
+            last_ms = max(self._registry.last_seen_ms[name], self._started_ms)
+            silent_s = (at_ms - last_ms) / 1000
+            is_silent = silent_s > self._silent_after_s and PARKED_LABEL not in node.labels
+            if is_silent and name not in self.silent:
+                self.silent.add(name)
+                log.error("node is silent", node=name, silent_s=round(silent_s))
+                self._tell("node is silent", name, silent_s)
+            elif not is_silent and name in self.silent:
+                self.silent.discard(name)
+                log.info("node is back", node=name)
+                self._tell("node is back", name, silent_s)
+
+    async def deliver(self) -> NoReturn:
+        """Post alarms to the webhook for ever; one that cannot be posted is logged and counted."""
+        async with httpx.AsyncClient(timeout=WEBHOOK_TIMEOUT_S) as client:
+            while True:
+                await self._post(client, await self._to_tell.get())
+
+    def _tell(self, event: str, node: str, silent_s: float) -> None:
+        if self._webhook_url is None:
+            return
+        try:
+            self._to_tell.put_nowait(
+                {
+                    "event": event,
+                    "node": node,
+                    "silent_s": round(silent_s, 1),
+                    "last_seen_ms": self._registry.last_seen_ms[node],
+                    "at_ms": now_ms(),
+                }
+            )
+        except asyncio.QueueFull:
+            self.webhook_failures += 1
+
+    async def _post(self, client: httpx.AsyncClient, alarm: dict[str, Any]) -> None:
+        if self._webhook_url is None:
+            return
+        reason = ""
+        for attempt in range(WEBHOOK_ATTEMPTS):
+            if attempt:
+                await asyncio.sleep(2.0**attempt)
+            try:
+                (await client.post(self._webhook_url, json=alarm)).raise_for_status()
+            except httpx.HTTPError as exc:
+                reason = str(exc) or type(exc).__name__
+            else:
+                return
+        self.webhook_failures += 1
+        log.error("webhook did not take the alarm", node=alarm["node"], reason=reason)

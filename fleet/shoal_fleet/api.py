@@ -1,0 +1,303 @@
+"""The HTTP API: JSON under /api, errors as {"error": "one line"}. It translates and decides nothing."""
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from shoal_broker.bus_errors import BusError
+from shoal_fleet import metrics
+from shoal_fleet.access import Door
+from shoal_fleet.controller import Controller
+from shoal_fleet.errors import FleetError, RequestError
+from shoal_fleet.plain import plain
+from shoal_fleet.releases import Release
+from shoal_fleet.rollout_state import Options
+
+MAX_WAIT_S = 60.0
+
+Wait = Annotated[float, Query(ge=0, le=MAX_WAIT_S)]
+Limit = Annotated[int, Query(ge=1, le=5000)]
+Answer = dict[str, Any]
+
+
+def build(controller: Controller, *, token: str) -> FastAPI:
+    """The application; every path but /metrics asks for the token."""
+    app = FastAPI(title="Shoal", version=controller.version, docs_url=None, redoc_url=None)
+    app.state.controller = controller
+    app.include_router(router)
+    app.add_exception_handler(FleetError, _on_fleet_error)
+    app.add_exception_handler(BusError, _on_bus_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_middleware(Door, token=token)
+    return app
+
+
+class _Body(BaseModel):
+    """A request body; a key that is none is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class LabelChanges(_Body):
+    """Labels to set; null takes one away."""
+
+    labels: dict[str, str | None] = Field(max_length=64)
+
+
+class NewCommand(_Body):
+    """A command for a node."""
+
+    node: str
+    op: str = Field(min_length=1, max_length=64)
+    args: dict[str, Any] = Field(default_factory=dict)
+    expires_s: float = Field(default=60.0, gt=0, le=30 * 86400)
+    priority: int = Field(default=4, ge=0, le=9)
+
+
+class NewRollout(_Body):
+    """A rollout of a release to a group; an empty group is every node."""
+
+    release: str
+    group: str = Field(default="", max_length=256)
+    first_wave: int | None = Field(default=None, ge=1, le=1_000_000)
+    factor: float = Field(default=2.0, ge=1, le=100)
+    overdue_s: float = Field(default=1800.0, ge=1, le=30 * 86400)
+
+
+class StopRollout(_Body):
+    """Whether nodes that serve the release go back, too."""
+
+    back: bool = False
+
+
+class WantedRelease(_Body):
+    """The release that a node is to run; null takes the model away."""
+
+    release: str | None
+
+
+def _controller(request: Request) -> Controller:
+    controller: Controller = request.app.state.controller
+    return controller
+
+
+Parts = Annotated[Controller, Depends(_controller)]
+router = APIRouter()
+
+
+@router.get("/metrics")
+async def read_metrics(parts: Parts) -> PlainTextResponse:
+    """Figures for Prometheus, without the token."""
+    return PlainTextResponse(await metrics.render(parts), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/api/status")
+async def read_status(parts: Parts) -> Answer:
+    """How the controller itself is."""
+    return {
+        "version": parts.version,
+        "broker": f"{parts.config.broker.host}:{parts.config.broker.port}",
+        "broker_connected": parts.session.connected,
+        "broker_error": parts.session.last_error,
+        "nodes": len(parts.registry.nodes),
+        "nodes_online": sum(node.online for node in parts.registry.nodes.values()),
+        "nodes_silent": sorted(parts.alarms.silent),
+        "received": dict(parts.inbox.received),
+        "malformed": dict(parts.inbox.malformed),
+        "unknown_kinds": parts.inbox.unknown_kinds,
+        "readings_stored": parts.readings.stats.stored,
+        "readings_duplicate": parts.readings.stats.duplicates,
+        "commands": await parts.commands.counts(),
+        "chunk_bytes_sent": parts.publisher.sent_bytes,
+        "chunks_resent": parts.publisher.resent_chunks,
+        "outbox_waiting": parts.session.stats.outbox_waiting,
+    }
+
+
+# ------------------------------------------------------------------ nodes
+@router.get("/api/nodes")
+async def list_nodes(parts: Parts) -> list[Answer]:
+    """Every node by name."""
+    return [parts.node_view(node) for _, node in sorted(parts.registry.nodes.items())]
+
+
+@router.get("/api/nodes/{node}")
+async def read_node(parts: Parts, node: str) -> Answer:
+    """One node with what it is to run."""
+    return await parts.node(node)
+
+
+@router.patch("/api/nodes/{node}/labels")
+async def change_labels(parts: Parts, node: str, changes: LabelChanges) -> Answer:
+    """Set or take away labels."""
+    return parts.node_view(await parts.registry.label(node, changes.labels))
+
+
+@router.put("/api/nodes/{node}/models/{model}")
+async def want_release(parts: Parts, node: str, model: str, wanted: WantedRelease) -> Answer:
+    """Let one node run a release, without a rollout."""
+    release = None if wanted.release is None else await parts.releases.find(wanted.release)
+    return await parts.want(node, model, release)
+
+
+# ------------------------------------------------------------------ commands
+@router.post("/api/commands", status_code=201)
+async def send_command(parts: Parts, new: NewCommand) -> Answer:
+    """Send a command; returns once it is recorded and in the outbox."""
+    parts.registry.get(new.node)
+    return await parts.commands.send(
+        new.node, new.op, new.args, expires_s=new.expires_s, priority=new.priority
+    )
+
+
+@router.get("/api/commands")
+async def list_commands(parts: Parts, node: str | None = None, limit: Limit = 50) -> list[Answer]:
+    """The newest commands."""
+    if node is not None:
+        parts.registry.get(node)
+    return await parts.commands.list_newest(node=node, limit=limit)
+
+
+@router.get("/api/commands/{command}")
+async def read_command(
+    parts: Parts, command: str, wait_s: Wait = 0.0, seen: int | None = None
+) -> Answer:
+    """One command; `wait_s` waits for its final state or for more than `seen` history entries."""
+    return await parts.commands.get(_command_id(command), wait_s=wait_s, seen=seen)
+
+
+@router.post("/api/commands/{command}/cancel")
+async def cancel_command(parts: Parts, command: str, wait_s: Wait = 10.0) -> Answer:
+    """Ask the node to stop a command, and wait for its answer."""
+    return await parts.commands.cancel(_command_id(command), wait_s=wait_s)
+
+
+# ------------------------------------------------------------------ releases and rollouts
+@router.post("/api/releases", status_code=201)
+async def add_release(parts: Parts, request: Request) -> Answer:
+    """Take in a release: the body is a tar of its directory."""
+    release, figures = await parts.releases.add(request.stream())
+    return {**_release_view(release), "check": plain(figures)}
+
+
+@router.get("/api/releases")
+async def list_releases(parts: Parts) -> list[Answer]:
+    """Every release."""
+    return [_release_view(release) for release in await parts.releases.list_all()]
+
+
+@router.get("/api/releases/{release}")
+async def read_release(parts: Parts, release: str) -> Answer:
+    """One release, by `name@version` or the beginning of its id."""
+    return _release_view(await parts.releases.find(release))
+
+
+@router.post("/api/rollouts", status_code=201)
+async def start_rollout(parts: Parts, new: NewRollout) -> Answer:
+    """Begin a rollout."""
+    release = await parts.releases.find(new.release)
+    options = Options(first_wave=new.first_wave, factor=new.factor, overdue_s=new.overdue_s)
+    return await parts.rollouts.start(release, new.group, options)
+
+
+@router.get("/api/rollouts")
+async def list_rollouts(parts: Parts) -> list[Answer]:
+    """Every rollout, newest first."""
+    return await parts.rollouts.list_all()
+
+
+@router.get("/api/rollouts/{rollout}")
+async def read_rollout(parts: Parts, rollout: int) -> Answer:
+    """One rollout with its nodes, decisions and deltas."""
+    return await parts.rollouts.get(rollout)
+
+
+@router.post("/api/rollouts/{rollout}/resume")
+async def resume_rollout(parts: Parts, rollout: int) -> Answer:
+    """Go on after a hold."""
+    return await parts.rollouts.resume(rollout)
+
+
+@router.post("/api/rollouts/{rollout}/stop")
+async def stop_rollout(parts: Parts, rollout: int, stop: StopRollout | None = None) -> Answer:
+    """End a rollout."""
+    return await parts.rollouts.stop(rollout, back=stop is not None and stop.back)
+
+
+# ------------------------------------------------------------------ readings
+@router.get("/api/readings/summary")
+async def summarise_readings(parts: Parts) -> Answer:
+    """What came from each device, and what is missing."""
+    return await parts.readings.summary()
+
+
+@router.get("/api/readings")
+async def list_readings(
+    parts: Parts,
+    node: str | None = None,
+    device: str | None = None,
+    after: Annotated[int, Query(ge=0)] = 0,
+    limit: Limit = 100,
+) -> list[Answer]:
+    """Readings in the order of arrival; `after` is the `id` of the last one that is known."""
+    rows = await parts.readings.page(node=node, device=device, after=after, limit=limit)
+    return [plain(row) for row in rows]
+
+
+def _command_id(text: str) -> bytes:
+    try:
+        command = bytes.fromhex(text)
+    except ValueError:
+        command = b""
+    if len(command) != 8:  # noqa: PLR2004 - the contract's CommandId
+        raise RequestError(f"{text[:40]!r} is not a command id: 16 hexadecimal digits")
+    return command
+
+
+def _release_view(release: Release) -> Answer:
+    return {
+        "id": release.id.hex(),
+        "name": release.name,
+        "version": release.version,
+        "title": release.title,
+        "description": release.description,
+        "size_bytes": release.size_bytes,
+        "model_file": release.model_file.hex(),
+        "quality": plain(release.quality),
+        "added_ms": release.added_ms,
+        "files": [
+            {"name": entry.name, "size_bytes": entry.size_bytes, "digest": entry.digest.hex()}
+            for entry in release.files
+        ],
+    }
+
+
+def _on_fleet_error(_request: Request, exc: Exception) -> JSONResponse:
+    status = exc.status if isinstance(exc, RequestError) else 500
+    return JSONResponse({"error": str(exc)}, status_code=status)
+
+
+def _on_bus_error(_request: Request, exc: Exception) -> JSONResponse:
+    return JSONResponse({"error": str(exc)}, status_code=503)
+
+
+def _on_http_error(_request: Request, exc: Exception) -> JSONResponse:
+    if not isinstance(exc, HTTPException):
+        raise exc
+    return JSONResponse({"error": str(exc.detail)}, status_code=exc.status_code)
+
+
+def _on_invalid(_request: Request, exc: Exception) -> JSONResponse:
+    if not isinstance(exc, RequestValidationError):
+        raise exc
+    first = exc.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part not in {"body", "query", "path"})
+    text = f"{where}: {first['msg']}" if where else str(first["msg"])
+    return JSONResponse({"error": json.dumps(text)[1:-1]}, status_code=400)

@@ -1,0 +1,234 @@
+"""Puts the controller together: the only place where its parts meet."""
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import structlog
+import uvicorn
+
+from shoal_broker.outbox import Outbox
+from shoal_broker.session import Session, SessionConfig
+from shoal_broker.store import Store
+from shoal_contract.topics import Topics
+from shoal_fleet import api
+from shoal_fleet.access import URL_FILE, load_token
+from shoal_fleet.alarms import Alarms
+from shoal_fleet.blob_store import BlobStore, write_durably
+from shoal_fleet.commands import Commands
+from shoal_fleet.config import FleetConfig, password
+from shoal_fleet.controller import Controller
+from shoal_fleet.database import Database, FleetBase, ReadingsBase
+from shoal_fleet.deltas import Deltas
+from shoal_fleet.errors import ConfigError, StateError
+from shoal_fleet.inbox import Inbox, Parts
+from shoal_fleet.publisher import Publisher
+from shoal_fleet.readings import Readings
+from shoal_fleet.registry import Registry
+from shoal_fleet.releases import Releases
+from shoal_fleet.rollouts import Rollouts
+from shoal_fleet.wanted import WantedStates
+
+log = structlog.get_logger(__name__)
+
+BACKOFF_MAX_S: Final = 5.0
+"""The controller is one client beside thousands: it may knock often."""
+
+LEAVE_S: Final = 2
+
+
+async def run(
+    config: FleetConfig,
+    state_dir: Path,
+    *,
+    stop: asyncio.Event,
+    on_ready: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Run the controller until `stop` is set; `on_ready` gets the API's address.
+
+    Raises:
+        ConfigError: the listening address or the password file cannot be used.
+        StateError: the state directory cannot be used.
+    """
+    async with running(config, state_dir) as (_, url):
+        on_ready(url)
+        await stop.wait()
+
+
+@asynccontextmanager
+async def running(config: FleetConfig, state_dir: Path) -> AsyncIterator[tuple[Controller, str]]:
+    """The controller and the address of its API, for as long as the context lasts."""
+    _prepare(state_dir)
+    token = load_token(state_dir)
+    async with AsyncExitStack() as stack:
+        listener = stack.enter_context(_listen(config))
+        controller = await _open(stack, config, state_dir)
+        host, port = listener.getsockname()[:2]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        server = _Server(
+            uvicorn.Config(
+                api.build(controller, token=token),
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=LEAVE_S,
+            )
+        )
+        async with asyncio.TaskGroup() as tasks:
+            owned = [
+                tasks.create_task(work, name=f"controller.{name}")
+                for name, work in {
+                    "wanted": controller.wanted.run(),
+                    "publisher": controller.publisher.run(),
+                    "rollouts": controller.rollouts.run(),
+                    "prepare": controller.rollouts.prepare(),
+                    "commands": controller.commands.sweep(),
+                    "alarms": controller.alarms.watch(),
+                    "webhook": controller.alarms.deliver(),
+                }.items()
+            ]
+            serving = tasks.create_task(server.serve(sockets=[listener]), name="controller.api")
+            try:
+                write_durably(state_dir / URL_FILE, url.encode() + b"\n")
+                log.info("controller runs", url=url, state_dir=str(state_dir))
+                yield controller, url
+            finally:
+                server.should_exit = True
+                for task in owned:
+                    task.cancel()
+                await asyncio.wait([serving], timeout=LEAVE_S + 1)
+                serving.cancel()
+                await controller.registry.flush()
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without its own signal handlers: `cli` decides when to stop."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone."""
+        yield
+
+
+async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> Controller:
+    enter = stack.enter_async_context
+    topics = Topics(config.root)
+    database = await enter(Database.open(state_dir / "fleet.db", FleetBase))
+    # A file of its own: readings are many, and must not wait for anybody's decisions.
+    readings_file = await enter(Database.open(state_dir / "readings.db", ReadingsBase))
+    outbox = await Outbox.load(await enter(Store.open(state_dir / "outbox.db")))
+    inbox = Inbox(topics)
+    session = await enter(
+        Session.open(
+            SessionConfig(
+                host=config.broker.host,
+                port=config.broker.port,
+                client_id=config.broker.client_id,
+                username=config.broker.username,
+                password=password(config),
+                backoff_max_s=BACKOFF_MAX_S,
+            ),
+            outbox=outbox,
+            subscriptions=inbox.subscriptions,
+            on_connected=inbox.connected,
+        )
+    )
+    store = BlobStore(state_dir / "blobs", database)
+    registry = await Registry.load(database)
+    releases = Releases(database, store, scratch=state_dir / "scratch")
+    deltas = Deltas(database, store, scratch=state_dir / "scratch")
+    wanted = WantedStates(
+        database, session, topics, registry=registry, releases=releases, deltas=deltas
+    )
+    blobs_wanted = asyncio.Event()
+    publisher = Publisher(
+        database,
+        session,
+        topics,
+        store=store,
+        registry=registry,
+        releases=releases,
+        deltas=deltas,
+        wake=blobs_wanted,
+    )
+    rollouts = Rollouts(
+        database,
+        registry=registry,
+        releases=releases,
+        deltas=deltas,
+        wanted=wanted,
+        blobs_wanted=blobs_wanted,
+    )
+    await rollouts.load()
+    publisher.sources = (wanted.pending, rollouts.expecting)
+    controller = Controller(
+        config=config,
+        version=version("shoal"),
+        database=database,
+        session=session,
+        inbox=inbox,
+        registry=registry,
+        alarms=Alarms(
+            registry, silent_after_s=config.silent_after_s, webhook_url=config.webhook_url
+        ),
+        commands=Commands(database, session, topics),
+        readings=Readings(readings_file, kept=config.readings_kept),
+        releases=releases,
+        deltas=deltas,
+        wanted=wanted,
+        publisher=publisher,
+        rollouts=rollouts,
+    )
+    inbox.open(
+        Parts(
+            registry=registry,
+            commands=controller.commands,
+            readings=controller.readings,
+            rollouts=rollouts,
+            publisher=publisher,
+            wanted=wanted,
+        )
+    )
+    return controller
+
+
+def _prepare(state_dir: Path) -> None:
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        scratch = state_dir / "scratch"
+        scratch.mkdir(exist_ok=True, mode=0o700)
+    except OSError as exc:
+        raise StateError(f"{state_dir}: {exc.strerror}") from exc
+
+
+@contextmanager
+def _listen(config: FleetConfig) -> Iterator[socket.socket]:
+    host, port = config.listen.host, config.listen.port
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.create_server(address, family=family)
+        # Accepted connections inherit it. asyncio would set it only on sockets that name their protocol,
+        # and a request would take 40 ms longer.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError as exc:
+        raise ConfigError(f"cannot listen on {host}:{port}: {exc.strerror}") from exc
+    with listener:
+        yield listener
+
+
+def write_ready_file(path: Path, url: str) -> None:
+    """Tell whoever waits for this file that the API answers.
+
+    Raises:
+        StateError: it cannot be written.
+    """
+    try:
+        write_durably(path, json.dumps({"url": url, "pid": os.getpid()}).encode() + b"\n")
+    except OSError as exc:
+        raise StateError(f"{path}: {exc.strerror}") from exc

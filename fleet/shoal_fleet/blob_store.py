@@ -1,0 +1,118 @@
+"""Content-addressed files of the controller: release files and deltas, durable before they are named."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+from sqlalchemy.dialects.sqlite import insert
+
+from shoal_contract import blobs
+from shoal_contract.messages import BlobRef
+from shoal_fleet.database import BlobRow, Database
+from shoal_fleet.errors import StateError
+
+
+class BlobStore:
+    """The directory of blobs and the table that says how each is cut."""
+
+    def __init__(self, directory: Path, database: Database) -> None:
+        self._directory = directory
+        self._database = database
+        self._refs: dict[bytes, BlobRef] = {}
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def path(self, digest: bytes) -> Path:
+        """Where the blob's file stands, or would stand."""
+        return self._directory / digest.hex()
+
+    async def add(self, content: bytes) -> BlobRef:
+        """Store a blob; returns when it is on the disk and in the table.
+
+        Raises:
+            StateError: the disk does not take it.
+        """
+        ref = await asyncio.to_thread(self._store, content)
+        async with self._database.write() as session:
+            await session.execute(
+                insert(BlobRow)
+                .values(
+                    digest=ref.digest,
+                    size_bytes=ref.size_bytes,
+                    chunk_bytes=ref.chunk_bytes,
+                    chunk_digests=ref.chunk_digests,
+                )
+                .on_conflict_do_nothing()
+            )
+        self._refs[ref.digest] = ref
+        return ref
+
+    async def ref(self, digest: bytes) -> BlobRef | None:
+        """How a blob is named and cut; None when it is not here."""
+        if digest in self._refs:
+            return self._refs[digest]
+        async with self._database.read() as session:
+            row = await session.get(BlobRow, digest)
+        if row is None:
+            return None
+        ref = BlobRef(row.digest, row.size_bytes, row.chunk_bytes, row.chunk_digests)
+        self._refs[digest] = ref
+        return ref
+
+    async def chunk(self, ref: BlobRef, index: int) -> bytes:
+        """One chunk of a blob.
+
+        Raises:
+            StateError: the file is gone or was changed.
+        """
+        return await asyncio.to_thread(self._read_chunk, ref, index)
+
+    def _read_chunk(self, ref: BlobRef, index: int) -> bytes:
+        path = self.path(ref.digest)
+        try:
+            with path.open("rb") as file:
+                file.seek(index * ref.chunk_bytes)
+                chunk = file.read(ref.chunk_bytes)
+        except OSError as exc:
+            raise StateError(f"{path}: {exc.strerror}") from exc
+        if not blobs.chunk_is_good(ref, index, chunk):
+            raise StateError(f"{path}: its content is no longer what its name says")
+        return chunk
+
+    def _store(self, content: bytes) -> BlobRef:
+        ref = blobs.describe(content)
+        path = self.path(ref.digest)
+        if path.is_file() and hashlib.sha256(path.read_bytes()).digest() == ref.digest:
+            return ref
+        try:
+            write_durably(path, content)
+        except OSError as exc:
+            raise StateError(f"{path}: {exc.strerror}") from exc
+        return ref
+
+
+def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """The file has all of this content after a power cut, or what it had before.
+
+    Raises:
+        OSError: the disk does not take it; nothing is left behind.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,218 @@
+"""`shoal send`, `cancel`, `ops`, `logs`, `history`: commands to nodes."""
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from shoal_contract.exits import Exit
+from shoal_fleet.cli_output import (
+    AsJson,
+    clock,
+    parse_pairs,
+    parse_value,
+    print_json,
+    print_table,
+    target,
+)
+from shoal_fleet.errors import FleetError, TimedOutError
+
+if TYPE_CHECKING:
+    from shoal_fleet.client import FleetClient
+
+PATIENCE_S: Final = 15.0
+"""How much longer than the command is valid a person waits for its last state."""
+
+QUICK_S: Final = 20.0
+
+Expires = Annotated[
+    float, typer.Option("--expires", min=0.001, help="The command is valid for so many seconds.")
+]
+
+
+def send(
+    context: typer.Context,
+    node: str,
+    op: Annotated[str, typer.Argument(help="shoal ops NODE lists them.")],
+    args: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE…")] = None,
+    *,
+    wait: Annotated[bool, typer.Option(help="Wait for the final state.")] = True,
+    timeout_s: Annotated[
+        float | None, typer.Option("--timeout", min=0, help="Wait at most so many seconds.")
+    ] = None,
+    expires_s: Expires = 60.0,
+    priority: Annotated[int, typer.Option(min=0, max=9, help="A higher one runs first.")] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Send a command to a node and follow it. Values are JSON literals, else text."""
+    given = {key: parse_value(value) for key, value in parse_pairs(args or []).items()}
+    with target(context).connect() as client:
+        command = client.post(
+            "/api/commands",
+            {
+                "node": node,
+                "op": op,
+                "args": given,
+                "expires_s": expires_s,
+                "priority": priority,
+            },
+        )
+        if wait:
+            patience_s = expires_s + PATIENCE_S if timeout_s is None else timeout_s
+            command = follow(client, command, timeout_s=patience_s, show=not as_json)
+    if as_json:
+        print_json(command)
+    elif not wait:
+        typer.echo(command["id"])
+    if wait:
+        _finish(command, show_result=not as_json)
+
+
+def cancel(
+    context: typer.Context,
+    command: Annotated[str, typer.Argument(metavar="ID")],
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0, max=60)] = 10.0,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a node to stop a command: cancelled, too late, or refused."""
+    with target(context).connect() as client:
+        answer = client.post(
+            f"/api/commands/{command}/cancel?wait_s={timeout_s}", timeout_s=timeout_s + 30
+        )
+    if as_json:
+        print_json(answer)
+    elif answer["answer"] is not None:
+        typer.echo(f"{answer['answer'].replace('_', ' ')} {answer['reason']}".rstrip())
+    if answer["answer"] is None:
+        raise TimedOutError(f"{command}: {answer['reason']}")
+    if answer["answer"] != "cancelled":
+        raise typer.Exit(Exit.FAILED)
+
+
+def ops(context: typer.Context, node: str, *, as_json: AsJson = False) -> None:
+    """List the operations that a node offers, with their arguments and limits."""
+    found = _result(context, node, "ops.list", {})
+    if as_json:
+        print_json(found)
+        return
+    if not isinstance(found, list):
+        raise FleetError(f"{node}: its list of operations is none")
+    print_table(
+        f"Operations of {node}",
+        ("op", "scope", "arguments", "about"),
+        [
+            (
+                str(entry.get("name")),
+                str(entry.get("scope")),
+                " ".join(_argument_text(argument) for argument in entry.get("arguments", ())),
+                str(entry.get("about")),
+            )
+            for entry in found
+        ],
+    )
+
+
+def logs(
+    context: typer.Context,
+    node: str,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=1, max=1000)] = 50,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Print the newest log lines of a node's agent."""
+    found = _result(context, node, "logs.tail", {"lines": lines})
+    if as_json:
+        print_json(found)
+        return
+    for line in found.get("lines", ()) if isinstance(found, dict) else ():
+        typer.echo(_printable(str(line)))
+
+
+def history(
+    context: typer.Context,
+    node: Annotated[str | None, typer.Argument()] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """List the newest commands and what became of them."""
+    with target(context).connect() as client:
+        found = client.get("/api/commands", node=node, limit=limit)
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        "Commands",
+        ("id", "node", "op", "sent", "state", "reason"),
+        [
+            (
+                row["id"],
+                row["node"],
+                row["op"],
+                clock(row["issued_ms"]),
+                row["state"],
+                _printable(row["reason"]),
+            )
+            for row in found
+        ],
+    )
+
+
+def follow(
+    client: "FleetClient", command: dict[str, Any], *, timeout_s: float, show: bool
+) -> dict[str, Any]:
+    """The command in its final state; each state on the way is printed.
+
+    Raises:
+        TimedOutError: it has none after `timeout_s`.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    shown = 0
+    while True:
+        for step in command["history"][shown:]:
+            if show and step["state"] != "sent":
+                typer.echo(_printable(f"{step['state']} {step['reason']}".rstrip()), err=True)
+        shown = len(command["history"])
+        if command["final"]:
+            return command
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise TimedOutError(
+                f"command {command['id']} is {command['state']} after {timeout_s:g} s"
+            )
+        command = client.wait_for_command(command["id"], seen=shown, timeout_s=left_s)
+
+
+def _result(context: typer.Context, node: str, op: str, args: dict[str, Any]) -> Any:
+    with target(context).connect() as client:
+        command = client.post(
+            "/api/commands", {"node": node, "op": op, "args": args, "expires_s": QUICK_S}
+        )
+        command = follow(client, command, timeout_s=QUICK_S + PATIENCE_S, show=False)
+    _finish(command, show_result=False)
+    return command["result"]
+
+
+def _finish(command: dict[str, Any], *, show_result: bool) -> None:
+    match command["state"]:
+        case "succeeded":
+            if show_result and command["result"] is not None:
+                indent = 2 if sys.stdout.isatty() else None
+                typer.echo(json.dumps(command["result"], indent=indent, ensure_ascii=False))
+        case "expired":
+            raise TimedOutError(f"{command['op']} expired: {command['reason']}")
+        case state:
+            raise FleetError(f"{command['op']} {state}: {_printable(command['reason'])}")
+
+
+def _argument_text(argument: dict[str, Any]) -> str:
+    text = f"{argument.get('name')}={argument.get('type')}"
+    return text if argument.get("required") else f"[{text}]"
+
+
+def _printable(text: str) -> str:
+    """What a node says, without the power to steer a terminal."""
+    return "".join(char if char.isprintable() or char == "\t" else "�" for char in text)

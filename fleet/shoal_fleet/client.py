@@ -1,0 +1,128 @@
+"""The operator's side of the API: one HTTP client, errors as one line. It prints nothing."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import httpx
+
+from shoal_fleet.access import TOKEN_FILE, URL_FILE, read_token
+from shoal_fleet.config import DEFAULT_PORT
+from shoal_fleet.errors import (
+    ControllerRefusedError,
+    ControllerUnreachableError,
+    FleetError,
+    TimedOutError,
+)
+
+TIMEOUT_S: Final = 30.0
+LONG_TIMEOUT_S: Final = 900.0
+"""For what makes the controller work: checking a release, building a delta."""
+
+POLL_S: Final = 20.0
+
+
+class FleetClient:
+    """A connection to the controller. Use it as a context manager."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self._http = httpx.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=TIMEOUT_S,
+            # The controller is asked directly, whatever proxy this machine's environment names.
+            trust_env=False,
+        )
+        self.url = url
+
+    @classmethod
+    def at(cls, *, state_dir: Path, url: str | None = None) -> Self:
+        """A client with the token, and unless given the address, that lie in the state directory.
+
+        Raises:
+            ControllerUnreachableError: no controller was ever started there, or it is not ours.
+        """
+        try:
+            token = read_token(state_dir / TOKEN_FILE)
+            if url is None:
+                path = state_dir / URL_FILE
+                url = path.read_text("utf-8").strip() if path.exists() else None
+        except FileNotFoundError as exc:
+            raise ControllerUnreachableError(
+                f"{state_dir}: no controller's token here (start one with shoal serve, or name its"
+                " directory with --state-dir)"
+            ) from exc
+        except OSError as exc:
+            raise ControllerUnreachableError(f"{exc.filename}: {exc.strerror}") from exc
+        try:
+            return cls(url or f"http://127.0.0.1:{DEFAULT_PORT}", token)
+        except (httpx.InvalidURL, ValueError) as exc:
+            raise ControllerUnreachableError(f"{url!r} is no address: {exc}") from exc
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._http.close()
+
+    def get(self, path: str, *, timeout_s: float = TIMEOUT_S, **params: Any) -> Any:
+        """GET; parameters that are None are left out."""
+        given = {key: value for key, value in params.items() if value is not None}
+        return self._ask("GET", path, params=given, timeout=timeout_s)
+
+    def post(
+        self, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
+    ) -> Any:
+        """POST a JSON body."""
+        return self._ask("POST", path, json=body, timeout=timeout_s)
+
+    def put(self, path: str, body: Mapping[str, Any], *, timeout_s: float = TIMEOUT_S) -> Any:
+        """PUT a JSON body."""
+        return self._ask("PUT", path, json=body, timeout=timeout_s)
+
+    def patch(self, path: str, body: Mapping[str, Any]) -> Any:
+        """PATCH a JSON body."""
+        return self._ask("PATCH", path, json=body, timeout=TIMEOUT_S)
+
+    def upload(self, path: str, pieces: Iterable[bytes]) -> Any:
+        """POST bytes as they come."""
+        return self._ask("POST", path, content=pieces, timeout=LONG_TIMEOUT_S)
+
+    def wait_for_command(self, command: str, *, seen: int | None, timeout_s: float) -> Any:
+        """The command once it is final or has more than `seen` history entries, or as it is then."""
+        wait_s = max(0.0, min(timeout_s, POLL_S))
+        return self.get(
+            f"/api/commands/{command}", wait_s=wait_s, seen=seen, timeout_s=wait_s + TIMEOUT_S
+        )
+
+    def _ask(self, method: str, path: str, **request: Any) -> Any:
+        try:
+            response = self._http.request(method, path, **request)
+        except httpx.TimeoutException as exc:
+            if isinstance(exc, httpx.ConnectTimeout):
+                raise ControllerUnreachableError(f"no controller answers at {self.url}") from exc
+            raise TimedOutError(f"the controller at {self.url} did not answer in time") from exc
+        except (httpx.TransportError, httpx.InvalidURL) as exc:
+            raise ControllerUnreachableError(
+                f"no controller answers at {self.url} ({str(exc) or type(exc).__name__})"
+            ) from exc
+        return _read(response, self.url)
+
+
+def _read(response: httpx.Response, url: str) -> Any:
+    try:
+        answer = response.json()
+    except ValueError as exc:
+        raise FleetError(f"{url} is not a Shoal controller: its answer is not JSON") from exc
+    if response.is_success:
+        return answer
+    reason = answer.get("error") if isinstance(answer, dict) else None
+    raise ControllerRefusedError(
+        str(reason or f"HTTP status {response.status_code}"), status=response.status_code
+    )

@@ -1,0 +1,319 @@
+"""Commands to nodes: recorded, sent durably, followed to their one final state.
+
+A state never goes back. When a command was never accepted and has expired, the controller presumes
+EXPIRED; only the node's own word, should it have been cut off with the answer, corrects that.
+"""
+
+import asyncio
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+import structlog
+from sqlalchemy import func, select
+
+from shoal_broker.session import Lane, Session
+from shoal_contract import cbor, messages
+from shoal_contract.errors import ContractError
+from shoal_contract.messages import (
+    MAX_MESSAGE_BYTES,
+    Cancel,
+    CancelAnswer,
+    Cancelled,
+    Command,
+    CommandUpdate,
+    State,
+)
+from shoal_contract.topics import Topics
+from shoal_fleet.clock import now_ms
+from shoal_fleet.database import CommandHistoryRow, CommandRow, Database
+from shoal_fleet.errors import NotFoundError, RequestError
+from shoal_fleet.plain import plain
+
+log = structlog.get_logger(__name__)
+
+SENT: Final = 0
+GRACE_MS: Final = 10_000
+SWEEP_EVERY_S: Final = 2.0
+CANCEL_EXPIRY_S: Final = 3600.0
+MAX_LISTED: Final = 1000
+
+STATE_NAMES: Final = {SENT: "sent", **{state.value: state.name.lower() for state in State}}
+
+
+@dataclass(slots=True)
+class CommandStats:
+    """Counters since the process started."""
+
+    sent: int = 0
+    unknown: int = 0
+
+
+class Commands:
+    """The table of commands and the way to the nodes."""
+
+    def __init__(self, database: Database, session: Session, topics: Topics) -> None:
+        self.stats = CommandStats()
+        self._database = database
+        self._session = session
+        self._topics = topics
+        # Who waits for news of a command; dropped when the last one left.
+        self._waiting: dict[bytes, list[asyncio.Event]] = defaultdict(list)
+        self._cancel_answers: dict[bytes, Cancelled] = {}
+
+    async def send(
+        self, node: str, op: str, args: dict[str, Any], *, expires_s: float, priority: int
+    ) -> dict[str, Any]:
+        """Record the command and hand it to the bus; returns it once both are on the disk.
+
+        Raises:
+            RequestError: it cannot be said in a message.
+        """
+        issued_ms = now_ms()
+        command = Command(
+            id=os.urandom(8),
+            op=op,
+            args=args,
+            issued_ms=issued_ms,
+            expires_ms=issued_ms + round(expires_s * 1000),
+            priority=priority,
+        )
+        try:
+            payload = messages.encode(command)
+            # What a node would refuse is refused here, where the person is.
+            messages.decode_as(payload, Command)
+        except ContractError as exc:
+            raise RequestError(f"{op}: {exc}") from exc
+        async with self._database.write() as session:
+            session.add(
+                CommandRow(
+                    id=command.id,
+                    node=node,
+                    op=op,
+                    args=cbor.encode(args),
+                    issued_ms=issued_ms,
+                    expires_ms=command.expires_ms,
+                    priority=priority,
+                    state=SENT,
+                    presumed=False,
+                    progress=0,
+                    reason="",
+                )
+            )
+            await session.flush()
+            session.add(CommandHistoryRow(command=command.id, state=SENT, at_ms=issued_ms))
+        await self._session.publish(
+            self._topics.commands(node), payload, expiry_s=expires_s, lane=Lane.URGENT
+        )
+        self.stats.sent += 1
+        log.info("command sent", command=command.id.hex(), node=node, op=op)
+        return await self.get(command.id)
+
+    async def update(self, node: str, update: CommandUpdate) -> None:
+        """What a node says of a command; returns when it is committed."""
+        async with self._database.write() as session:
+            row = await session.get(CommandRow, update.id)
+            if row is None or row.node != node:
+                self.stats.unknown += 1
+                log.info("update of an unknown command", command=update.id.hex(), node=node)
+                return
+            if not _is_news(row, update):
+                return
+            if update.state != row.state:
+                session.add(
+                    CommandHistoryRow(
+                        command=row.id,
+                        state=int(update.state),
+                        at_ms=update.at_ms,
+                        reason=update.reason,
+                    )
+                )
+            row.state = int(update.state)
+            row.presumed = False
+            row.progress = update.progress
+            row.reason = update.reason
+            row.result = None if update.result is None else cbor.encode(update.result)
+        self._tell(update.id)
+
+    async def cancelled(self, node: str, answer: Cancelled) -> None:
+        """A node's answer to a request to cancel."""
+        async with self._database.read() as session:
+            row = await session.get(CommandRow, answer.id)
+        if row is not None and row.node == node and answer.id in self._waiting:
+            self._cancel_answers[answer.id] = answer
+            self._tell(answer.id)
+
+    async def cancel(self, command_id: bytes, *, wait_s: float) -> dict[str, Any]:
+        """Ask the node to stop a command.
+
+        Returns:
+            `answer`: "cancelled", "too_late", "refused", or None when none came in time.
+
+        Raises:
+            NotFoundError: no such command.
+        """
+        row = await self._row(command_id)
+        if row.state and State(row.state).is_final and not row.presumed:
+            return _answer(command_id, CancelAnswer.TOO_LATE, f"it has {STATE_NAMES[row.state]}")
+        news = asyncio.Event()
+        self._waiting[command_id].append(news)
+        try:
+            await self._session.publish(
+                self._topics.commands(row.node),
+                messages.encode(Cancel(command_id)),
+                expiry_s=CANCEL_EXPIRY_S,
+                lane=Lane.URGENT,
+            )
+            async with asyncio.timeout(wait_s):
+                while command_id not in self._cancel_answers:
+                    news.clear()
+                    await news.wait()
+            answer = self._cancel_answers[command_id]
+            return _answer(command_id, answer.answer, answer.reason)
+        except TimeoutError:
+            return _answer(command_id, None, "the node has not answered")
+        finally:
+            self._leave(command_id, news)
+
+    async def get(
+        self, command_id: bytes, *, wait_s: float = 0.0, seen: int | None = None
+    ) -> dict[str, Any]:
+        """The command with its history.
+
+        Args:
+            command_id: 8 bytes.
+            wait_s: wait so long for more than `seen` history entries, or without it for a final state.
+            seen: how many history entries the caller knows.
+
+        Raises:
+            NotFoundError: no such command.
+        """
+        news = asyncio.Event()
+        self._waiting[command_id].append(news)
+        deadline = asyncio.get_running_loop().time() + wait_s
+        try:
+            while True:
+                news.clear()
+                command = await self._describe(command_id)
+                known = len(command["history"])
+                if command["final"] or (seen is not None and known > seen):
+                    return command
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        await news.wait()
+                except TimeoutError:
+                    return command
+        finally:
+            self._leave(command_id, news)
+
+    async def list_newest(self, *, node: str | None, limit: int) -> list[dict[str, Any]]:
+        """The newest commands, newest first, without their history."""
+        query = select(CommandRow).order_by(CommandRow.issued_ms.desc(), CommandRow.id)
+        if node is not None:
+            query = query.where(CommandRow.node == node)
+        async with self._database.read() as session:
+            rows = await session.scalars(query.limit(min(limit, MAX_LISTED)))
+            return [_view(row) for row in rows]
+
+    async def counts(self) -> dict[str, int]:
+        """How many commands stand in each state."""
+        async with self._database.read() as session:
+            rows = await session.execute(
+                select(CommandRow.state, func.count()).group_by(CommandRow.state)
+            )
+            found = {state: count for state, count in rows}  # noqa: C416 - rows are no pairs to mypy
+        return {name: found.get(state, 0) for state, name in STATE_NAMES.items()}
+
+    async def sweep(self) -> NoReturn:
+        """For ever: presume EXPIRED what nobody accepted in time."""
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            await self.presume_expired(now_ms())
+
+    async def presume_expired(self, at_ms: int) -> None:
+        """EXPIRED for commands that were never accepted and ran out before `at_ms`."""
+        async with self._database.write() as session:
+            rows = (
+                await session.scalars(
+                    select(CommandRow).where(
+                        CommandRow.state == SENT, CommandRow.expires_ms < at_ms - GRACE_MS
+                    )
+                )
+            ).all()
+            for row in rows:
+                row.state = int(State.EXPIRED)
+                row.presumed = True
+                row.reason = "the node did not accept it in time"
+                session.add(
+                    CommandHistoryRow(
+                        command=row.id, state=row.state, at_ms=at_ms, reason=row.reason
+                    )
+                )
+        for row in rows:
+            log.info("command expired", command=row.id.hex(), node=row.node, op=row.op)
+            self._tell(row.id)
+
+    async def _row(self, command_id: bytes) -> CommandRow:
+        async with self._database.read() as session:
+            row = await session.get(CommandRow, command_id)
+        if row is None:
+            raise NotFoundError(f"there is no command {command_id.hex()}")
+        return row
+
+    async def _describe(self, command_id: bytes) -> dict[str, Any]:
+        row = await self._row(command_id)
+        async with self._database.read() as session:
+            history = await session.scalars(
+                select(CommandHistoryRow)
+                .where(CommandHistoryRow.command == command_id)
+                .order_by(CommandHistoryRow.id)
+            )
+            steps = [
+                {"state": STATE_NAMES[step.state], "at_ms": step.at_ms, "reason": step.reason}
+                for step in history
+            ]
+        return {**_view(row), "history": steps}
+
+    def _tell(self, command_id: bytes) -> None:
+        for news in self._waiting.get(command_id, ()):
+            news.set()
+
+    def _leave(self, command_id: bytes, news: asyncio.Event) -> None:
+        self._waiting[command_id].remove(news)
+        if not self._waiting[command_id]:
+            del self._waiting[command_id]
+            self._cancel_answers.pop(command_id, None)
+
+
+def _is_news(row: CommandRow, update: CommandUpdate) -> bool:
+    """States go forward only; within RUNNING the progress may change."""
+    if row.state != SENT and State(row.state).is_final:
+        return row.presumed
+    if update.state == State.RUNNING and row.state == State.RUNNING:
+        return update.progress != row.progress or update.reason != row.reason
+    return update.state > row.state
+
+
+def _view(row: CommandRow) -> dict[str, Any]:
+    return {
+        "id": row.id.hex(),
+        "node": row.node,
+        "op": row.op,
+        "args": plain(cbor.decode(row.args, max_bytes=MAX_MESSAGE_BYTES)),
+        "issued_ms": row.issued_ms,
+        "expires_ms": row.expires_ms,
+        "priority": row.priority,
+        "state": STATE_NAMES[row.state],
+        "final": row.state != SENT and State(row.state).is_final,
+        "progress": row.progress,
+        "reason": row.reason,
+        "result": None
+        if row.result is None
+        else plain(cbor.decode(row.result, max_bytes=MAX_MESSAGE_BYTES)),
+    }
+
+
+def _answer(command_id: bytes, answer: CancelAnswer | None, reason: str) -> dict[str, Any]:
+    name = None if answer is None else answer.name.lower()
+    return {"id": command_id.hex(), "answer": name, "reason": reason}

@@ -1,0 +1,106 @@
+"""The controller's configuration: a TOML file into frozen tables. It reads no environment."""
+
+from pathlib import Path
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from shoal_contract import toml
+from shoal_contract.errors import ContractError
+from shoal_contract.topics import Topics
+from shoal_fleet.errors import ConfigError
+
+DEFAULT_PORT: Final = 8750
+MAX_PASSWORD_BYTES: Final = 4096
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=365 * 86400)]
+
+
+class BrokerTable(toml.Table, frozen=True, kw_only=True):
+    """[broker]: where the broker is and who we are there. The password is the file's first line."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1883
+    client_id: str = "shoal-controller"
+    username: str | None = None
+    password_file: str | None = None
+
+
+class ListenTable(toml.Table, frozen=True, kw_only=True):
+    """[listen]: where the API listens; port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: Port = DEFAULT_PORT
+
+
+class FleetConfig(toml.Table, frozen=True, kw_only=True):
+    """The whole file.
+
+    `silent_after_s`: a node that says nothing for longer raises an alarm. `webhook_url`: alarms are
+    posted there as JSON. `readings_kept`: the newest this many readings stay in the database.
+    """
+
+    root: str = "shoal"
+    state_dir: str | None = None
+    silent_after_s: Seconds = 120.0
+    webhook_url: str | None = None
+    readings_kept: Annotated[int, msgspec.Meta(ge=1)] = 1_000_000
+    log_format: Literal["auto", "json", "console"] = "auto"
+    broker: BrokerTable = BrokerTable()
+    listen: ListenTable = ListenTable()
+
+
+def load(path: Path) -> FleetConfig:
+    """The configuration in this file.
+
+    Raises:
+        ConfigError: it cannot be read, or a key or value is wrong; names file and key.
+    """
+    try:
+        config = toml.decode(path.read_bytes(), FleetConfig, source=str(path))
+        check(config)
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc.strerror}") from exc
+    except ContractError as exc:
+        raise ConfigError(str(exc)) from exc
+    except ConfigError as exc:
+        raise ConfigError(f"{path}: {exc}") from exc
+    return config
+
+
+def check(config: FleetConfig) -> FleetConfig:
+    """The configuration itself, when its values can be used.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    try:
+        Topics(config.root)
+    except ContractError as exc:
+        raise ConfigError(f"[root] {exc}") from exc
+    if config.webhook_url is not None:
+        url = urlsplit(config.webhook_url)
+        if url.scheme not in {"http", "https"} or not url.hostname:
+            raise ConfigError(f"[webhook_url] {config.webhook_url!r} is not an http(s) address")
+    return config
+
+
+def password(config: FleetConfig) -> str | None:
+    """The first line of the password file, if one is configured.
+
+    Raises:
+        ConfigError: the file cannot be read or is no text.
+    """
+    name = config.broker.password_file
+    if name is None:
+        return None
+    try:
+        with Path(name).open("rb") as file:
+            text = file.read(MAX_PASSWORD_BYTES).decode("utf-8")
+    except OSError as exc:
+        raise ConfigError(f"[broker.password_file] {name}: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"[broker.password_file] {name}: not UTF-8 text") from exc
+    return text.partition("\n")[0].rstrip("\r")

@@ -1,0 +1,127 @@
+"""The parts of a running controller, and what takes several of them. Put together in `app`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from shoal_broker.session import Session
+from shoal_contract.errors import ContractError
+from shoal_contract.topics import check_leaf
+from shoal_fleet.alarms import Alarms
+from shoal_fleet.commands import Commands
+from shoal_fleet.config import FleetConfig
+from shoal_fleet.database import Database
+from shoal_fleet.deltas import Deltas
+from shoal_fleet.errors import ConflictError, RequestError
+from shoal_fleet.inbox import Inbox
+from shoal_fleet.plain import plain
+from shoal_fleet.publisher import Publisher
+from shoal_fleet.readings import Readings
+from shoal_fleet.registry import Node, Registry
+from shoal_fleet.releases import Release, Releases
+from shoal_fleet.rollouts import Rollouts
+from shoal_fleet.wanted import WantedStates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Controller:
+    """Everything that the API speaks to."""
+
+    config: FleetConfig
+    version: str
+    database: Database
+    session: Session
+    inbox: Inbox
+    registry: Registry
+    alarms: Alarms
+    commands: Commands
+    readings: Readings
+    releases: Releases
+    deltas: Deltas
+    wanted: WantedStates
+    publisher: Publisher
+    rollouts: Rollouts
+
+    async def node(self, name: str) -> dict[str, Any]:
+        """A node with what it is to run.
+
+        Raises:
+            NotFoundError: no such node.
+        """
+        node = self.registry.get(name)
+        wanted = await self.wanted.of(name)
+        return {
+            **self.node_view(node),
+            "wanted": {model: release.hex() for model, release in wanted.items()},
+        }
+
+    def node_view(self, node: Node) -> dict[str, Any]:
+        """A node as the API shows it; numbers that it does not know are null."""
+        reported = node.reported
+        view: dict[str, Any] = {
+            "node": node.name,
+            "online": node.online,
+            "silent": node.name in self.alarms.silent,
+            "labels": dict(node.labels),
+            "first_seen_ms": node.first_seen_ms,
+            "last_seen_ms": self.registry.last_seen_ms[node.name],
+            "reported": None,
+        }
+        if reported is not None:
+            view["reported"] = {
+                "version": reported.version,
+                "at_ms": reported.at_ms,
+                "role": reported.role,
+                "devices": reported.devices,
+                "peers": reported.peers,
+                "wanted_revision": reported.wanted_revision,
+                "hardware": plain(
+                    {
+                        field: getattr(reported.hardware, field)
+                        for field in reported.hardware.__struct_fields__
+                    }
+                ),
+                "models": [
+                    {
+                        "model": state.model,
+                        "release": state.release.hex(),
+                        "version": state.version,
+                        "target": state.target.hex(),
+                        "phase": state.phase.name.lower(),
+                        "reason": state.reason,
+                        "fetched_bytes": state.fetched_bytes,
+                        "model_file": state.model_file.hex(),
+                    }
+                    for state in reported.models
+                ],
+            }
+        return view
+
+    async def want(self, name: str, model: str, release: Release | None) -> dict[str, Any]:
+        """Let a node run this release of a model, or take the model away; no rollout is involved.
+
+        Raises:
+            NotFoundError: no such node.
+            RequestError: the release is of another model.
+            ConflictError: a rollout waits for this node.
+        """
+        node = self.registry.get(name)
+        try:
+            check_leaf(model)
+        except ContractError as exc:
+            raise RequestError(str(exc)) from exc
+        if release is not None and release.name != model:
+            raise RequestError(f"{release.title} is not a release of {model}")
+        if (rollout := self.rollouts.claims(name, model)) is not None:
+            raise ConflictError(f"rollout {rollout} waits for {name}: stop it first")
+        if release is not None:
+            state = node.model(model)
+            if state is not None and state.model_file:
+                await self.deltas.ensure([state.model_file], release.model_file)
+        async with self.database.write() as session:
+            if release is None:
+                await self.wanted.want_none(session, name, model)
+            else:
+                await self.wanted.want(session, name, model, release.id, rollout=None)
+        self.wanted.changed()
+        await self.rollouts.observe(name)
+        return await self.node(name)

@@ -1,0 +1,282 @@
+"""The controller's tables (SQLAlchemy, SQLite) and the two ways to use them: `read` and `write`.
+
+What the rows mean is the business of the modules that own them. Times are Unix milliseconds.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, Self
+
+from sqlalchemy import (
+    JSON,
+    Engine,
+    ForeignKey,
+    Index,
+    Insert,
+    LargeBinary,
+    UniqueConstraint,
+    event,
+    text,
+)
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from shoal_fleet.errors import StateError
+
+SCHEMA_VERSION: Final = 1
+BUSY_TIMEOUT_S: Final = 10.0
+
+
+class FleetBase(DeclarativeBase):
+    """Tables of fleet.db: what the controller knows and decided."""
+
+
+class NodeRow(FleetBase):
+    """A node. `reported` is its last reported state as it came, `wanted_revision` the newest one."""
+
+    __tablename__ = "nodes"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    first_seen_ms: Mapped[int]
+    last_seen_ms: Mapped[int]
+    online: Mapped[bool] = mapped_column(default=False)
+    labels: Mapped[dict[str, str]] = mapped_column(JSON, default=dict)
+    reported: Mapped[bytes | None] = mapped_column(LargeBinary)
+    wanted_revision: Mapped[int] = mapped_column(default=0)
+    published_revision: Mapped[int] = mapped_column(default=0)
+
+
+class CommandRow(FleetBase):
+    """A command. `state` 0: sent, not accepted yet. `presumed`: the node itself has not said so."""
+
+    __tablename__ = "commands"
+    id: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    node: Mapped[str] = mapped_column(index=True)
+    op: Mapped[str]
+    args: Mapped[bytes] = mapped_column(LargeBinary)
+    issued_ms: Mapped[int] = mapped_column(index=True)
+    expires_ms: Mapped[int]
+    priority: Mapped[int]
+    state: Mapped[int] = mapped_column(default=0, index=True)
+    presumed: Mapped[bool] = mapped_column(default=False)
+    progress: Mapped[int] = mapped_column(default=0)
+    reason: Mapped[str] = mapped_column(default="")
+    result: Mapped[bytes | None] = mapped_column(LargeBinary)
+
+
+class CommandHistoryRow(FleetBase):
+    """One state that a command went through."""
+
+    __tablename__ = "command_history"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    command: Mapped[bytes] = mapped_column(ForeignKey("commands.id"), index=True)
+    state: Mapped[int]
+    at_ms: Mapped[int]
+    reason: Mapped[str] = mapped_column(default="")
+
+
+class BlobRow(FleetBase):
+    """A content-addressed file in the blob directory and how it is cut."""
+
+    __tablename__ = "blobs"
+    digest: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    size_bytes: Mapped[int]
+    chunk_bytes: Mapped[int]
+    chunk_digests: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class ReleaseRow(FleetBase):
+    """A release; `id` is the sha256 of its manifest, `model_file` that of its model."""
+
+    __tablename__ = "releases"
+    __table_args__ = (UniqueConstraint("name", "version"),)
+    id: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    name: Mapped[str] = mapped_column(index=True)
+    version: Mapped[str]
+    description: Mapped[str]
+    manifest: Mapped[bytes] = mapped_column(LargeBinary)
+    model_file: Mapped[bytes] = mapped_column(LargeBinary)
+    size_bytes: Mapped[int]
+    quality: Mapped[dict[str, Any]] = mapped_column(JSON)
+    added_ms: Mapped[int]
+
+
+class DeltaRow(FleetBase):
+    """A delta that was built; `blob` NULL: none that is worth sending."""
+
+    __tablename__ = "deltas"
+    base: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    target: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    blob: Mapped[bytes | None] = mapped_column(LargeBinary)
+
+
+class PublishedRow(FleetBase):
+    """A blob whose chunks are retained at the broker; not `complete` while they go out."""
+
+    __tablename__ = "published"
+    digest: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    chunks: Mapped[int]
+    complete: Mapped[bool] = mapped_column(default=False)
+
+
+class WantedRow(FleetBase):
+    """The release of a model that a node is to run, and the one that it was to run before."""
+
+    __tablename__ = "wanted"
+    node: Mapped[str] = mapped_column(ForeignKey("nodes.name"), primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    release: Mapped[bytes] = mapped_column(LargeBinary)
+    previous: Mapped[bytes | None] = mapped_column(LargeBinary)
+    rollout: Mapped[int | None]
+
+
+class RolloutRow(FleetBase):
+    """A rollout; `state` is the engine's own state as JSON."""
+
+    __tablename__ = "rollouts"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    release: Mapped[bytes] = mapped_column(ForeignKey("releases.id"))
+    group: Mapped[str]
+    status: Mapped[str] = mapped_column(index=True)
+    state: Mapped[bytes] = mapped_column(LargeBinary)
+    created_ms: Mapped[int]
+    updated_ms: Mapped[int]
+
+
+class DecisionRow(FleetBase):
+    """One decision of a rollout with its reason."""
+
+    __tablename__ = "decisions"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    rollout: Mapped[int] = mapped_column(ForeignKey("rollouts.id"), index=True)
+    at_ms: Mapped[int]
+    text: Mapped[str]
+
+
+class ReadingsBase(DeclarativeBase):
+    """Tables of readings.db: many small writes that must not wait for anybody's decisions."""
+
+
+class ReadingRow(ReadingsBase):
+    """One reading; (node, device, boot, seq) names it for ever."""
+
+    __tablename__ = "readings"
+    __table_args__ = (
+        UniqueConstraint("node", "device", "boot", "seq"),
+        Index("readings_by_release", "release"),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    node: Mapped[str]
+    device: Mapped[str]
+    boot: Mapped[int]
+    seq: Mapped[int]
+    label: Mapped[str]
+    confidence: Mapped[float]
+    release: Mapped[bytes] = mapped_column(LargeBinary)
+    by: Mapped[str]
+    at_ms: Mapped[int]
+    latency_us: Mapped[int]
+
+
+class Database:
+    """One SQLite file. One writer at a time; readers go beside it (write-ahead log)."""
+
+    def __init__(self, engine: AsyncEngine, connection: AsyncConnection) -> None:
+        self._connection = connection
+        self._sessions = async_sessionmaker(engine, expire_on_commit=False)
+        self._writing = asyncio.Lock()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        path: Path,
+        base: type[DeclarativeBase],
+    ) -> AsyncIterator[Self]:
+        """Open or create the file with the tables of `base`; what is committed survives a power cut.
+
+        Raises:
+            StateError: it cannot be used, or a newer version wrote it.
+        """
+        engine = create_async_engine(
+            f"sqlite+aiosqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_S}
+        )
+        _set_pragmas(engine.sync_engine)
+        try:
+            try:
+                async with engine.begin() as connection:
+                    version = (await connection.execute(text("PRAGMA user_version"))).scalar_one()
+                    if version > SCHEMA_VERSION:
+                        raise StateError(
+                            f"{path}: written by a newer version of Shoal (schema {version})"
+                        )
+                    await connection.run_sync(base.metadata.create_all)
+                    await connection.execute(text(f"PRAGMA user_version = {SCHEMA_VERSION}"))
+            except DBAPIError as exc:
+                raise StateError(f"{path}: cannot be used as a database: {exc.orig}") from exc
+            async with engine.connect() as connection:
+                yield cls(engine, connection)
+        finally:
+            await engine.dispose()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncSession]:
+        """A session that sees the last commit; nothing that is written in it is kept.
+
+        Raises:
+            StateError: the file cannot be read.
+        """
+        try:
+            async with self._sessions() as session:
+                yield session
+        except DBAPIError as exc:
+            raise StateError(f"the database cannot be read: {exc.orig}") from exc
+
+    async def append(self, statement: Insert, values: dict[str, Any]) -> bool:
+        """Run one INSERT, committed; whether a row was added. Cheaper than `write` by half.
+
+        Raises:
+            StateError: the disk does not take it.
+        """
+        async with self._writing:
+            try:
+                result = await self._connection.execute(statement, values)
+                await self._connection.commit()
+            except DBAPIError as exc:
+                await self._connection.rollback()
+                raise StateError(f"the database cannot be written: {exc.orig}") from exc
+            except BaseException:
+                await self._connection.rollback()
+                raise
+        return result.rowcount > 0
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncSession]:
+        """A session whose changes are on the disk when the block has ended, or not at all.
+
+        Raises:
+            StateError: the disk does not take them.
+        """
+        try:
+            async with self._writing, self._sessions() as session, session.begin():
+                yield session
+        except DBAPIError as exc:
+            raise StateError(f"the database cannot be written: {exc.orig}") from exc
+
+
+def _set_pragmas(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.close()

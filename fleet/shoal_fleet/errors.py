@@ -1,0 +1,88 @@
+"""Errors of the fleet, grouped by whose fault they are. Every message is one line for a person."""
+
+from typing import ClassVar
+
+from shoal_contract.exits import Exit
+
+
+class FleetError(Exception):
+    """Root of every error this package raises on purpose.
+
+    Attributes:
+        exit_code: what a command line ends with.
+    """
+
+    exit_code: ClassVar[Exit] = Exit.FAILED
+
+
+class ConfigError(FleetError):
+    """The configuration cannot be used: a person's fault. Names the file and the key."""
+
+
+class UsageError(FleetError):
+    """A command line that says something impossible: a person's fault."""
+
+    exit_code: ClassVar[Exit] = Exit.USAGE
+
+
+# ------------------------------------------------------------------ what the API answers
+class RequestError(FleetError):
+    """The controller will not do what was asked.
+
+    Attributes:
+        status: the HTTP status of the answer.
+    """
+
+    status: ClassVar[int] = 400
+
+
+class NotFoundError(RequestError):
+    """There is no such node, command, release or rollout."""
+
+    status: ClassVar[int] = 404
+
+
+class ConflictError(RequestError):
+    """What was asked contradicts what is there."""
+
+    status: ClassVar[int] = 409
+
+
+class ReleaseError(RequestError):
+    """A release directory is not a release, or does not do what it says."""
+
+    status: ClassVar[int] = 422
+
+
+# ------------------------------------------------------------------ the environment
+class StateError(FleetError):
+    """The controller's own files cannot be read or written, or have another version."""
+
+
+class DeltaBuildError(FleetError):
+    """No delta could be made between two files; the full file goes out instead."""
+
+
+# ------------------------------------------------------------------ what the client sees
+class ControllerUnreachableError(FleetError):
+    """Nobody answers at the controller's address."""
+
+    exit_code: ClassVar[Exit] = Exit.UNREACHABLE
+
+
+class ControllerRefusedError(FleetError):
+    """The controller answered with an error.
+
+    Attributes:
+        status: its HTTP status.
+    """
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class TimedOutError(FleetError):
+    """No answer in time; what was asked may still happen."""
+
+    exit_code: ClassVar[Exit] = Exit.TIMED_OUT

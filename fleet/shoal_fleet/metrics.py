@@ -1,0 +1,109 @@
+"""`/metrics`: the controller's figures for Prometheus, collected when they are asked for."""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from shoal_fleet.controller import Controller
+from shoal_fleet.rollout_state import Status
+
+
+async def render(controller: Controller) -> bytes:
+    """The exposition text."""
+    families = [
+        *_fleet(controller),
+        _by("shoal_commands", "Commands by state.", "state", await controller.commands.counts()),
+        await _rollouts(controller),
+        *_bus(controller),
+    ]
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Ready(families))
+    return generate_latest(registry)
+
+
+class _Ready(Collector):
+    """Families that were collected already."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families
+
+
+def _fleet(controller: Controller) -> Iterator[Metric]:
+    nodes = controller.registry.nodes.values()
+    yield GaugeMetricFamily("shoal_nodes", "Nodes that were ever seen.", value=len(nodes))
+    yield GaugeMetricFamily(
+        "shoal_nodes_online", "Nodes that are connected.", value=sum(node.online for node in nodes)
+    )
+    yield GaugeMetricFamily(
+        "shoal_nodes_silent",
+        "Nodes that are silent for longer than they may be.",
+        value=len(controller.alarms.silent),
+    )
+    yield CounterMetricFamily(
+        "shoal_webhook_failures",
+        "Alarms that the webhook did not take.",
+        value=controller.alarms.webhook_failures,
+    )
+    stats = controller.readings.stats
+    yield CounterMetricFamily("shoal_readings", "Readings stored.", value=stats.stored)
+    yield CounterMetricFamily(
+        "shoal_readings_duplicate", "Readings that were here already.", value=stats.duplicates
+    )
+
+
+def _bus(controller: Controller) -> Iterator[Metric]:
+    inbox, publisher = controller.inbox, controller.publisher
+    yield GaugeMetricFamily(
+        "shoal_broker_connected",
+        "Whether the broker is reached.",
+        value=float(controller.session.connected),
+    )
+    yield GaugeMetricFamily(
+        "shoal_outbox_waiting",
+        "Messages that wait to leave.",
+        value=controller.session.stats.outbox_waiting,
+    )
+    yield _by("shoal_messages", "Messages of nodes.", "channel", inbox.received, counter=True)
+    yield _by(
+        "shoal_messages_malformed",
+        "Messages that break the contract.",
+        "channel",
+        inbox.malformed,
+        counter=True,
+    )
+    yield CounterMetricFamily(
+        "shoal_messages_unknown_kind",
+        "Messages of a newer version.",
+        value=inbox.unknown_kinds,
+    )
+    yield CounterMetricFamily(
+        "shoal_chunk_bytes", "Bytes of chunks published.", value=publisher.sent_bytes
+    )
+    yield CounterMetricFamily(
+        "shoal_chunks_resent",
+        "Chunks published again because a node missed them.",
+        value=publisher.resent_chunks,
+    )
+
+
+async def _rollouts(controller: Controller) -> Metric:
+    counts = dict.fromkeys((status.value for status in Status), 0)
+    for rollout in await controller.rollouts.list_all():
+        counts[rollout["status"]] += 1
+    return _by("shoal_rollouts", "Rollouts by status.", "status", counts)
+
+
+def _by(
+    name: str, text: str, label: str, values: dict[str, int], *, counter: bool = False
+) -> Metric:
+    kind = CounterMetricFamily if counter else GaugeMetricFamily
+    family = kind(name, text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family

@@ -1,0 +1,162 @@
+"""The readings that the fleet drew from its devices: stored once each, counted, capped.
+
+The summary counts what arrived from the sequence numbers that the devices gave: it is neither the
+sender's nor the receiver's word.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.dialects.sqlite import insert
+
+from shoal_contract.messages import Reading
+from shoal_fleet.database import Database, ReadingRow
+
+SWEEP_EVERY: Final = 1000
+MAX_PAGE: Final = 5000
+MISSING_SHOWN: Final = 16
+
+_INSERT: Final = insert(ReadingRow).on_conflict_do_nothing()
+
+
+@dataclass(slots=True)
+class ReadingStats:
+    """Counters since the process started."""
+
+    stored: int = 0
+    duplicates: int = 0
+
+
+class Readings:
+    """The table of readings. `kept`: the newest this many rows stay."""
+
+    def __init__(self, database: Database, *, kept: int) -> None:
+        self.stats = ReadingStats()
+        self._database = database
+        self._kept = kept
+
+    async def add(self, node: str, reading: Reading) -> None:
+        """Store a reading unless it is here already; returns when it is committed."""
+        added = await self._database.append(
+            _INSERT,
+            {
+                "node": node,
+                "device": reading.device,
+                "boot": reading.boot,
+                "seq": reading.seq,
+                "label": reading.label,
+                "confidence": reading.confidence,
+                "release": reading.release,
+                "by": reading.by,
+                "at_ms": reading.at_ms,
+                "latency_us": reading.latency_us,
+            },
+        )
+        if not added:
+            self.stats.duplicates += 1
+            return
+        self.stats.stored += 1
+        if self.stats.stored % SWEEP_EVERY == 0:
+            await self._sweep()
+
+    async def page(
+        self, *, node: str | None, device: str | None, after: int, limit: int
+    ) -> list[dict[str, Any]]:
+        """Readings in the order of arrival, from the one behind id `after` on."""
+        query = select(ReadingRow).where(ReadingRow.id > after).order_by(ReadingRow.id)
+        if node is not None:
+            query = query.where(ReadingRow.node == node)
+        if device is not None:
+            query = query.where(ReadingRow.device == device)
+        async with self._database.read() as session:
+            rows = await session.scalars(query.limit(min(limit, MAX_PAGE)))
+            return [
+                {
+                    "id": row.id,
+                    "node": row.node,
+                    "device": row.device,
+                    "boot": row.boot,
+                    "seq": row.seq,
+                    "label": row.label,
+                    "confidence": row.confidence,
+                    "release": row.release.hex(),
+                    "by": row.by,
+                    "at_ms": row.at_ms,
+                    "latency_us": row.latency_us,
+                }
+                for row in rows
+            ]
+
+    async def summary(self) -> dict[str, Any]:
+        """Per device and boot: what came, and which sequence numbers between its first and last did not."""
+        async with self._database.read() as session:
+            streams = (
+                await session.execute(
+                    select(
+                        ReadingRow.node,
+                        ReadingRow.device,
+                        ReadingRow.boot,
+                        func.count(),
+                        func.min(ReadingRow.seq),
+                        func.max(ReadingRow.seq),
+                    )
+                    .group_by(ReadingRow.node, ReadingRow.device, ReadingRow.boot)
+                    .order_by(ReadingRow.node, ReadingRow.device, ReadingRow.boot)
+                )
+            ).all()
+            listed = []
+            for node, device, boot, count, lowest, highest in streams:
+                missing = highest - lowest + 1 - count
+                ranges: list[tuple[int, int]] = []
+                if missing:
+                    seqs = await session.scalars(
+                        select(ReadingRow.seq)
+                        .where(
+                            ReadingRow.node == node,
+                            ReadingRow.device == device,
+                            ReadingRow.boot == boot,
+                        )
+                        .order_by(ReadingRow.seq)
+                    )
+                    ranges = gaps(list(seqs))
+                listed.append(
+                    {
+                        "node": node,
+                        "device": device,
+                        "boot": boot,
+                        "count": count,
+                        "min": lowest,
+                        "max": highest,
+                        "missing": missing,
+                        "missing_ranges": ranges[:MISSING_SHOWN],
+                    }
+                )
+            by_release = await session.execute(
+                select(ReadingRow.release, func.count()).group_by(ReadingRow.release)
+            )
+            by_node = await session.execute(
+                select(ReadingRow.by, func.count()).group_by(ReadingRow.by)
+            )
+            return {
+                "devices": listed,
+                "total": sum(row["count"] for row in listed),
+                "missing": sum(row["missing"] for row in listed),
+                "by_release": {release.hex(): count for release, count in by_release},
+                "by_node": {name: count for name, count in by_node},  # noqa: C416 - rows are no pairs to mypy
+                "stored": self.stats.stored,
+                "duplicates": self.stats.duplicates,
+            }
+
+    async def _sweep(self) -> None:
+        async with self._database.write() as session:
+            newest = await session.scalar(select(func.max(ReadingRow.id)))
+            await session.execute(
+                delete(ReadingRow).where(ReadingRow.id <= (newest or 0) - self._kept)
+            )
+
+
+def gaps(seqs: list[int]) -> list[tuple[int, int]]:
+    """The ranges (first, last) that lie between ascending numbers."""
+    return [(before + 1, after - 1) for before, after in pairwise(seqs) if after - before > 1]

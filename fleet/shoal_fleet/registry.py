@@ -1,0 +1,182 @@
+"""The registry of nodes: who is there, what they report, what people call them.
+
+The database is the truth; what is in memory is a copy that is replaced after each commit. `last seen`
+changes with every message and is written behind (`flush`).
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import structlog
+from sqlalchemy import select, update
+
+from shoal_contract import messages
+from shoal_contract.errors import ContractError
+from shoal_contract.messages import ModelState, Presence, Reported
+from shoal_fleet.clock import now_ms
+from shoal_fleet.database import Database, NodeRow
+from shoal_fleet.errors import NotFoundError, RequestError
+from shoal_fleet.selection import MAX_LABELS, check_label
+
+log = structlog.get_logger(__name__)
+
+MAX_NODES: Final = 100_000
+"""A broker that lets anybody in must not fill our disk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """What is known of one node."""
+
+    name: str
+    first_seen_ms: int
+    online: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    reported: Reported | None = None
+
+    @property
+    def stratum(self) -> str:
+        """The hardware class: boards that are likely to fail together."""
+        if self.reported is None:
+            return ""
+        return f"{self.reported.hardware.machine} {self.reported.hardware.model}"
+
+    def model(self, name: str) -> ModelState | None:
+        """Where the node stands with a model."""
+        if self.reported is None:
+            return None
+        return next((state for state in self.reported.models if state.model == name), None)
+
+
+class Registry:
+    """All nodes. Build it with `await Registry.load(database)`."""
+
+    def __init__(self, database: Database) -> None:
+        self.nodes: dict[str, Node] = {}
+        self.last_seen_ms: dict[str, int] = {}
+        self._database = database
+        self._unwritten: set[str] = set()
+        # Presence and state of a new node come side by side.
+        self._adding = asyncio.Lock()
+
+    @classmethod
+    async def load(cls, database: Database) -> "Registry":
+        """The registry as an earlier process left it. Presence is told anew by the broker."""
+        registry = cls(database)
+        async with database.read() as session:
+            for row in await session.scalars(select(NodeRow)):
+                registry.nodes[row.name] = Node(
+                    name=row.name,
+                    first_seen_ms=row.first_seen_ms,
+                    online=row.online,
+                    labels=row.labels,
+                    reported=_reported(row),
+                )
+                registry.last_seen_ms[row.name] = row.last_seen_ms
+        return registry
+
+    def get(self, name: str) -> Node:
+        """The node.
+
+        Raises:
+            NotFoundError: nobody of that name was ever here.
+        """
+        node = self.nodes.get(name)
+        if node is None:
+            raise NotFoundError(f"there is no node {name!r} (shoal nodes lists them)")
+        return node
+
+    async def heard(self, name: str, *, retained: bool) -> bool:
+        """A message of this node came; False when there is no room for another node.
+
+        A retained message tells that the node exists, not that it is there now.
+        """
+        if name in self.nodes:
+            if not retained:
+                self.last_seen_ms[name] = now_ms()
+                self._unwritten.add(name)
+            return True
+        async with self._adding:
+            return name in self.nodes or await self._add(name)
+
+    async def presence(self, name: str, presence: Presence) -> None:
+        """The node came or went."""
+        if self.nodes[name].online == presence.online:
+            return
+        async with self._database.write() as session:
+            await session.execute(
+                update(NodeRow).where(NodeRow.name == name).values(online=presence.online)
+            )
+        self.nodes[name] = replace(self.nodes[name], online=presence.online)
+        log.info("node is online" if presence.online else "node is offline", node=name)
+
+    async def reported(self, name: str, reported: Reported) -> None:
+        """The node says what it is and runs."""
+        async with self._database.write() as session:
+            await session.execute(
+                update(NodeRow)
+                .where(NodeRow.name == name)
+                .values(reported=messages.encode(reported))
+            )
+        self.nodes[name] = replace(self.nodes[name], reported=reported)
+
+    async def label(self, name: str, changes: Mapping[str, str | None]) -> Node:
+        """Set labels, or take away those whose value is None.
+
+        Raises:
+            NotFoundError: no such node.
+            RequestError: no label, or too many.
+        """
+        node = self.get(name)
+        labels = dict(node.labels)
+        for key, value in changes.items():
+            if value is None:
+                labels.pop(key, None)
+            else:
+                check_label(key, value)
+                labels[key] = value
+        if len(labels) > MAX_LABELS:
+            raise RequestError(f"a node has at most {MAX_LABELS} labels")
+        async with self._database.write() as session:
+            await session.execute(update(NodeRow).where(NodeRow.name == name).values(labels=labels))
+        self.nodes[name] = replace(self.nodes[name], labels=labels)
+        return self.nodes[name]
+
+    async def flush(self) -> None:
+        """Write the times at which nodes were last seen."""
+        names, self._unwritten = self._unwritten, set()
+        if not names:
+            return
+        async with self._database.write() as session:
+            for name in names:
+                await session.execute(
+                    update(NodeRow)
+                    .where(NodeRow.name == name)
+                    .values(last_seen_ms=self.last_seen_ms[name])
+                )
+
+    async def _add(self, name: str) -> bool:
+        if len(self.nodes) >= MAX_NODES:
+            log.error("no room for another node", node=name, nodes=len(self.nodes))
+            return False
+        now = now_ms()
+        async with self._database.write() as session:
+            session.add(
+                NodeRow(name=name, first_seen_ms=now, last_seen_ms=now, online=False, labels={})
+            )
+        self.nodes[name] = Node(name=name, first_seen_ms=now)
+        self.last_seen_ms[name] = now
+        log.info("new node", node=name)
+        return True
+
+
+def _reported(row: NodeRow) -> Reported | None:
+    if row.reported is None:
+        return None
+    try:
+        return messages.decode_as(row.reported, Reported)
+    except ContractError as exc:
+        log.warning("stored state cannot be read", node=row.name, reason=str(exc))
+        return None

@@ -1,0 +1,66 @@
+"""A release directory as it lies on a disk: which files it must have, and its way into an upload.
+
+Nothing here runs the model; that is `release_check`.
+"""
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from shoal_contract.errors import ContractError
+from shoal_contract.release import MAX_FILE_BYTES, SPEC_FILE, ReleaseSpec, parse_spec
+from shoal_fleet.errors import ReleaseError
+
+PIECE_BYTES: Final = 1 << 20
+
+
+def read_spec(directory: Path) -> ReleaseSpec:
+    """release.toml of a directory that holds the release's files and nothing else.
+
+    Raises:
+        ReleaseError: a file is missing, is too many or too large, or release.toml is wrong.
+    """
+    try:
+        present = {path.name: path for path in directory.iterdir()}
+        if SPEC_FILE not in present:
+            raise ReleaseError(f"{directory.name}: there is no {SPEC_FILE} in it")
+        spec = parse_spec(present[SPEC_FILE].read_bytes())
+        for name in spec.files:
+            path = present.pop(name, None)
+            if path is None or not path.is_file() or path.is_symlink():
+                raise ReleaseError(f"{SPEC_FILE} names {name}, which is not a file here")
+            if not 0 < path.stat().st_size <= MAX_FILE_BYTES:
+                raise ReleaseError(f"{name} is empty or larger than {MAX_FILE_BYTES} bytes")
+    except OSError as exc:
+        raise ReleaseError(f"{directory}: cannot be read: {exc.strerror}") from exc
+    except ContractError as exc:
+        raise ReleaseError(str(exc)) from exc
+    if present:
+        raise ReleaseError(f"{min(present)!r} does not belong to the release")
+    return spec
+
+
+def pack(directory: Path, spec: ReleaseSpec) -> Iterator[bytes]:
+    """The release's files as a tar, piece by piece.
+
+    Raises:
+        ReleaseError: a file cannot be read.
+    """
+    for name in spec.files:
+        path = directory / name
+        try:
+            with path.open("rb") as file:
+                member = tarfile.TarInfo(name)
+                member.size = path.stat().st_size
+                yield member.tobuf(tarfile.USTAR_FORMAT)
+                left = member.size
+                while piece := file.read(min(PIECE_BYTES, left)):
+                    left -= len(piece)
+                    yield piece
+        except OSError as exc:
+            raise ReleaseError(f"{path}: cannot be read: {exc.strerror}") from exc
+        if left:
+            raise ReleaseError(f"{path}: became shorter while it was read")
+        yield bytes(-member.size % tarfile.BLOCKSIZE)
+    yield bytes(2 * tarfile.BLOCKSIZE)

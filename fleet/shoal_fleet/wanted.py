@@ -1,0 +1,191 @@
+"""What every node is to run: the table, and the retained message that tells the node.
+
+A change and its revision are one transaction; the message is sent until the revision that was handed to
+the bus is the newest one, so a kill between the two loses nothing.
+"""
+
+import asyncio
+from typing import Final, NoReturn
+
+import structlog
+from sqlalchemy import delete, select, update
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from shoal_broker.bus_errors import BusError
+from shoal_broker.session import Session
+from shoal_contract import messages
+from shoal_contract.errors import ContractError
+from shoal_contract.messages import ModelWanted, Phase, Wanted
+from shoal_contract.topics import Topics
+from shoal_fleet.clock import now_ms
+from shoal_fleet.database import Database, NodeRow, WantedRow
+from shoal_fleet.deltas import Deltas
+from shoal_fleet.errors import FleetError
+from shoal_fleet.registry import Registry
+from shoal_fleet.releases import Releases
+
+log = structlog.get_logger(__name__)
+
+RETRY_S: Final = 5.0
+
+
+class WantedStates:
+    """The wanted state of every node."""
+
+    def __init__(
+        self,
+        database: Database,
+        session: Session,
+        topics: Topics,
+        *,
+        registry: Registry,
+        releases: Releases,
+        deltas: Deltas,
+    ) -> None:
+        self._database = database
+        self._session = session
+        self._topics = topics
+        self._registry = registry
+        self._releases = releases
+        self._deltas = deltas
+        self._due = asyncio.Event()
+        self._due.set()
+
+    async def want(
+        self, change: AsyncSession, node: str, model: str, release: bytes, *, rollout: int | None
+    ) -> None:
+        """Within the caller's transaction: the node is to run this release."""
+        row = await change.get(WantedRow, (node, model))
+        if row is not None and row.release == release:
+            return
+        previous = None if row is None else row.release
+        await change.execute(
+            insert(WantedRow)
+            .values(node=node, model=model, release=release, previous=previous, rollout=rollout)
+            .on_conflict_do_update(
+                index_elements=["node", "model"],
+                set_={"release": release, "previous": previous, "rollout": rollout},
+            )
+        )
+        await _next_revision(change, node)
+
+    async def want_none(self, change: AsyncSession, node: str, model: str) -> None:
+        """Within the caller's transaction: the node is not to run this model."""
+        await change.execute(
+            delete(WantedRow).where(WantedRow.node == node, WantedRow.model == model)
+        )
+        await _next_revision(change, node)
+
+    async def recall(self, change: AsyncSession, node: str, model: str, release: bytes) -> None:
+        """Within the caller's transaction: back to what was wanted before this release."""
+        row = await change.get(WantedRow, (node, model))
+        if row is None or row.release != release:
+            return
+        if row.previous is None:
+            await self.want_none(change, node, model)
+        else:
+            await change.execute(
+                update(WantedRow)
+                .where(WantedRow.node == node, WantedRow.model == model)
+                .values(release=row.previous, previous=None, rollout=None)
+            )
+            await _next_revision(change, node)
+
+    def changed(self) -> None:
+        """A change was committed: send what is due."""
+        self._due.set()
+
+    async def of(self, node: str) -> dict[str, bytes]:
+        """Model -> release that the node is to run."""
+        async with self._database.read() as session:
+            rows = await session.scalars(select(WantedRow).where(WantedRow.node == node))
+            return {row.model: row.release for row in rows}
+
+    async def pending(self) -> set[tuple[str, bytes]]:
+        """(node, release) for every release that a node neither serves nor has given up."""
+        async with self._database.read() as session:
+            rows = (await session.scalars(select(WantedRow))).all()
+        return {
+            (row.node, row.release)
+            for row in rows
+            if not self._is_settled(row.node, row.model, row.release)
+        }
+
+    async def run(self) -> NoReturn:
+        """Send what is due, for ever."""
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            try:
+                await self.publish_due()
+            except BusError as exc:
+                log.warning("wanted states wait", reason=str(exc))
+                self._due.set()
+                await asyncio.sleep(RETRY_S)
+
+    async def publish_due(self) -> None:
+        """Hand every wanted state that is newer than its last message to the bus.
+
+        Raises:
+            BusError: the outbox does not take it.
+        """
+        async with self._database.read() as session:
+            rows = await session.execute(
+                select(NodeRow.name, NodeRow.wanted_revision).where(
+                    NodeRow.wanted_revision > NodeRow.published_revision
+                )
+            )
+            due = rows.all()
+        for node, revision in due:
+            try:
+                payload = messages.encode(await self._compose(node, revision))
+            except (FleetError, ContractError) as exc:
+                log.error("wanted state cannot be said", node=node, reason=str(exc))  # noqa: TRY400 - the message says it all
+                continue
+            await self._session.publish(
+                self._topics.wanted(node), payload, retain=True, coalesce_key=f"wanted {node}"
+            )
+            async with self._database.write() as session:
+                await session.execute(
+                    update(NodeRow).where(NodeRow.name == node).values(published_revision=revision)
+                )
+
+    async def publish_all_again(self) -> None:
+        """The broker may have forgotten what it retained: say it all once more."""
+        async with self._database.write() as session:
+            await session.execute(
+                update(NodeRow).where(NodeRow.wanted_revision > 0).values(published_revision=0)
+            )
+        self._due.set()
+
+    def _is_settled(self, node: str, model: str, release: bytes) -> bool:
+        known = self._registry.nodes.get(node)
+        state = None if known is None else known.model(model)
+        if state is None:
+            return False
+        serves = state.release == release and state.phase is Phase.SERVING
+        return serves or (state.target == release and state.phase is Phase.FAILED)
+
+    async def _compose(self, node: str, revision: int) -> Wanted:
+        models = []
+        for model, release in sorted((await self.of(node)).items()):
+            item = await self._releases.get(release)
+            models.append(
+                ModelWanted(
+                    model=model,
+                    release=release,
+                    manifest=await self._releases.blob(release),
+                    files=await self._releases.blobs(item),
+                    deltas=await self._deltas.offers(item.model_file),
+                )
+            )
+        return Wanted(revision=revision, issued_ms=now_ms(), models=models)
+
+
+async def _next_revision(change: AsyncSession, node: str) -> None:
+    await change.execute(
+        update(NodeRow)
+        .where(NodeRow.name == node)
+        .values(wanted_revision=NodeRow.wanted_revision + 1)
+    )

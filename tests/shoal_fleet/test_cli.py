@@ -1,0 +1,241 @@
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from shoal_contract.exits import Exit
+from shoal_fleet import cli, cli_output, digits
+from shoal_fleet.errors import FleetError, UsageError
+
+
+def invoke(site, *args):
+    """The command as `main` would end it: (exit code, stdout, error line)."""
+    found = CliRunner().invoke(
+        cli.app, [*map(str, args)], env={"SHOAL_STATE_DIR": str(site.state_dir)}
+    )
+    if isinstance(found.exception, FleetError):
+        return int(found.exception.exit_code), found.stdout, str(found.exception)
+    assert found.exception is None or isinstance(found.exception, SystemExit), found.exception
+    return found.exit_code, found.stdout, found.stderr
+
+
+async def shoal(site, *args):
+    return await asyncio.to_thread(invoke, site, *args)
+
+
+async def test_nodes_are_shown_and_labelled(site):
+    await site.nodes(2)
+    code, out, _ = await shoal(site, "nodes")
+    assert code == 0
+    head, first, _ = out.splitlines()
+    assert head.split("\t")[:3] == ["node", "online", "models"]
+    row = first.split("\t")
+    assert row[0:2] == ["n0", "yes"]
+    assert row[3:8] == ["Raspberry Pi 4", "Debian 12", "9.7 GB", "48.5 °C", "no"]
+    _, out, _ = await shoal(site, "nodes", "label", "n0", "site=oslo", "line=2")
+    assert out == "n0: line=2, site=oslo\n"
+    _, out, _ = await shoal(site, "nodes", "label", "n0", "line-")
+    assert out == "n0: site=oslo\n"
+    _, out, _ = await shoal(site, "nodes", "--json")
+    assert json.loads(out)[0]["labels"] == {"site": "oslo"}
+    code, _, error = await shoal(site, "nodes", "label", "nobody", "a=b")
+    assert (code, error) == (1, "there is no node 'nobody' (shoal nodes lists them)")
+
+
+async def test_a_command_is_sent_followed_and_its_result_printed(site):
+    (node,) = await site.nodes(1)
+    code, out, _ = await shoal(site, "send", "n0", "ping", "n=1", "on=true", "text=a b")
+    assert code == 0
+    assert json.loads(out) == {"pong": {"n": 1, "on": True, "text": "a b"}}
+    code, out, _ = await shoal(site, "send", "n0", "ping", "--json")
+    assert json.loads(out)["state"] == "succeeded"
+    code, _, error = await shoal(site, "send", "n0", "fail")
+    assert (code, error) == (1, "fail failed: the valve is stuck")
+    code, _, error = await shoal(site, "send", "n0", "slow", "--timeout", "0.2")
+    assert code == Exit.TIMED_OUT
+    assert "is running after 0.2 s" in error
+    code, _, _ = await shoal(site, "send", "n0", "ping", "noequals")
+    assert code == Exit.USAGE
+    code, out, _ = await shoal(site, "send", "n0", "slow", "--no-wait")
+    await site.until(lambda: bytes.fromhex(out.strip()) in node.running)
+    code, out, _ = await shoal(site, "cancel", out.strip())
+    assert (code, out) == (0, "cancelled\n")
+    _, out, _ = await shoal(site, "history", "n0", "--json")
+    assert len(json.loads(out)) == 5
+    _, out, _ = await shoal(site, "history")
+    assert "the valve is stuck" in out
+
+
+async def test_operations_and_log_lines_of_a_node(site):
+    await site.nodes(1)
+    _, out, _ = await shoal(site, "ops", "n0")
+    assert "ping\tread\t\tAnswer." in out
+    _, out, _ = await shoal(site, "logs", "n0", "-n", "2")
+    assert out == "line 0\nline 1\n"
+
+
+async def test_a_release_is_added_and_rolled_out(site):
+    await site.nodes(1)
+    directory = digits.release_dir(1)
+    code, out, _ = await shoal(site, "release", "add", directory)
+    assert code == 0
+    assert out.startswith("digits@1.0.0 ")
+    _, out, _ = await shoal(site, "release", "list")
+    assert "accuracy 0.9447" in out
+    code, out, _ = await shoal(site, "rollout", "start", "digits@1.0.0", "--wait")
+    assert code == 0
+    assert out.splitlines()[-1].endswith("done, wave 1: 1 serving (1 of 1 nodes serve it)")
+    _, out, _ = await shoal(site, "rollout", "list")
+    assert "\tdone\t1\t1\t0\t" in out
+    _, out, _ = await shoal(site, "rollout", "show", "1")
+    assert "wave 1 opens with 6 leases" in out
+    code, _, error = await shoal(site, "rollout", "stop", "1")
+    assert (code, error) == (1, "rollout 1 has ended: it is done")
+    _, out, _ = await shoal(site, "want", "n0", "digits=none", "--json")
+    assert json.loads(out)["wanted"] == {}
+    _, out, _ = await shoal(site, "status")
+    assert "nodes: 1 of 1 online, silent: none" in out
+    _, out, _ = await shoal(site, "readings", "summary", "--json")
+    assert json.loads(out)["total"] == 0
+
+
+async def test_a_rollout_that_is_held_ends_the_watch_with_the_reason(site):
+    release = await site.add_release(digits.release_dir(1))
+    (node,) = await site.nodes(1)
+    node.fails[bytes.fromhex(release["id"])] = "golden outputs differ"
+    code, _, error = await shoal(site, "rollout", "start", "digits@1.0.0", "--wait")
+    assert code == 1
+    assert error.startswith("rollout 1 is held: n0 failed: golden outputs differ")
+    code, _, error = await shoal(site, "rollout", "watch", "--json")
+    assert code == 1
+
+
+async def test_a_directory_that_is_no_release_is_refused_in_one_line(site, tmp_path):
+    code, _, error = await shoal(site, "release", "add", tmp_path)
+    assert code == 1
+    assert "there is no release.toml in it" in error
+
+
+def run_shoal(*args, timeout_s=15):
+    return subprocess.run(
+        [sys.executable, "-m", "shoal_fleet", *args],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def test_a_controller_that_is_not_there_is_exit_code_3_and_one_line(tmp_path):
+    found = run_shoal("--state-dir", str(tmp_path), "nodes")
+    assert found.returncode == Exit.UNREACHABLE
+    assert found.stderr.startswith("shoal: ")
+    assert found.stderr.count("\n") == 1
+    (tmp_path / "token").write_text("x")
+    found = run_shoal("--state-dir", str(tmp_path), "--url", "http://127.0.0.1:9", "nodes")
+    assert found.returncode == Exit.UNREACHABLE
+    assert found.stderr.startswith("shoal: no controller answers at http://127.0.0.1:9")
+    assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.system
+def test_serve_says_when_it_is_ready_and_leaves_at_sigterm(tmp_path, unused_port):
+    ready = tmp_path / "ready"
+    with subprocess.Popen(
+        [
+            sys.executable, "-m", "shoal_fleet", "serve", "--port", "0",
+            "--broker", f"127.0.0.1:{unused_port}",
+            "--state-dir", str(tmp_path / "state"), "--ready-file", str(ready),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:  # fmt: skip
+        deadline = time.monotonic() + 10
+        while not ready.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        said = json.loads(ready.read_text())
+        assert said["pid"] == process.pid
+        found = run_shoal("--state-dir", str(tmp_path / "state"), "status", "--json")
+        status = json.loads(found.stdout)
+        assert status["broker_connected"] is False
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=10)
+        assert process.returncode == 0
+        assert "Traceback" not in log
+        assert "broker not reached" in log
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ("colour = 1", "unknown key `colour`"),
+        ("[listen]\nhost = '203.0.113.1'", "cannot listen on 203.0.113.1"),
+        ("[broker]\npassword_file = '/none'", "[broker.password_file]"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_one_line(tmp_path, config, complaint):
+    path = tmp_path / "shoal.toml"
+    path.write_text(config)
+    found = run_shoal("--state-dir", str(tmp_path / "s"), "serve", "--config", str(path))
+    assert found.returncode == Exit.FAILED
+    assert complaint in found.stderr.splitlines()[-1]
+    assert "Traceback" not in found.stderr
+
+
+def test_the_command_line_starts_without_the_heavy_libraries():
+    heavy = "{'sqlalchemy', 'fastapi', 'uvicorn', 'onnxruntime', 'numpy', 'httpx', 'aiomqtt'}"
+    found = subprocess.run(
+        [sys.executable, "-c", f"import sys, shoal_fleet.cli; print({heavy} & set(sys.modules))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout == "set()\n"
+
+
+def commands(app, path=()):
+    """Every command and sub-command."""
+    for group in app.registered_groups:
+        yield from commands(group.typer_instance, (*path, group.name))
+    for command in app.registered_commands:
+        yield (*path, command.name or command.callback.__name__.replace("_", "-"))
+
+
+@pytest.mark.parametrize("path", list(commands(cli.app)), ids=" ".join)
+def test_every_command_has_help_with_an_example(path):
+    found = CliRunner().invoke(cli.app, [*path, "--help"], env={"COLUMNS": "120"})
+    assert found.exit_code == 0
+    assert f"Example: shoal {' '.join(path)}" in found.stdout
+    assert "--json" in found.stdout or path in {("serve",), ("demo",)}
+
+
+def test_values_on_the_command_line_are_json_or_text():
+    assert cli_output.parse_value("3.5") == 3.5
+    assert cli_output.parse_value("null") is None
+    assert cli_output.parse_value("[1,2]") == [1, 2]
+    assert cli_output.parse_value("open") == "open"
+    assert cli_output.parse_pairs(["a=b=c"]) == {"a": "b=c"}
+    for wrong in (["a"], ["=b"], ["a=1", "a=2"]):
+        with pytest.raises(UsageError):
+            cli_output.parse_pairs(wrong)
+
+
+def test_times_and_sizes_are_for_people():
+    assert cli_output.ago(0, 59_999) == "59 s ago"
+    assert cli_output.ago(0, 7_200_000) == "2 h ago"
+    assert cli_output.size(34_627) == "34.6 kB"
+    assert cli_output.size(None) == "?"
+
+
+@pytest.fixture
+def unused_port():
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,60 @@
+import pytest
+
+from shoal_fleet.config import FleetConfig, load, password
+from shoal_fleet.errors import ConfigError, UsageError
+from shoal_fleet.serve import settle
+
+
+def write(tmp_path, text):
+    path = tmp_path / "shoal.toml"
+    path.write_text(text)
+    return path
+
+
+def test_an_empty_file_is_the_defaults(tmp_path):
+    assert load(write(tmp_path, "")) == FleetConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("colour = 1", "unknown key `colour`"),
+        ("[broker]\nprot = 1", "[broker] unknown key `prot`"),
+        ("[broker]\nport = 0", "[broker.port]"),
+        ("silent_after_s = -1", "[silent_after_s]"),
+        ("root = 'a b'", "[root]"),
+        ("webhook_url = 'ftp://x'", "[webhook_url]"),
+        ("= 3", "not TOML"),
+    ],
+)
+def test_what_is_wrong_is_named_with_file_and_key(tmp_path, text, complaint):
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert complaint in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path / "none.toml")
+
+
+def test_the_password_is_the_first_line_of_its_file(tmp_path):
+    (tmp_path / "secret").write_text("s3cret\nnote\n")
+    config = load(write(tmp_path, f"[broker]\npassword_file = '{tmp_path}/secret'"))
+    assert password(config) == "s3cret"
+
+
+def test_the_command_line_wins_over_the_file(tmp_path):
+    path = write(tmp_path, "[broker]\nhost = 'a'\nusername = 'u'\n[listen]\nport = 1")
+    config = settle(path, host=None, port=2, broker="[::1]:1884")
+    assert (config.broker.host, config.broker.port) == ("::1", 1884)
+    assert config.broker.username == "u"
+    assert config.listen.port == 2
+
+
+@pytest.mark.parametrize("broker", ["host", ":1", "host:", "host:x", "host:70000"])
+def test_a_broker_that_is_no_address_is_a_usage_error(broker):
+    with pytest.raises(UsageError):
+        settle(None, host=None, port=None, broker=broker)
