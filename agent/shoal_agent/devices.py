@@ -199,15 +199,15 @@ class DeviceLink:
             case (int(channel), int(boot), bytes(payload)):
                 sample = Sample(channel, boot, frame.seq, payload)
             case _:
-                self._reply(frame.seq, Status.BAD_ARGS)
+                self._reply(frame.seq, None, Status.BAD_ARGS)
                 return
         key = (sample.boot, sample.seq)
         if key in self._done:
-            self._reply(sample.seq, Status.OK)
+            self._reply(sample.seq, sample.boot, Status.OK)
         elif key in self._in_hand or len(self._in_hand) >= MAX_AT_ONCE:
             return
         elif (handler := self._handlers.get(channel)) is None:
-            self._reply(sample.seq, Status.UNKNOWN_OP)
+            self._reply(sample.seq, sample.boot, Status.UNKNOWN_OP)
         else:
             self._in_hand.add(key)
             tasks.create_task(self._handle(handler, sample), name=f"device.{self.name}.sample")
@@ -224,8 +224,10 @@ class DeviceLink:
         self._done[key] = None
         if len(self._done) > _REMEMBERED:
             self._done.popitem(last=False)
-        self._reply(sample.seq, Status.OK)
+        self._reply(sample.seq, sample.boot, Status.OK)
 
-    def _reply(self, seq: int, status: Status) -> None:
+    def _reply(self, seq: int, boot: int | None, status: Status) -> None:
+        """Answer a sample; the boot keeps a late answer from the next boot's sample of that number."""
+        args: tuple[Scalar, ...] = (int(status),) if boot is None else (int(status), boot)
         if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(frames.encode(Frame(Kind.REPLY, seq, Op.SAMPLE, (int(status),))))
+            self._writer.write(frames.encode(Frame(Kind.REPLY, seq, Op.SAMPLE, args)))

@@ -1,6 +1,7 @@
 """Inbound messages to the subscribers that want them, acknowledged when all of those are through.
 
-One worker a subscription: order is kept within it and a slow one holds up no other. What is in
+One worker a subscription (unless it is `SideBySide`): order is kept within it and a slow one holds
+up no other. What is in
 work is bounded by a window over all of them; beyond it the reader waits and the broker holds back.
 Acknowledgements leave in the order in which messages are finished, not in which they came (a
 departure from MQTT-4.6.0-2 that brokers accept, and without which one slow subscriber stops all).
@@ -20,6 +21,19 @@ from shoal_broker.link import Arrival, Inbound, Link
 from shoal_broker.topic_filter import check_filter, matches
 
 Subscriber = Callable[[Inbound], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class SideBySide:
+    """A subscriber whose messages may be worked on `at_once`, in no order: one commit serves many."""
+
+    subscriber: Subscriber
+    at_once: int = 32
+
+    async def __call__(self, inbound: Inbound) -> None:
+        """As any subscriber."""
+        await self.subscriber(inbound)
+
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +72,11 @@ class Subscription:
     id: int
     queue: asyncio.Queue[_Delivery | None] = field(default_factory=asyncio.Queue)
 
+    @property
+    def workers(self) -> int:
+        """How many of its messages are worked on at a time; more than one keeps no order."""
+        return self.subscriber.at_once if isinstance(self.subscriber, SideBySide) else 1
+
 
 class Dispatcher:
     """The subscriptions of a session and the messages in work. Workers run in `tasks`."""
@@ -86,18 +105,20 @@ class Dispatcher:
             number = number % MAX_SUBSCRIPTION_ID + 1
         subscription = Subscription(topic_filter, subscriber, qos, number)
         self.subscriptions[topic_filter] = subscription
-        worker = self._tasks.create_task(
-            self._work(subscription), name=f"session.worker {topic_filter}"
-        )
-        self._workers.add(worker)
-        worker.add_done_callback(self._workers.discard)
+        for _ in range(subscription.workers):
+            worker = self._tasks.create_task(
+                self._work(subscription), name=f"session.worker {topic_filter}"
+            )
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
         return subscription
 
     def remove(self, topic_filter: str) -> bool:
         """Forget a subscription; what has come in for it is still worked on."""
         subscription = self.subscriptions.pop(topic_filter, None)
         if subscription is not None:
-            subscription.queue.put_nowait(None)
+            for _ in range(subscription.workers):
+                subscription.queue.put_nowait(None)
         return subscription is not None
 
     def stop(self) -> None:

@@ -30,7 +30,7 @@ from shoal_broker.bus_errors import (
     Redeliver,
     RefusedByBrokerError,
 )
-from shoal_broker.dispatch import Dispatcher, Subscriber, Subscription
+from shoal_broker.dispatch import Dispatcher, SideBySide, Subscriber, Subscription
 from shoal_broker.link import Connect, Inbound, Link, Outbound, SessionConfig, Will
 from shoal_broker.liveness import watch
 from shoal_broker.outbox import Lane, Outbox, OutboxMessage
@@ -45,6 +45,7 @@ __all__ = [
     "Session",
     "SessionConfig",
     "SessionStats",
+    "SideBySide",
     "Subscriber",
     "Will",
 ]

@@ -19,15 +19,19 @@ _BUILT_IN_TAGS = (
 )  # fmt: skip
 
 
-def encode(value: object) -> bytes:
+def encode(value: object, *, shortest: bool = False) -> bytes:
     """Encode plain values; map keys in insertion order.
 
+    Args:
+        value: plain values.
+        shortest: floats in the fewest bytes that hold them exactly; map keys sorted (RFC 7049, 3.9).
+
     Raises:
-        EncodeError: a value of another type.
+        EncodeError: a value of another type, or text that is not Unicode.
     """
     try:
-        return cbor2.dumps(value)
-    except (cbor2.CBOREncodeError, OverflowError, RecursionError) as exc:
+        return cbor2.dumps(value, canonical=shortest)
+    except (cbor2.CBOREncodeError, OverflowError, RecursionError, UnicodeEncodeError) as exc:
         raise EncodeError(f"not encodable as CBOR: {exc}") from exc
 
 

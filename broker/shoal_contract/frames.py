@@ -3,6 +3,7 @@
 A frame is one CBOR array `[head, seq, op, args...]`, its CRC-32 (big-endian, zlib's polynomial), COBS
 encoded and closed by 0x00; at most 64 bytes on the wire, so at most 58 of CBOR. `head` is
 version * 8 + kind. The same bytes travel on serial lines, TCP and the Unix socket to the agent.
+Numbers are written in the fewest bytes that hold them, so a frame passed on is never longer than it came.
 
 Who answers what: a COMMAND and an EVENT are repeated by their sender until a REPLY with the same seq
 comes; the receiver answers a repeat from memory and does not act twice. A BEAT is never answered.
@@ -20,7 +21,14 @@ MAX_WIRE_BYTES = 64
 MAX_CBOR_BYTES = 58
 MAX_SEQ = 0xFFFF_FFFF
 REPEAT_MEMORY = 8
-"""How many seqs a receiver remembers, so how many may be unanswered at a time."""
+"""How many commands a device remembers with their replies, the one that came first goes first."""
+
+MAX_COMMAND_SPAN = REPEAT_MEMORY // 2
+"""Unanswered commands on a line stand within so many consecutive seqs. Half of the memory, because on a
+lossy line three with a lower seq and three with a higher one may come between a command and its repeat."""
+
+MAX_EVENT_SPAN = 8
+"""The same for a device's events; who receives them has room to remember at least twice as many."""
 
 BEAT_INTERVAL_S = 1.0
 SILENCE_S = 3.0
@@ -29,6 +37,7 @@ SILENCE_S = 3.0
 _CRC_BYTES = 4
 _DELIMITER = b"\x00"
 _MIN_ITEMS = 3
+_INTEGER_END = 1 << 64
 
 Scalar = None | bool | int | float | str | bytes
 
@@ -45,9 +54,10 @@ class Kind(IntEnum):
 class Op(IntEnum):
     """Standard operations. Numbers from 64 up belong to the product's own firmware.
 
-    SET [channel, value, context...]; GET [channel]; SAMPLE [channel, boot, payload] (an EVENT);
-    HELLO [] -> [status, name, firmware, boot]; ALIVE [] (a BEAT from the agent) or
-    [uptime_s, safe, unanswered] (from the device).
+    SET [channel, value, context...] -> [status]; GET [channel] -> [status, value];
+    SAMPLE [channel, boot, payload] (an EVENT) -> [status, boot];
+    HELLO [] -> [status, name, firmware, boot];
+    ALIVE [] (a BEAT from the agent) or [uptime_s, safe, unanswered] (from the device).
     """
 
     ALIVE = 0
@@ -82,11 +92,14 @@ def encode(frame: Frame) -> bytes:
     """The frame as it stands on the wire, delimiter included.
 
     Raises:
-        EncodeError: it does not fit in 64 bytes, or seq or op are out of range.
+        EncodeError: it does not fit in 64 bytes, seq or op are out of range, or an argument is no scalar.
     """
     if not 0 <= frame.seq <= MAX_SEQ or not 0 <= frame.op <= 0xFF:  # noqa: PLR2004 - one byte
         raise EncodeError(f"seq {frame.seq} or op {frame.op} is out of range")
-    body = cbor.encode([VERSION * 8 + frame.kind, frame.seq, int(frame.op), *frame.args])
+    for arg in frame.args:
+        _check_scalar(arg)
+    head = VERSION * 8 + frame.kind
+    body = cbor.encode([head, frame.seq, int(frame.op), *frame.args], shortest=True)
     if len(body) > MAX_CBOR_BYTES:
         raise EncodeError(f"a frame of {len(body)} CBOR bytes; at most {MAX_CBOR_BYTES} fit")
     return cobs_encode(body + zlib.crc32(body).to_bytes(_CRC_BYTES, "big")) + _DELIMITER
@@ -163,6 +176,14 @@ class FrameReader:
 
     def _count(self, reason: str) -> None:
         self.errors[reason] = self.errors.get(reason, 0) + 1
+
+
+def _check_scalar(arg: object) -> None:
+    if isinstance(arg, int):
+        if not -_INTEGER_END <= arg < _INTEGER_END:
+            raise EncodeError("an integer argument of more than 64 bits")
+    elif not isinstance(arg, (float, str, bytes, type(None))):
+        raise EncodeError(f"an argument of type {type(arg).__name__}; only scalars fit a frame")
 
 
 def cobs_encode(data: bytes) -> bytes:

@@ -1,52 +1,63 @@
 """Puts the bridge together: one hub a device."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
 from shoal_firmware_bridge.config import BridgeConfig
-from shoal_firmware_bridge.errors import BridgeError, SocketError
-from shoal_firmware_bridge.hub import DeviceHub
+from shoal_firmware_bridge.errors import BridgeError
+from shoal_firmware_bridge.hub import DeviceHub, Patience
+from shoal_firmware_bridge.sockets import owned_directory
 
 log = structlog.get_logger()
 
 
 async def run(
-    config: BridgeConfig, *, stop: asyncio.Event, on_ready: Callable[[], None] = lambda: None
+    config: BridgeConfig,
+    *,
+    stop: asyncio.Event,
+    on_ready: Callable[[], None] = lambda: None,
+    patience: Patience | None = None,
 ) -> None:
     """Serve every device until `stop` is set.
 
     Raises:
-        SocketError: the directory or a socket cannot be made.
+        SocketError: the directory or a socket cannot be made, or they are another bridge's.
     """
-    directory = Path(config.socket_dir)
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # noqa: ASYNC240 - once
-    except OSError as exc:
-        raise SocketError(f"{directory}: {exc.strerror}") from exc
+    with owned_directory(Path(config.socket_dir)):
+        try:
+            await _serve(config, stop, on_ready, patience)
+        except* BridgeError as group:
+            raise _first(group) from None
+    log.info("bridge stopped")
+
+
+async def _serve(
+    config: BridgeConfig,
+    stop: asyncio.Event,
+    on_ready: Callable[[], None],
+    patience: Patience | None,
+) -> None:
     listening = [asyncio.Event() for _ in config.device]
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            hubs = [
-                tasks.create_task(
-                    DeviceHub(device, config.socket(device)).run(listening=event),
-                    name=f"device.{device.name}",
-                )
-                for device, event in zip(config.device, listening, strict=True)
-            ]
-            for event in listening:
-                await event.wait()
-            log.info("bridge runs", devices=[device.name for device in config.device])
-            on_ready()
-            await stop.wait()
-            for hub in hubs:
-                hub.cancel()
-    except* BridgeError as group:
-        raise group.exceptions[0] from None
-    finally:
-        for device in config.device:
-            with contextlib.suppress(OSError):
-                config.socket(device).unlink()
+    async with asyncio.TaskGroup() as tasks:
+        hubs = [
+            tasks.create_task(
+                DeviceHub(device, config.socket(device), patience).run(listening=event),
+                name=f"device.{device.name}",
+            )
+            for device, event in zip(config.device, listening, strict=True)
+        ]
+        for event in listening:
+            await event.wait()
+        log.info("bridge runs", devices=[device.name for device in config.device])
+        on_ready()
+        await stop.wait()
+        for hub in hubs:
+            hub.cancel()
+
+
+def _first(group: BaseExceptionGroup[BridgeError]) -> BridgeError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

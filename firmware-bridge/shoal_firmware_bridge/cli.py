@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import signal
 import sys
 from importlib.metadata import version
@@ -22,6 +23,10 @@ def main() -> None:
         if options.check:
             print(f"{options.config}: good, {len(config.device)} devices")
             return
+        if options.ready_file is not None:
+            # One that an earlier run left behind would be a lie.
+            with contextlib.suppress(OSError):
+                options.ready_file.unlink()
         asyncio.run(_run(config, options.ready_file))
     except ConfigError as exc:
         print(f"shoal-bridge: {exc}", file=sys.stderr)
@@ -29,7 +34,7 @@ def main() -> None:
     except BridgeError as exc:
         print(f"shoal-bridge: {exc}", file=sys.stderr)
         sys.exit(Exit.FAILED)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # before the signals are ours
         sys.exit(Exit.INTERRUPTED)
 
 
@@ -43,10 +48,14 @@ async def _run(config: BridgeConfig, ready_file: Path | None) -> None:
         loop.add_signal_handler(number, stop.set)
 
     def on_ready() -> None:
-        if ready_file is not None:
-            temporary = ready_file.with_name(ready_file.name + ".part")
+        if ready_file is None:
+            return
+        temporary = ready_file.with_name(ready_file.name + ".part")
+        try:
             temporary.write_text("ready\n", encoding="utf-8")
             temporary.replace(ready_file)
+        except OSError as exc:
+            raise ConfigError(f"--ready-file {ready_file}: {exc.strerror}") from exc
 
     await app.run(config, stop=stop, on_ready=on_ready)
 

@@ -10,15 +10,19 @@ from shoal_contract.errors import ContractError
 from shoal_firmware_bridge.errors import ConfigError
 
 MAX_SOCKET_PATH_BYTES = 107
+DEFAULT_BAUD = 115_200
 
 
 class DeviceTable(toml.Table, frozen=True, kw_only=True):
-    """[[device]]: one microcontroller and the line to it."""
+    """[[device]]: one microcontroller and the line to it.
+
+    A serial line needs `path` (and has `baud`), a TCP line `host` and `port`; a key of the other is an error.
+    """
 
     name: str
     link: Literal["serial", "tcp"]
     path: str | None = None
-    baud: Annotated[int, msgspec.Meta(ge=300, le=4_000_000)] = 115_200
+    baud: Annotated[int, msgspec.Meta(ge=300, le=4_000_000)] | None = None
     host: str | None = None
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
 
@@ -46,17 +50,18 @@ def load(path: Path) -> BridgeConfig:
         raise ConfigError(f"{path}: {exc.strerror}") from exc
     except ContractError as exc:
         raise ConfigError(str(exc)) from exc
+    _check_socket_dir(path, config)
     names = [device.name for device in config.device]
     if not names:
         raise ConfigError(f"{path}: there is no [[device]]")
     if len(set(names)) != len(names):
-        raise ConfigError(f"{path}: [[device]] names must be distinct")
+        raise ConfigError(f"{path}: [[device]] name must be distinct")
     for device in config.device:
         try:
             topics.check_leaf(device.name)
         except ContractError as exc:
-            raise ConfigError(f"{path}: [[device]] {exc}") from exc
-        _check_line(path, device)
+            raise ConfigError(f"{path}: [[device]] name: {exc}") from exc
+        _check_line(f"{path}: [[device]] {device.name!r}", device)
         if len(str(config.socket(device)).encode()) > MAX_SOCKET_PATH_BYTES:
             raise ConfigError(
                 f"{path}: socket_dir makes a path of more than {MAX_SOCKET_PATH_BYTES} bytes,"
@@ -65,9 +70,20 @@ def load(path: Path) -> BridgeConfig:
     return config
 
 
-def _check_line(path: Path, device: DeviceTable) -> None:
-    where = f"{path}: [[device]] {device.name!r}"
-    if device.link == "serial" and (device.path is None or device.host is not None):
-        raise ConfigError(f'{where} with link = "serial" needs path, and no host')
-    if device.link == "tcp" and (None in (device.host, device.port) or device.path is not None):
-        raise ConfigError(f'{where} with link = "tcp" needs host and port, and no path')
+def _check_socket_dir(path: Path, config: BridgeConfig) -> None:
+    if not config.socket_dir or "\0" in config.socket_dir:
+        raise ConfigError(f"{path}: socket_dir is no directory name")
+
+
+def _check_line(where: str, device: DeviceTable) -> None:
+    if device.link == "serial":
+        # An absolute path, because serialx takes anything with a scheme for a URL.
+        if device.path is None or not device.path.startswith("/") or "\0" in device.path:
+            raise ConfigError(f'{where}: link = "serial" needs path, an absolute one')
+        if device.host is not None or device.port is not None:
+            raise ConfigError(f'{where}: host and port are for link = "tcp"')
+    else:
+        if not device.host or device.port is None:
+            raise ConfigError(f'{where}: link = "tcp" needs host and port')
+        if device.path is not None or device.baud is not None:
+            raise ConfigError(f'{where}: path and baud are for link = "serial"')

@@ -1,4 +1,4 @@
-"""Errors of the bridge."""
+"""Errors of the bridge, grouped by whose fault they are."""
 
 
 class BridgeError(Exception):
@@ -10,4 +10,8 @@ class ConfigError(BridgeError):
 
 
 class SocketError(BridgeError):
-    """A Unix socket cannot be made: the environment's fault."""
+    """A Unix socket cannot be made or is another bridge's: the environment's fault."""
+
+
+class LineError(BridgeError):
+    """The line to a device cannot be opened or broke: try again later."""

@@ -16,6 +16,11 @@ SAMPLE_CHANNEL = 1
 DISPLAY_CHANNEL = 2
 REPEAT_S = 0.5
 BACKLOG = 4096
+MAX_PAYLOAD_BYTES = 42
+MAX_NAME_BYTES = 24
+MAX_VALUE_BYTES = 32
+"""What leaves room for the rest of a frame at its longest."""
+
 VERSION = "simulated 1.0"
 
 
@@ -35,8 +40,15 @@ class Firmware:
     """The state of one device.
 
     Args:
-        samples: payloads, taken in rotation: sample k carries number k modulo their count.
+        name: at most MAX_NAME_BYTES.
+        samples: payloads of at most MAX_PAYLOAD_BYTES, taken in rotation: sample k carries number k modulo
+            their count.
         limit: how many samples to take at all; None: no end.
+        backlog: how many unanswered samples there is memory for.
+
+    Attributes:
+        missed: samples that were due while the memory was full; they have no seq.
+        repeated_commands: commands answered from memory.
     """
 
     name: str
@@ -45,8 +57,14 @@ class Firmware:
     boot: int
     now_s: float
     limit: int | None = None
+    backlog: int = BACKLOG
+    repeat_s: float = REPEAT_S
+    silence_s: float = frames.SILENCE_S
     display: Scalar = None
     safe: bool = False
+    missed: int = 0
+    repeated_commands: int = 0
+    _due: int = 0
     _next_seq: int = 0
     _sampling: bool = True
     _full: bool = False
@@ -72,7 +90,7 @@ class Firmware:
         """When `tick` has something to do."""
         times = [self._next_beat_s]
         if not self.safe:
-            times.append(self._heard_s + frames.SILENCE_S)
+            times.append(self._heard_s + self.silence_s)
         if self._sampling:
             times.append(self._next_sample_s)
         times.extend(self._in_flight.values())
@@ -86,11 +104,12 @@ class Firmware:
         """Time has passed: sample, repeat, beat, and look whether the agent is still there."""
         actions: list[Action] = []
         while self._sampling and self._next_sample_s <= now_s:
-            self._next_sample_s += 1 / self.rate_hz
+            self._due += 1
+            self._next_sample_s = self._started_s + self._due / self.rate_hz
             actions += self._sample()
         for seq, due_s in self._in_flight.items():
             if due_s <= now_s:
-                self._in_flight[seq] = now_s + REPEAT_S
+                self._in_flight[seq] = now_s + self.repeat_s
                 actions.append(self._event(seq))
         actions += self._fill(now_s)
         if self._next_beat_s <= now_s:
@@ -99,7 +118,7 @@ class Firmware:
             actions.append(
                 Frame(Kind.BEAT, 0, Op.ALIVE, (uptime_s, self.safe, min(self.unanswered, 0xFFFF)))
             )
-        if not self.safe and now_s - self._heard_s >= frames.SILENCE_S:
+        if not self.safe and now_s - self._heard_s >= self.silence_s:
             self.safe, self.display = True, None
             actions.append(Wrote("safe", {}))
         return actions
@@ -124,30 +143,43 @@ class Firmware:
         if self.limit is not None and self._next_seq >= self.limit:
             self._sampling = False
             return []
-        if self.unanswered >= BACKLOG:
-            if self._full:
-                return []
-            self._full = True
-            return [Wrote("full", {"unanswered": self.unanswered})]
-        self._full = False
+        actions: list[Action] = []
+        if self.unanswered >= self.backlog:
+            self.missed += 1
+            if not self._full:
+                self._full = True
+                actions.append(Wrote("full", {"unanswered": self.unanswered}))
+            return actions
+        if self._full:
+            self._full = False
+            actions.append(Wrote("room", {"missed": self.missed}))
         seq = self._next_seq
         self._next_seq += 1
         self._backlog.append(seq)
-        return [Wrote("sample", {"seq": seq, "row": seq % len(self.samples)})]
+        actions.append(Wrote("sample", {"seq": seq, "row": seq % len(self.samples)}))
+        return actions
 
     def _fill(self, now_s: float) -> list[Action]:
         actions: list[Action] = []
-        while self._backlog and len(self._in_flight) < frames.REPEAT_MEMORY:
+        while self._backlog and self._next_is_remembered():
             seq = self._backlog.popleft()
-            self._in_flight[seq] = now_s + REPEAT_S
+            self._in_flight[seq] = now_s + self.repeat_s
             actions.append(self._event(seq))
         return actions
+
+    def _next_is_remembered(self) -> bool:
+        """Whether the oldest unanswered sample stays among the last that the agent remembers."""
+        oldest = next(iter(self._in_flight), None)
+        return oldest is None or self._backlog[0] - oldest < frames.MAX_EVENT_SPAN
 
     def _event(self, seq: int) -> Frame:
         payload = self.samples[seq % len(self.samples)]
         return Frame(Kind.EVENT, seq, Op.SAMPLE, (SAMPLE_CHANNEL, self.boot, payload))
 
     def _answered(self, frame: Frame, now_s: float) -> list[Action]:
+        if len(frame.args) > 1 and frame.args[1] != self.boot:
+            # An answer that was on its way while we restarted: to another sample of that number.
+            return []
         if self._in_flight.pop(frame.seq, None) is None:
             return []
         status = frame.args[0] if frame.args else None
@@ -156,6 +188,7 @@ class Firmware:
 
     def _command(self, frame: Frame) -> list[Action]:
         if (earlier := self._seen.get(frame.seq)) is not None:
+            self.repeated_commands += 1
             return [earlier]
         status, values, wrote = self._do(frame)
         reply = Frame(Kind.REPLY, frame.seq, frame.op, (int(status), *values))
@@ -171,6 +204,8 @@ class Firmware:
             case Op.GET, (int(channel),) if channel == DISPLAY_CHANNEL:
                 return Status.OK, (self.display,), []
             case Op.SET, (int(channel), value, *context) if channel == DISPLAY_CHANNEL:
+                if _size_bytes(value) > MAX_VALUE_BYTES:
+                    return Status.BAD_ARGS, (), []
                 if self.safe:
                     return Status.REFUSED, (), []
                 self.display = value
@@ -183,6 +218,15 @@ class Firmware:
             case ((Op.HELLO | Op.GET | Op.SET), _):
                 return Status.BAD_ARGS, (), []
         return Status.UNKNOWN_OP, (), []
+
+
+def _size_bytes(value: Scalar) -> int:
+    match value:
+        case str():
+            return len(value.encode())
+        case bytes():
+            return len(value)
+    return 0  # a number always fits
 
 
 def _readable(value: Scalar) -> object:

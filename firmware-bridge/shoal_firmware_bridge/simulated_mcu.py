@@ -8,60 +8,44 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import random
 import signal
 import sys
 import time
-import tty
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import NoReturn, TextIO
 
 from shoal_contract import frames
 from shoal_contract.exits import Exit
 from shoal_contract.frames import FrameReader
-from shoal_firmware_bridge.firmware import Firmware, Wrote
+from shoal_firmware_bridge.firmware import MAX_NAME_BYTES, MAX_PAYLOAD_BYTES, Firmware, Wrote
+from shoal_firmware_bridge.simulated_lines import BadLine, on_pty, on_tcp
 
-READ_BYTES = 4096
-RETRY_OPEN_S = 0.2
-
-
-class Line:
-    """A line that may be bad: drops and damages what passes, by a seeded chance."""
-
-    def __init__(self, loss: float, corrupt: float, seed: int) -> None:
-        self._loss = loss
-        self._corrupt = corrupt
-        self._random = random.Random(seed)  # noqa: S311 - a simulation that can be repeated
-
-    def carry(self, data: bytes) -> bytes:
-        """What arrives of these bytes."""
-        if self._random.random() < self._loss:
-            return b""
-        if data and self._random.random() < self._corrupt:
-            damaged = bytearray(data)
-            damaged[self._random.randrange(len(data))] ^= self._random.randrange(1, 256)
-            return bytes(damaged)
-        return data
+MAX_RATE_HZ = 10_000
 
 
 class SimulatedMcu:
     """Runs a Firmware on the clock and a line."""
 
-    def __init__(self, firmware: Firmware, line: Line, log: TextIO) -> None:
+    def __init__(self, firmware: Firmware, line: BadLine, log: TextIO) -> None:
         self._firmware = firmware
         self._line = line
         self._log = log
-        self._write: Any = None
+        self._send: Callable[[bytes], None] = _to_nobody
         self._changed = asyncio.Event()
 
     def stop_sampling(self) -> None:
         """Take no new samples; go on with what was taken."""
         self._firmware.stop_sampling()
 
-    def attach(self, write: Any) -> None:
-        """Send through this from now on; None: the line is open at the other end."""
-        self._write = write
+    def attach(self, send: Callable[[bytes], None]) -> None:
+        """Send through this from now on; it loses what it has no room for."""
+        self._send = send
+
+    def detach(self) -> None:
+        """Nobody is at the other end."""
+        self._send = _to_nobody
 
     def receive(self, cutter: FrameReader, data: bytes) -> None:
         """Bytes came in."""
@@ -69,12 +53,11 @@ class SimulatedMcu:
             self._do(self._firmware.receive(frame, time.monotonic()))
         self._changed.set()
 
-    async def run(self) -> None:
+    async def run(self) -> NoReturn:
         """Live until cancelled."""
         self._note(Wrote("start", {"boot": self._firmware.boot}))
         while True:
-            now_s = time.monotonic()
-            self._do(self._firmware.tick(now_s))
+            self._do(self._firmware.tick(time.monotonic()))
             wait_s = max(0.0, self._firmware.next_tick_s - time.monotonic())
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
@@ -85,8 +68,8 @@ class SimulatedMcu:
         for action in actions:
             if isinstance(action, Wrote):
                 self._note(action)
-            elif self._write is not None and (wire := self._line.carry(frames.encode(action))):
-                self._write(wire)
+            elif wire := self._line.carry(frames.encode(action)):
+                self._send(wire)
 
     def _note(self, wrote: Wrote) -> None:
         entry = {"t": time.monotonic(), "kind": wrote.kind, **wrote.facts}
@@ -94,101 +77,82 @@ class SimulatedMcu:
         self._log.flush()
 
 
-async def _on_pty(mcu: SimulatedMcu, link: Path) -> None:
-    """Own a pty and offer its other end at `link`, whoever opens and closes it."""
-    ours, theirs = os.openpty()
-    # Both ends stay open here, so that a bridge that goes away is silence and not a hang-up.
-    tty.setraw(theirs)
-    os.set_blocking(ours, False)
-    temporary = link.with_name(link.name + ".part")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    temporary.symlink_to(os.ttyname(theirs))
-    temporary.replace(link)
-    cutter = FrameReader()
-
-    def write(data: bytes) -> None:
-        # A full buffer is a line nobody reads: what does not fit is lost, as on a UART.
-        with contextlib.suppress(BlockingIOError):
-            os.write(ours, data)
-
-    def read() -> None:
-        with contextlib.suppress(BlockingIOError, OSError):
-            mcu.receive(cutter, os.read(ours, READ_BYTES))
-
-    mcu.attach(write)
-    loop = asyncio.get_running_loop()
-    loop.add_reader(ours, read)
-    try:
-        await mcu.run()
-    finally:
-        loop.remove_reader(ours)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(link)  # noqa: PTH108 - the last act of this program
-        os.close(ours)
-        os.close(theirs)
-
-
-async def _on_tcp(mcu: SimulatedMcu, port: int) -> None:
-    """Listen on loopback; the newest connection has the device."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        cutter = FrameReader()
-        mcu.attach(writer.write)
-        try:
-            while data := await reader.read(READ_BYTES):
-                mcu.receive(cutter, data)
-        except ConnectionError:
-            return
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", port)
-    print(server.sockets[0].getsockname()[1], flush=True)  # noqa: T201 - how a port 0 is learnt
-    async with server:
-        await mcu.run()
+def _to_nobody(_data: bytes) -> None:
+    pass
 
 
 def main() -> None:
     """The program."""
     options = _parser().parse_args()
+    _check(options)
     try:
         data = options.samples.read_bytes()
         log = options.log.open("a", encoding="utf-8")
     except OSError as exc:
-        _complain(f"{exc.filename}: {exc.strerror}")
+        _complain(f"{exc.filename}: {exc.strerror}", Exit.USAGE)
     size = options.sample_bytes
     if not data or len(data) % size:
-        _complain(f"{options.samples} is not whole samples of {size} bytes")
+        _complain(f"{options.samples} is not whole samples of {size} bytes", Exit.USAGE)
     firmware = Firmware(
         name=options.name,
         samples=[data[at : at + size] for at in range(0, len(data), size)],
         rate_hz=options.rate_hz,
-        boot=options.boot or random.SystemRandom().randrange(1, 1 << 16),
+        boot=random.SystemRandom().randrange(1, 1 << 16) if options.boot is None else options.boot,
         limit=options.limit,
         now_s=time.monotonic(),
     )
     with log:
-        mcu = SimulatedMcu(firmware, Line(options.loss, options.corrupt, options.seed), log)
-        asyncio.run(_run(mcu, options))
+        mcu = SimulatedMcu(firmware, BadLine(options.loss, options.corrupt, options.seed), log)
+        try:
+            asyncio.run(_run(mcu, options))
+        except OSError as exc:
+            _complain(str(exc), Exit.FAILED)
 
 
-def _complain(message: str) -> NoReturn:
+def _check(options: argparse.Namespace) -> None:
+    """What argparse does not know of the options."""
+    limits = (
+        (0 < options.rate_hz <= MAX_RATE_HZ, f"--rate-hz is above 0, at most {MAX_RATE_HZ}"),
+        (
+            1 <= options.sample_bytes <= MAX_PAYLOAD_BYTES,
+            f"--sample-bytes is 1 to {MAX_PAYLOAD_BYTES}",
+        ),
+        (
+            len(options.name.encode(errors="replace")) <= MAX_NAME_BYTES,
+            f"--name has at most {MAX_NAME_BYTES} bytes",
+        ),
+        (options.boot is None or 0 <= options.boot <= frames.MAX_SEQ, "--boot is 0 to 2^32 - 1"),
+        (options.limit is None or options.limit >= 0, "--limit is 0 or more"),
+        (0 <= options.loss <= 1, "--loss is 0 to 1"),
+        (0 <= options.corrupt <= 1, "--corrupt is 0 to 1"),
+        (options.tcp_port is None or 0 <= options.tcp_port < 1 << 16, "--tcp-port is 0 to 65535"),
+    )
+    for holds, rule in limits:
+        if not holds:
+            _complain(rule, Exit.USAGE)
+
+
+def _complain(message: str, code: Exit) -> NoReturn:
     print(f"simulated_mcu: {message}", file=sys.stderr)  # noqa: T201 - a command line
-    sys.exit(Exit.USAGE)
+    sys.exit(code)
 
 
 async def _run(mcu: SimulatedMcu, options: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
-    if options.pty_link is not None:
-        life = asyncio.ensure_future(_on_pty(mcu, options.pty_link))
-    else:
-        life = asyncio.ensure_future(_on_tcp(mcu, options.tcp_port))
+    stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, life.cancel)
+        loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGUSR1, mcu.stop_sampling)
-    with contextlib.suppress(asyncio.CancelledError):
-        await life
+    async with contextlib.AsyncExitStack() as stack:
+        if options.pty_link is not None:
+            stack.enter_context(on_pty(mcu, options.pty_link))
+        else:
+            port = await stack.enter_async_context(on_tcp(mcu, options.tcp_port))
+            print(port, flush=True)  # noqa: T201 - how a port 0 is learnt
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        life = tasks.create_task(mcu.run(), name="mcu")
+        await stop.wait()
+        life.cancel()
 
 
 def _parser() -> argparse.ArgumentParser:

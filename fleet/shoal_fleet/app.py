@@ -37,6 +37,7 @@ from shoal_fleet.wanted import WantedStates
 
 log = structlog.get_logger(__name__)
 
+BACKOFF_INITIAL_S: Final = 0.1
 BACKOFF_MAX_S: Final = 5.0
 """The controller is one client beside thousands: it may knock often."""
 
@@ -132,6 +133,7 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
                 client_id=config.broker.client_id,
                 username=config.broker.username,
                 password=password(config),
+                backoff_initial_s=BACKOFF_INITIAL_S,
                 backoff_max_s=BACKOFF_MAX_S,
             ),
             outbox=outbox,

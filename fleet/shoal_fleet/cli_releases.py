@@ -14,7 +14,7 @@ from shoal_fleet.release_directory import pack, read_spec
 release_app = typer.Typer(help="Add, list and make model releases.", no_args_is_help=True)
 
 
-@release_app.command("add", epilog="Example: shoal release add ./digits-2.0.0")
+@release_app.command("add", epilog="Example: shoal release add ./digits-1.1.0")
 def add(
     context: typer.Context,
     directory: Annotated[Path, typer.Argument(metavar="DIR")],

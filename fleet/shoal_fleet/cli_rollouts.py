@@ -25,7 +25,7 @@ RolloutId = Annotated[int, typer.Argument(metavar="ID")]
 
 
 @rollout_app.command(
-    "start", epilog="Example: shoal rollout start digits@2.0.0 --group site=oslo --wait"
+    "start", epilog="Example: shoal rollout start digits@1.1.0 --group site=oslo --wait"
 )
 def start(
     context: typer.Context,

@@ -38,13 +38,14 @@ class ListenTable(toml.Table, frozen=True, kw_only=True):
 class FleetConfig(toml.Table, frozen=True, kw_only=True):
     """The whole file.
 
-    `silent_after_s`: a node that says nothing for longer raises an alarm. `webhook_url`: alarms are
+    `silent_after_s`: a node that says nothing for longer raises an alarm; an agent with nothing to say
+    reports every 600 s. `webhook_url`: alarms are
     posted there as JSON. `readings_kept`: the newest this many readings stay in the database.
     """
 
     root: str = "shoal"
     state_dir: str | None = None
-    silent_after_s: Seconds = 120.0
+    silent_after_s: Seconds = 1500.0
     webhook_url: str | None = None
     readings_kept: Annotated[int, msgspec.Meta(ge=1)] = 1_000_000
     log_format: Literal["auto", "json", "console"] = "auto"

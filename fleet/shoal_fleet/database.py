@@ -4,7 +4,7 @@ What the rows mean is the business of the modules that own them. Times are Unix 
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Self
@@ -240,15 +240,15 @@ class Database:
         except DBAPIError as exc:
             raise StateError(f"the database cannot be read: {exc.orig}") from exc
 
-    async def append(self, statement: Insert, values: dict[str, Any]) -> bool:
-        """Run one INSERT, committed; whether a row was added. Cheaper than `write` by half.
+    async def append(self, statement: Insert, rows: Sequence[dict[str, Any]]) -> int:
+        """Insert all of `rows` in one commit; how many were added. Cheaper than `write` by half.
 
         Raises:
             StateError: the disk does not take it.
         """
         async with self._writing:
             try:
-                result = await self._connection.execute(statement, values)
+                result = await self._connection.execute(statement, rows)
                 await self._connection.commit()
             except DBAPIError as exc:
                 await self._connection.rollback()
@@ -256,7 +256,7 @@ class Database:
             except BaseException:
                 await self._connection.rollback()
                 raise
-        return result.rowcount > 0
+        return result.rowcount
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from shoal_broker.session import Inbound, Redeliver, Session
+from shoal_broker.session import Inbound, Redeliver, Session, SideBySide
 from shoal_contract import messages
 from shoal_contract.errors import ContractError, DecodeError, UnknownKindError
 from shoal_contract.messages import (
@@ -69,7 +69,9 @@ class Inbox:
     @property
     def subscriptions(self) -> Mapping[str, Callable[[Inbound], Awaitable[None]]]:
         """Filter -> subscriber."""
-        return {self._topics.every(channel): self.receive for channel in CHANNELS}
+        filters = {self._topics.every(channel): self.receive for channel in CHANNELS}
+        # Readings have no order among them, and share a commit where they come in crowds.
+        return filters | {self._topics.every(Channel.TELEMETRY): SideBySide(self.receive)}
 
     def open(self, parts: Parts) -> None:
         """The parts are there: messages flow."""

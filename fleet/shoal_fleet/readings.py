@@ -4,6 +4,7 @@ The summary counts what arrived from the sequence numbers that the devices gave:
 sender's nor the receiver's word.
 """
 
+import asyncio
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
@@ -13,12 +14,22 @@ from sqlalchemy.dialects.sqlite import insert
 
 from shoal_contract.messages import Reading
 from shoal_fleet.database import Database, ReadingRow
+from shoal_fleet.errors import StateError
 
 SWEEP_EVERY: Final = 1000
 MAX_PAGE: Final = 5000
 MISSING_SHOWN: Final = 16
 
 _INSERT: Final = insert(ReadingRow).on_conflict_do_nothing()
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A reading that is not committed yet."""
+
+    row: dict[str, Any]
+    settled: bool = False
+    error: StateError | None = None
 
 
 @dataclass(slots=True)
@@ -36,11 +47,18 @@ class Readings:
         self.stats = ReadingStats()
         self._database = database
         self._kept = kept
+        self._waiting: list[_Waiting] = []
+        self._committing = asyncio.Lock()
 
     async def add(self, node: str, reading: Reading) -> None:
-        """Store a reading unless it is here already; returns when it is committed."""
-        added = await self._database.append(
-            _INSERT,
+        """Store a reading unless it is here already; returns when it is committed.
+
+        Readings that come while a commit is under way share the next one.
+
+        Raises:
+            StateError: the disk does not take it.
+        """
+        mine = _Waiting(
             {
                 "node": node,
                 "device": reading.device,
@@ -52,13 +70,32 @@ class Readings:
                 "by": reading.by,
                 "at_ms": reading.at_ms,
                 "latency_us": reading.latency_us,
-            },
+            }
         )
-        if not added:
-            self.stats.duplicates += 1
+        self._waiting.append(mine)
+        async with self._committing:
+            if not mine.settled:
+                await self._commit_waiting()
+        if mine.error is not None:
+            raise mine.error
+
+    async def _commit_waiting(self) -> None:
+        """Whoever comes first commits for everybody who waits."""
+        group, self._waiting = self._waiting, []
+        error: StateError | None = StateError("the commit was interrupted")
+        try:
+            added = await self._database.append(_INSERT, [waiting.row for waiting in group])
+            error = None
+        except StateError as exc:
+            error = exc
             return
-        self.stats.stored += 1
-        if self.stats.stored % SWEEP_EVERY == 0:
+        finally:
+            for waiting in group:
+                waiting.settled, waiting.error = True, error
+        self.stats.duplicates += len(group) - added
+        before = self.stats.stored // SWEEP_EVERY
+        self.stats.stored += added
+        if self.stats.stored // SWEEP_EVERY > before:
             await self._sweep()
 
     async def page(

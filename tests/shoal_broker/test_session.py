@@ -21,7 +21,14 @@ from shoal_broker.bus_errors import (
 )
 from shoal_broker.outbox import Lane, Outbox, OutboxMessage, insert
 from shoal_broker.server import Broker, BrokerConfig
-from shoal_broker.session import Inbound, Redeliver, Session, SessionConfig, Will
+from shoal_broker.session import (
+    Inbound,
+    Redeliver,
+    Session,
+    SessionConfig,
+    SideBySide,
+    Will,
+)
 from shoal_broker.store import Store
 
 DEADLINE_S = 10
@@ -325,6 +332,32 @@ async def test_a_slow_subscriber_does_not_hold_up_another(broker):
         await send(broker.port, "fast", b"2")
         await fast.wait(1)
         gate.set()
+
+
+async def test_messages_side_by_side_are_in_work_together_and_each_is_acknowledged_when_done(
+    broker,
+):
+    begun, may_end = Sink(), asyncio.Event()
+
+    async def slow(inbound: Inbound) -> None:
+        await begun(inbound)
+        await may_end.wait()
+
+    payloads = [bytes([number]) for number in range(8)]
+    subscriptions = {"t/#": SideBySide(slow, at_once=4)}
+    async with connected(broker.port, subscriptions=subscriptions) as node:
+        await send(broker.port, "t/1", *payloads)
+        await begun.wait(4)
+        assert node.stats.handled == 0
+        may_end.set()
+        await begun.wait(8)
+        await until(lambda: node.stats.handled == 8)
+    assert sorted(begun.payloads) == payloads
+    again = Sink()
+    async with connected(broker.port, subscriptions={"t/#": again}):
+        await send(broker.port, "t/1", b"new")
+        await again.wait(1)
+    assert again.payloads == [b"new"], "nothing was left unacknowledged"
 
 
 async def test_a_flood_is_left_on_the_wire_and_nothing_of_it_is_discarded(broker, monkeypatch):

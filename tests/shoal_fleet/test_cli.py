@@ -132,6 +132,7 @@ def run_shoal(*args, timeout_s=15):
     )
 
 
+@pytest.mark.system
 def test_a_controller_that_is_not_there_is_exit_code_3_and_one_line(tmp_path):
     found = run_shoal("--state-dir", str(tmp_path), "nodes")
     assert found.returncode == Exit.UNREACHABLE
@@ -171,6 +172,7 @@ def test_serve_says_when_it_is_ready_and_leaves_at_sigterm(tmp_path, unused_port
         assert "broker not reached" in log
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("config", "complaint"),
     [

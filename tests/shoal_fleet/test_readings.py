@@ -1,3 +1,5 @@
+import asyncio
+
 import pytest
 
 from shoal_contract.messages import Reading
@@ -94,3 +96,35 @@ async def test_a_reading_that_the_disk_does_not_take_comes_again(site, monkeypat
     await site.until(lambda: readings.stats.stored == 5)
     assert refusals == 0
     assert (await site.api.get("/api/readings/summary")).json()["missing"] == 0
+
+
+async def test_readings_that_come_together_share_a_commit_and_each_is_told_when_it_is_safe(
+    readings, monkeypatch
+):
+    commits = []
+    append = readings._database.append
+
+    async def counted(statement, rows):
+        commits.append(len(rows))
+        return await append(statement, rows)
+
+    monkeypatch.setattr(readings._database, "append", counted)
+    same = [reading(seq) for seq in range(50)]
+    await asyncio.gather(*(readings.add("n1", one) for one in [*same, *same]))
+    assert sum(commits) == 100
+    assert len(commits) <= 3
+    assert (readings.stats.stored, readings.stats.duplicates) == (50, 50)
+
+
+async def test_a_commit_that_fails_is_told_to_everybody_who_shared_it(readings, monkeypatch):
+    async def full(_statement, _rows):
+        raise StateError("the disk is full")
+
+    monkeypatch.setattr(readings._database, "append", full)
+    told = await asyncio.gather(
+        *(readings.add("n1", reading(seq)) for seq in range(5)), return_exceptions=True
+    )
+    assert [str(one) for one in told] == ["the disk is full"] * 5
+    monkeypatch.undo()
+    await readings.add("n1", reading(0))
+    assert readings.stats.stored == 1

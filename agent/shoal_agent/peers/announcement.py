@@ -3,6 +3,7 @@
 Keys: v=1, root, node, role, models (comma-joined). All of it is a rumour: anybody may say anything.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
 from typing import Final
@@ -17,6 +18,16 @@ VERSION: Final = "1"
 MAX_MODELS: Final = 64
 MAX_ENTRY_BYTES: Final = 255
 _ROLES: Final[dict[str, Role]] = {"node": "node", "upstream": "upstream"}
+
+
+def instance_name(*, node: str, root: str) -> str:
+    """The service's full name: readable, and another one in every fleet on the same network."""
+    return f"{node[:40]}-{_fleet_digest(node=node, root=root)}.{SERVICE_TYPE}"
+
+
+def host_name(*, node: str, root: str) -> str:
+    """A host name of our own: the machine's real one belongs to its own mDNS responder."""
+    return f"shoal-{_fleet_digest(node=node, root=root)}.local."
 
 
 def build(*, node: str, root: str, role: str, models: Iterable[str]) -> dict[str, str]:
@@ -67,9 +78,13 @@ def parse(
         models = frozenset(map(topics.check_leaf, names))
     except TopicError as exc:
         raise WireError(str(exc)) from exc
-    if instance.lower() != f"{node}.{SERVICE_TYPE}":
+    if instance.lower() != instance_name(node=node, root=root):
         raise WireError("the service's name is not the node's")
     return Peer(node, _checked(address), _checked_port(port), role, models)
+
+
+def _fleet_digest(*, node: str, root: str) -> str:
+    return hashlib.sha256(f"{root}/{node}".encode()).hexdigest()[:16]
 
 
 def _text(entries: Mapping[bytes, bytes | None], key: bytes) -> str:

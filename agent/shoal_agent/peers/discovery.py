@@ -6,7 +6,6 @@ alone and tries again. Interfaces that come and go are followed.
 
 import asyncio
 import contextlib
-import hashlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
@@ -147,16 +146,14 @@ class Discovery:
                     await zeroconf.async_update_interfaces(InterfaceChoice.All)
 
     def _info(self, addresses: Sequence[str]) -> AsyncServiceInfo:
-        # A host name of our own: the machine's real one belongs to its own mDNS responder.
-        host = hashlib.sha256(f"{self._root}/{self._node}".encode()).hexdigest()[:16]
         return AsyncServiceInfo(
             SERVICE_TYPE,
-            f"{self._node}.{SERVICE_TYPE}",
+            announcement.instance_name(node=self._node, root=self._root),
             port=self._port,
             properties=announcement.build(
                 node=self._node, root=self._root, role=self._role, models=self._models
             ),
-            server=f"shoal-{host}.local.",
+            server=announcement.host_name(node=self._node, root=self._root),
             parsed_addresses=list(addresses),
             host_ttl=_TTL_S,
             other_ttl=_TTL_S,

@@ -5,6 +5,7 @@ controller): it compares their records.
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -92,9 +93,9 @@ def accuracy(logs: Iterable[DeviceLog], labels: Sequence[int], release: str) -> 
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The nearest-rank percentile."""
+    """The nearest-rank percentile of at least one value: the least that `share` of them do not exceed."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def by_key(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:

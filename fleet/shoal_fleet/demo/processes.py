@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -23,9 +24,11 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     """Run in the child before it becomes the program."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(1)
 
 
 class Processes:
@@ -69,7 +72,7 @@ class Processes:
                 stderr=log,
                 env={**os.environ, **(environment or {})},
                 start_new_session=True,  # Ctrl-C reaches the demo alone; it ends them in order
-                preexec_fn=_die_with_parent,
+                preexec_fn=partial(_die_with, os.getpid()),
             )
         self._children[name] = child
         return "" if ready_file is None else await self._wait_ready(name, ready_file)

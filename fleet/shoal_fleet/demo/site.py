@@ -1,6 +1,7 @@
 """Builds the demo's site: broker, controller, and for each board a device, a bridge and an agent."""
 
 import asyncio
+import secrets
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,6 +18,18 @@ DEVICE = "meter"
 SAMPLE_CHANNEL = 1
 SAMPLE_BYTES = 40
 
+_CONTROLLER_TOML = """\
+root = "{root}"
+state_dir = "{folder}"
+
+[listen]
+port = 0
+
+[broker]
+host = "127.0.0.1"
+port = {broker_port}
+"""
+
 _BRIDGE_TOML = """\
 socket_dir = "{folder}/devices"
 
@@ -28,6 +41,7 @@ path = "{folder}/tty-{device}"
 
 _AGENT_TOML = """\
 node = "{node}"
+root = "{root}"
 state_dir = "{folder}/state"
 
 [broker]
@@ -94,6 +108,17 @@ class Site:
             self.processes.signal(f"device-{board.node}", signal.SIGUSR1)
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What all programs of the site have in common."""
+
+    folder: Path
+    root: str
+    broker_port: int
+    samples: Path
+    rate_hz: float
+
+
 @asynccontextmanager
 async def build(folder: Path, *, nodes: int, rate_hz: float) -> AsyncIterator[Site]:
     """Start everything below `folder`; leaving ends everything.
@@ -105,31 +130,25 @@ async def build(folder: Path, *, nodes: int, rate_hz: float) -> AsyncIterator[Si
     samples.write_bytes(b"".join(digits.pack_u5(scan.levels) for scan in digits.held_out()))
     logs = folder / "logs"
     logs.mkdir()
-    controller_dir = folder / "controller"
     async with AsyncExitStack() as stack:
         processes = await stack.enter_async_context(Processes.open(logs))
         ready = folder / "broker.ready"
-        port = int(
-            await processes.start(
-                "broker",
-                "shoal_broker",
-                "--port",
-                "0",
-                "--ready-file",
-                str(ready),
-                ready_file=ready,
-            )
+        port = await processes.start(
+            "broker", "shoal_broker", "--port", "0", "--ready-file", str(ready), ready_file=ready
         )
-        uplink = await stack.enter_async_context(CuttableProxy.open(port))
+        # A root of its own: another demo on this machine is heard over mDNS, and is not ours.
+        root = f"demo-{secrets.token_hex(3)}"
+        plan = _Plan(folder, root, int(port), samples, rate_hz)
+        uplink = await stack.enter_async_context(CuttableProxy.open(plan.broker_port))
         boards = [_prepare(folder, f"board-{number + 1}") for number in range(nodes)]
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_start_controller(processes, controller_dir, port), name="controller")
+            tasks.create_task(_start_controller(processes, plan), name="controller")
             for board in boards:
-                board_port = uplink.port if board is boards[-1] else port
+                port_seen = uplink.port if board is boards[-1] else plan.broker_port
                 tasks.create_task(
-                    _start_board(processes, board, samples, board_port, rate_hz), name=board.node
+                    _start_board(processes, plan, board, broker_port=port_seen), name=board.node
                 )
-        yield Site(processes, boards, uplink, controller_dir)
+        yield Site(processes, boards, uplink, folder / "controller")
 
 
 def _prepare(folder: Path, node: str) -> Board:
@@ -138,50 +157,63 @@ def _prepare(folder: Path, node: str) -> Board:
     return Board(node, board, DeviceLog(board / f"{DEVICE}.jsonl"))
 
 
-async def _start_controller(processes: Processes, state_dir: Path, broker_port: int) -> None:
-    ready = state_dir.with_suffix(".ready")
-    await processes.start(
-        "controller", "shoal_fleet", "serve",
-        "--port", "0", "--broker", f"127.0.0.1:{broker_port}",
-        "--state-dir", str(state_dir), "--ready-file", str(ready),
-        ready_file=ready,
-    )  # fmt: skip
-
-
-async def _start_board(
-    processes: Processes, board: Board, samples: Path, broker_port: int, rate_hz: float
-) -> None:
-    node, folder = board.node, board.folder
-    await processes.start(
-        f"device-{node}", "shoal_firmware_bridge.simulated_mcu",
-        "--name", DEVICE, "--samples", str(samples), "--sample-bytes", str(SAMPLE_BYTES),
-        "--rate-hz", str(rate_hz), "--pty-link", str(folder / f"tty-{DEVICE}"),
-        "--log", str(board.log.path),
-    )  # fmt: skip
-    bridge_toml = folder / "bridge.toml"
-    bridge_toml.write_text(_BRIDGE_TOML.format(folder=folder, device=DEVICE), encoding="utf-8")
-    bridge_ready = folder / "bridge.ready"
-    await processes.start(
-        f"bridge-{node}", "shoal_firmware_bridge",
-        "--config", str(bridge_toml), "--ready-file", str(bridge_ready),
-        ready_file=bridge_ready,
-    )  # fmt: skip
-    agent_toml = folder / "agent.toml"
-    agent_toml.write_text(
-        _AGENT_TOML.format(
-            node=node,
-            folder=folder,
-            broker_port=broker_port,
-            device=DEVICE,
-            model=MODEL,
-            sample_channel=SAMPLE_CHANNEL,
-            display_channel=DISPLAY_CHANNEL,
+async def _start_controller(processes: Processes, plan: _Plan) -> None:
+    config, ready = plan.folder / "controller.toml", plan.folder / "controller.ready"
+    config.write_text(
+        _CONTROLLER_TOML.format(
+            root=plan.root, folder=plan.folder / "controller", broker_port=plan.broker_port
         ),
         encoding="utf-8",
     )
-    agent_ready = folder / "agent.ready"
     await processes.start(
-        f"agent-{node}", "shoal_agent",
-        "--config", str(agent_toml), "--ready-file", str(agent_ready),
-        ready_file=agent_ready,
+        "controller",
+        "shoal_fleet",
+        "serve",
+        "--config",
+        str(config),
+        "--ready-file",
+        str(ready),
+        ready_file=ready,
+    )
+
+
+async def _start_board(
+    processes: Processes, plan: _Plan, board: Board, *, broker_port: int
+) -> None:
+    """The device, then its bridge, then the agent: each finds the one before it ready."""
+    folder = board.folder
+    await processes.start(
+        f"device-{board.node}", "shoal_firmware_bridge.simulated_mcu",
+        "--name", DEVICE, "--samples", str(plan.samples), "--sample-bytes", str(SAMPLE_BYTES),
+        "--rate-hz", str(plan.rate_hz), "--pty-link", str(folder / f"tty-{DEVICE}"),
+        "--log", str(board.log.path),
     )  # fmt: skip
+    bridge = _BRIDGE_TOML.format(folder=folder, device=DEVICE)
+    await _start_role(processes, board, "bridge", "shoal_firmware_bridge", bridge)
+    agent = _AGENT_TOML.format(
+        node=board.node,
+        root=plan.root,
+        folder=folder,
+        broker_port=broker_port,
+        device=DEVICE,
+        model=MODEL,
+        sample_channel=SAMPLE_CHANNEL,
+        display_channel=DISPLAY_CHANNEL,
+    )
+    await _start_role(processes, board, "agent", "shoal_agent", agent)
+
+
+async def _start_role(
+    processes: Processes, board: Board, role: str, module: str, toml: str
+) -> None:
+    config, ready = board.folder / f"{role}.toml", board.folder / f"{role}.ready"
+    config.write_text(toml, encoding="utf-8")
+    await processes.start(
+        f"{role}-{board.node}",
+        module,
+        "--config",
+        str(config),
+        "--ready-file",
+        str(ready),
+        ready_file=ready,
+    )

@@ -20,7 +20,7 @@ OFFLINE_S = 5.0
 OFFLOADED_READINGS = 60
 PATIENCE_S = 90.0
 _TAG_HEX = 8
-_POLL_S = 0.1
+_POLL_S = 0.25
 
 
 @dataclass(slots=True)

@@ -5,11 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_agent.peers import announcement
-from shoal_agent.peers.announcement import SERVICE_TYPE
 from shoal_agent.peers.errors import WireError
 from shoal_agent.peers.peer import Peer
 
 NAMES = st.from_regex(r"[A-Za-z0-9._-]{1,64}", fullmatch=True)
+
+
+NAME = announcement.instance_name(node="a", root="shoal")
 
 
 def entries(**changes: bytes | None) -> dict[bytes, bytes | None]:
@@ -19,7 +21,7 @@ def entries(**changes: bytes | None) -> dict[bytes, bytes | None]:
 
 def parse(found: dict, **changes: object) -> Peer | None:
     where = {"root": "shoal", "address": "192.168.1.7", "port": 4711, **changes}
-    return announcement.parse(where.pop("name", f"a.{SERVICE_TYPE}"), found, **where)
+    return announcement.parse(where.pop("name", NAME), found, **where)
 
 
 def test_an_announcement_gives_the_neighbour():
@@ -57,7 +59,7 @@ def test_another_fleets_node_is_nobody():
         (entries(models=b",".join([b"m"] * 65)), {}),
         (entries(models=b"m" * 300), {}),
         ({}, {}),
-        (entries(), {"name": f"b.{SERVICE_TYPE}"}),
+        (entries(), {"name": announcement.instance_name(node="b", root="shoal")}),
         (entries(), {"address": None}),
         (entries(), {"address": "224.0.0.1"}),
         (entries(), {"address": "0.0.0.0"}),
@@ -81,3 +83,9 @@ def test_a_hostile_announcement_is_refused(found, where):
 def test_any_txt_record_gives_a_neighbour_nobody_or_one_error(found):
     with contextlib.suppress(WireError):
         parse(found)
+
+
+def test_the_same_node_id_in_another_fleet_has_another_name_that_fits_a_dns_label():
+    names = {announcement.instance_name(node="a" * 63, root=root) for root in ("shoal", "demo")}
+    assert len(names) == 2
+    assert all(len(name.split(".")[0]) <= 63 for name in names)

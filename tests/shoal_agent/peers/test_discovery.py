@@ -8,6 +8,7 @@ import pytest
 from tests.shoal_agent.until import until
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
+from shoal_agent.peers import announcement
 from shoal_agent.peers.announcement import SERVICE_TYPE
 from shoal_agent.peers.discovery import Discovery
 
@@ -60,7 +61,7 @@ async def test_nodes_of_other_fleets_and_hostile_announcements_are_not_seen():
             }.items():
                 info = AsyncServiceInfo(
                     SERVICE_TYPE,
-                    f"{name}.{SERVICE_TYPE}",
+                    announcement.instance_name(node=name, root=own("test-3")),
                     port=1,
                     properties=entries,
                     server=f"{name}-test.local.",
