@@ -13,7 +13,7 @@ IMPORT_ALL = """
 import importlib, pkgutil, sys
 for package in sys.argv[1].split(","):
     root = importlib.import_module(package)
-    for module in pkgutil.walk_packages(root.__path__, package + "."):
+    for module in pkgutil.walk_packages(getattr(root, "__path__", ()), package + "."):
         if not module.name.endswith("__main__") and module.name not in sys.argv[2].split(","):
             importlib.import_module(module.name)
 print("imported")
