@@ -19,11 +19,15 @@ def imports_of(path: Path) -> set[str]:
             names.update(alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module.split(".")[0])
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            # importlib, for what is loaded only when it is wanted
-            if ast.unparse(node.func) in {"importlib.import_module", "_module"}:
-                names.add(str(node.args[0].value).split(".")[0])
+        elif isinstance(node, ast.Call) and _loads_when_wanted(node):
+            names.add(ast.literal_eval(node.args[0]).split(".")[0])
     return names
+
+
+def _loads_when_wanted(call: ast.Call) -> bool:
+    functions = {"importlib.import_module", "_module"}
+    literal = bool(call.args) and isinstance(call.args[0], ast.Constant)
+    return literal and ast.unparse(call.func) in functions
 
 
 def test_the_table_names_all_eight():
