@@ -21,7 +21,7 @@ import processes
 from brokers import BROKER_CORE, LOAD_CORE, Broker
 from load import IN_FLIGHT, PAYLOAD_BYTES, RawClient
 from measure import BenchError, Column, Figure, Options, Rounds, Row, Table
-from publishers import TOPIC
+from publishers import TOPIC, requests_sent
 
 ECHO_TOPIC = "bench/echo"
 QUIET_S = 3.0
@@ -37,12 +37,22 @@ COLUMNS = (
     Column("delivered", "delivered", spread=False),
     Column("sent", "sent", spread=False),
 )
-OUR_PUBLISHERS = ("publish: Session, outbox on disk", "publish: Session, direct")
+OUR_PUBLISHERS = (
+    "publish: Session, outbox on disk",
+    "publish: Session, direct",
+    "publish: Session/codec, outbox",
+    "publish: Session/codec, direct",
+)
+REQUEST, REQUEST_CODEC = "request: Session", "request: Session/codec"
 PEER_PUBLISHERS = ("publish: aiomqtt", "publish: paho")
 _PLACES = "cores: brokers and the counter of what was delivered on one, generator and publishers on another"
 PUBLISHERS = {
     "publish: Session, outbox on disk": "outbox",
     "publish: Session, direct": "direct",
+    "publish: Session/codec, outbox": "outbox-codec",
+    "publish: Session/codec, direct": "direct-codec",
+    REQUEST: "request",
+    REQUEST_CODEC: "request-codec",
     "publish: aiomqtt": "aiomqtt",
     "publish: paho": "paho",
     "publish: raw codec": "raw",
@@ -138,16 +148,19 @@ def _publish(kind: str, port: int, count: int, options: Options) -> Mapping[str,
             raise BenchError(f"the publisher {kind!r} did not connect")
         child.stdin.write(b"go\n")
         child.stdin.flush()
-        delivered = counter.collect(count, quiet_s=QUIET_S)
+        if kind.startswith("request"):
+            delivered = counter.answer(requests_sent(count), quiet_s=QUIET_S)
+        else:
+            delivered = counter.collect(count, quiet_s=QUIET_S)
         took = json.loads(child.stdout.readline() or "{}")
     if not took:
         raise BenchError(f"the publisher {kind!r} did not finish")
     return {
-        "per_s": took["sent"] / took["took_s"],
-        "cpu_us": took["cpu_s"] / took["sent"] * 1e6,
+        "per_s": took["measured"] / took["took_s"],
+        "cpu_us": took["cpu_s"] / took["measured"] * 1e6,
         "sent": took["sent"],
         "delivered": delivered,
-    }
+    } | {name: took[name] for name in ("p50_us", "p99_us") if name in took}
 
 
 def _row(name: str, rounds: Rounds) -> Row:
@@ -155,7 +168,7 @@ def _row(name: str, rounds: Rounds) -> Row:
     for counter in ("sent", "delivered"):
         total = rounds.total(name, counter)
         figures[counter] = Figure(total, total, total)
-    is_ours = name == OURS or name in OUR_PUBLISHERS
+    is_ours = name in (OURS, REQUEST, REQUEST_CODEC, *OUR_PUBLISHERS)
     return Row(name, is_ours, figures, _lost(name, rounds))
 
 
@@ -182,6 +195,7 @@ def _notes(rounds: Rounds) -> tuple[str, ...]:
         for ours in OUR_PUBLISHERS
         for peer in PEER_PUBLISHERS
     ]
+    notes.append(_versus(rounds, "CPU a request", "cpu_us", REQUEST_CODEC, REQUEST))
     for name in (OURS, MOSQUITTO, FLOOR):
         if name in rounds.samples:
             figures = rounds.figures(name)
@@ -211,7 +225,12 @@ def _settings(counts: Counts, target: Broker) -> tuple[str, ...]:
             f"publish: {counts.published:,} messages to {target.name[6:]}, at most {IN_FLIGHT}"
             " unacknowledged, until the last PUBACK; CPU is the publisher's"
         ),
+        (
+            f"request: {counts.published:,} requests to {target.name[6:]} and a reply to each, QoS 1 both"
+            f" ways, {IN_FLIGHT} in flight, then p50 and p99 with one; CPU is the requester's"
+        ),
         _PLACES if LOAD_CORE is not None else "one core for everything",
+        "Session: on its aiomqtt transport; Session/codec: on the codec transport",
         "floor: the codec without a broker, and without a client library",
         "outbox on disk: SQLite WAL, synchronous=FULL; nothing else here survives a power cut",
         f"mosquitto: {brokers.mosquitto_version()}, max_inflight_messages {IN_FLIGHT}, no persistence",

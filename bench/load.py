@@ -144,6 +144,31 @@ class RawClient:
         self._socket.settimeout(WAIT_S)
         return len(seen)
 
+    def answer(self, count: int, *, quiet_s: float) -> int:
+        """How many distinct requests came in and were answered; ends as `collect` does."""
+        seen: set[int] = set()
+        self._socket.settimeout(quiet_s)
+        while len(seen) < count:
+            try:
+                packets = self._receive()
+            except TimeoutError:
+                break
+            answers: list[bytes] = []
+            for packet in packets:
+                if isinstance(packet, PublishPacket):
+                    seen.add(sequence_of(packet.payload))
+                    reply = PublishPacket(
+                        packet.response_topic or "",
+                        packet.payload,
+                        qos=QoS.AT_LEAST_ONCE,
+                        packet_id=len(seen) % _PACKET_IDS + 1,
+                        correlation_data=packet.correlation_data,
+                    )
+                    answers += (encode(PubAckPacket(packet.packet_id or 0)), encode(reply))
+            self._socket.sendall(b"".join(answers))
+        self._socket.settimeout(WAIT_S)
+        return len(seen)
+
     def _send(self, packet: Packet) -> None:
         self._socket.sendall(encode(packet))
 

@@ -2,12 +2,14 @@
 
 It connects, warms up, prints `ready`, waits for a line on stdin, publishes COUNT messages at QoS 1
 with at most IN_FLIGHT unacknowledged, waits for the last PUBACK, and prints what it took as JSON.
+A requester (`request...`) waits for a reply to each instead, and warms up after the line.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import socket
@@ -23,12 +25,15 @@ import structlog
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from load import IN_FLIGHT, RawClient, payload
+from measure import percentile
+from shoal_broker.link import Transport
 from shoal_broker.outbox import Outbox
 from shoal_broker.session import Session, SessionConfig
 from shoal_broker.store import Store
 
 TOPIC = "bench/published"
 WARM_UP_TOPIC = "bench/warm"
+REPLY_TOPIC = "bench/reply"
 WARM_UP = 200
 TIMEOUT_S = 60.0
 NODELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -36,11 +41,16 @@ NODELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 Publish = Callable[[str, bytes], Awaitable[None]]
 
 
-async def session(port: int, count: int, folder: Path, *, durable: bool) -> None:
-    """The Session on its aiomqtt transport; `durable`: through the outbox on disk."""
-    config = SessionConfig(
-        host="127.0.0.1", port=port, client_id="bench-session", session_expiry_s=0
-    )
+def requests_sent(count: int) -> int:
+    """How many requests a requester makes for COUNT that are measured with IN_FLIGHT at a time."""
+    return 1 + WARM_UP + count + _single_requests(count)
+
+
+async def session(
+    port: int, count: int, folder: Path, *, durable: bool, transport: Transport
+) -> None:
+    """The Session; `durable`: through the outbox on disk."""
+    config = _session_config(port, transport)
     async with contextlib.AsyncExitStack() as stack:
         outbox = None
         if durable:
@@ -57,6 +67,62 @@ async def session(port: int, count: int, folder: Path, *, durable: bool) -> None
                 await outbox.wait_empty()
 
         await _measure(publish, settle, count)
+
+
+async def requests(port: int, count: int, transport: Transport) -> None:
+    """The Session's `request`: IN_FLIGHT at a time, then one."""
+    async with Session.open(_session_config(port, transport)) as bus:
+        await bus.wait_connected(TIMEOUT_S)
+        sequences = itertools.count()
+
+        async def ask() -> float:
+            started = time.perf_counter()
+            await bus.request(
+                TOPIC, payload(next(sequences)), reply_topic=REPLY_TOPIC, timeout_s=TIMEOUT_S
+            )
+            return time.perf_counter() - started
+
+        async def ask_many(requests: int) -> None:
+            remaining = iter(range(requests))
+
+            async def worker() -> None:
+                for _ in remaining:
+                    await ask()
+
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(IN_FLIGHT):
+                    tasks.create_task(worker())
+
+        _wait_for_the_start()
+        # Alone: it brings the subscription that replies come by.
+        await ask()
+        await ask_many(WARM_UP)
+        started, cpu_before_s = time.perf_counter(), time.process_time()
+        await ask_many(count)
+        took_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_before_s
+        singles_s = [await ask() for _ in range(_single_requests(count))]
+    _print_json(
+        sent=next(sequences),
+        measured=count,
+        took_s=took_s,
+        cpu_s=cpu_s,
+        p50_us=percentile(singles_s, 0.5) * 1e6,
+        p99_us=percentile(singles_s, 0.99) * 1e6,
+    )
+
+
+def _single_requests(count: int) -> int:
+    return max(1, count // 10)
+
+
+def _session_config(port: int, transport: Transport) -> SessionConfig:
+    return SessionConfig(
+        host="127.0.0.1",
+        port=port,
+        client_id="bench-session",
+        session_expiry_s=0,
+        transport=transport,
+    )
 
 
 async def plain_aiomqtt(port: int, count: int) -> None:
@@ -144,16 +210,20 @@ async def _measure(publish: Publish, settle: Callable[[], Awaitable[None]], coun
 @contextlib.contextmanager
 def _measured(count: int) -> Iterator[None]:
     """Wait for the starting line; afterwards print what publishing took."""
+    _wait_for_the_start()
+    started, cpu_before_s = time.perf_counter(), time.process_time()
+    yield
+    took_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_before_s
+    _print_json(sent=count, measured=count, took_s=took_s, cpu_s=cpu_s)
+
+
+def _wait_for_the_start() -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     sys.stdin.readline()
-    started, cpu_before_s = time.perf_counter(), time.process_time()
-    yield
-    took = {
-        "sent": count,
-        "took_s": time.perf_counter() - started,
-        "cpu_s": time.process_time() - cpu_before_s,
-    }
+
+
+def _print_json(**took: float) -> None:
     sys.stdout.write(json.dumps(took) + "\n")
     sys.stdout.flush()
 
@@ -170,7 +240,14 @@ def main(kind: str, port: int, count: int, folder: Path) -> int:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     match kind:
         case "outbox" | "direct":
-            asyncio.run(session(port, count, folder, durable=kind == "outbox"))
+            asyncio.run(session(port, count, folder, durable=kind == "outbox", transport="aiomqtt"))
+        case "outbox-codec" | "direct-codec":
+            durable = kind == "outbox-codec"
+            asyncio.run(session(port, count, folder, durable=durable, transport="codec"))
+        case "request":
+            asyncio.run(requests(port, count, "aiomqtt"))
+        case "request-codec":
+            asyncio.run(requests(port, count, "codec"))
         case "aiomqtt":
             asyncio.run(plain_aiomqtt(port, count))
         case "paho":

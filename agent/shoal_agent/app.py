@@ -20,6 +20,7 @@ from shoal_agent.devices import DeviceLink
 from shoal_agent.errors import ConfigError
 from shoal_agent.fetch import BlobFetcher
 from shoal_agent.files import ContentStore
+from shoal_agent.inbox import Inbox, Parts
 from shoal_agent.inference.engine import Engine
 from shoal_agent.inference.router import Router
 from shoal_agent.journal import Journal
@@ -28,16 +29,14 @@ from shoal_agent.peers.discovery import Discovery
 from shoal_agent.peers.server import PeerServer
 from shoal_agent.pipelines import Pipeline
 from shoal_agent.reporter import Reporter
+from shoal_agent.staging import Staging
 from shoal_agent.update import Updater
-from shoal_broker.bus_errors import BusError
 from shoal_broker.logs import RecentLines
 from shoal_broker.outbox import Outbox
-from shoal_broker.session import Inbound, Session, SessionConfig
+from shoal_broker.session import Session, SessionConfig
 from shoal_broker.store import Store
-from shoal_contract import messages
-from shoal_contract.errors import ContractError, TopicError
-from shoal_contract.messages import InferReply, InferRequest, Wanted
-from shoal_contract.topics import NodeTopic, Topics
+from shoal_contract.messages import InferReply, InferRequest
+from shoal_contract.topics import Topics
 
 log = structlog.get_logger()
 
@@ -95,7 +94,7 @@ async def running(
         store = await enter(Store.open(state_dir / "agent.db"))
         journal = await Journal.load(store)
         outbox = await Outbox.load(store)
-        content = ContentStore(state_dir)
+        content = _content_store(state_dir)
         engine = await enter(
             Engine.open(
                 queue_limit=config.inference.queue_limit, max_batch=config.inference.max_batch
@@ -104,7 +103,7 @@ async def running(
         router, discovery, peer_port = await _open_peers(stack, config, engine)
         agent = Agent(peer_port=peer_port, stop=stop)
 
-        inbox = _Inbox(topics, config.node)
+        inbox = Inbox(topics, config.node)
         reporter = Reporter(config, topics=topics)
         session = await enter(
             Session.open(
@@ -124,7 +123,7 @@ async def running(
         updater = Updater(
             journal=journal,
             content=content,
-            fetcher=fetcher,
+            staging=Staging(content, fetcher),
             engine=engine,
             on_change=reporter.changed,
         )
@@ -171,7 +170,7 @@ async def running(
         stack.enter_context(metrics.serve(config.metrics, collector))
         await updater.restore()
         await commands.recover()
-        inbox.open(_Parts(commands, journal, updater, router, session))
+        inbox.open(Parts(commands, journal, updater, router, session))
         background = await enter(Background.open())
         background.start(commands.run(), name="commands")
         background.start(updater.run(), name="updater")
@@ -180,77 +179,6 @@ async def running(
             background.start(_announce(discovery, engine), name="peers.announce")
         log.info("agent runs", node=config.node, version=__version__)
         yield agent
-
-
-class _Inbox:
-    """What the session delivers to, from its first moment; it waits until the parts are there.
-
-    A message that came to a session without its subscriber would be acknowledged and lost, so the
-    subscribers exist before the connection and the parts after it.
-    """
-
-    def __init__(self, topics: Topics, node: str) -> None:
-        self._topics = topics
-        self._node = node
-        self._parts: asyncio.Future[_Parts] = asyncio.get_running_loop().create_future()
-
-    def open(self, parts: "_Parts") -> None:
-        self._parts.set_result(parts)
-
-    async def command(self, message: Inbound) -> None:
-        parts = await asyncio.shield(self._parts)
-        await parts.commands.receive(message.payload)
-
-    async def wanted(self, message: Inbound) -> None:
-        parts = await asyncio.shield(self._parts)
-        if not message.payload:
-            return
-        try:
-            messages.decode_as(message.payload, Wanted)
-        except ContractError as exc:
-            parts.commands.stats.malformed += 1
-            log.warning("malformed wanted state", reason=str(exc))
-            return
-        await parts.journal.set_wanted(message.payload)
-        parts.updater.wake()
-
-    async def inference(self, message: Inbound) -> None:
-        """A request of any MQTT 5 client; the answer goes to its response topic."""
-        parts = await asyncio.shield(self._parts)
-        if message.response_topic is None:
-            log.warning("inference request without a response topic")
-            return
-        try:
-            request = messages.decode_as(message.payload, InferRequest)
-            address = self._topics.parse(message.topic)
-        except (ContractError, TopicError) as exc:
-            parts.commands.stats.malformed += 1
-            log.warning("malformed inference request", reason=str(exc))
-            return
-        if not isinstance(address, NodeTopic) or address.leaf != request.model:
-            log.warning("inference request on another model's topic", model=request.model)
-            return
-        reply = await parts.router.answer(request)
-        try:
-            await parts.session.publish(
-                message.response_topic,
-                messages.encode(reply),
-                correlation=message.correlation,
-                durable=False,
-            )
-        except BusError as exc:
-            log.warning("inference reply not sent", reason=str(exc))
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """What the inbox delivers to."""
-
-    commands: Commands
-    journal: Journal
-    updater: Updater
-    router: Router
-    session: Session
 
 
 async def _open_peers(
@@ -322,11 +250,19 @@ def _claimed(state_dir: Path) -> Iterator[Path]:
         yield state_dir
 
 
+def _content_store(state_dir: Path) -> ContentStore:
+    try:
+        return ContentStore(state_dir)
+    except OSError as exc:
+        raise ConfigError(f"state_dir {state_dir} cannot be used: {exc.strerror}") from exc
+
+
 def _session_config(config: AgentConfig) -> SessionConfig:
     password = None
     if config.broker.password_file is not None:
         try:
-            password = Path(config.broker.password_file).read_text(encoding="utf-8").strip()
+            text = Path(config.broker.password_file).read_text(encoding="utf-8")
+            password = text.partition("\n")[0].rstrip("\r")
         except (OSError, UnicodeDecodeError) as exc:
             raise ConfigError(f"[broker] password_file cannot be read: {exc}") from exc
     return SessionConfig(
@@ -335,4 +271,5 @@ def _session_config(config: AgentConfig) -> SessionConfig:
         client_id=config.node,
         username=config.broker.username,
         password=password,
+        transport=config.broker.transport,
     )

@@ -2,14 +2,15 @@
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 import sys
 from pathlib import Path
 
 from shoal_agent import __version__
-from shoal_agent.config import load
-from shoal_agent.errors import AgentError
+from shoal_agent.config import AgentConfig, load
+from shoal_agent.errors import AgentError, ConfigError
 from shoal_broker import logs
 from shoal_broker.bus_errors import BusError
 from shoal_contract.exits import Exit
@@ -18,13 +19,20 @@ from shoal_contract.exits import Exit
 def main() -> None:
     """The console entry."""
     options = _parser().parse_args()
+    # ONNX Runtime's telemetry has no place on a board; workers inherit this.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     recent = logs.configure(log_format=options.log_format, verbose=options.verbose)
     try:
         config = load(options.config)
-        if options.check:
-            print(f"{options.config}: good, node {config.node}")
-            sys.exit(Exit.OK)
-        restart = asyncio.run(_run(options, recent))
+    except ConfigError as exc:
+        print(f"shoal-agent: {exc}", file=sys.stderr)
+        sys.exit(Exit.USAGE)
+    if options.check:
+        print(f"{options.config}: good, node {config.node}")
+        sys.exit(Exit.OK)
+    try:
+        _forget(options.ready_file)
+        restart = asyncio.run(_run(options, config, recent))
     except (AgentError, BusError) as exc:
         print(f"shoal-agent: {exc}", file=sys.stderr)
         sys.exit(Exit.FAILED)
@@ -34,10 +42,10 @@ def main() -> None:
         os.execv(sys.executable, [sys.executable, "-m", "shoal_agent", *sys.argv[1:]])  # noqa: S606 - ourselves again
 
 
-async def _run(options: argparse.Namespace, recent: logs.RecentLines) -> bool:
+async def _run(options: argparse.Namespace, config: AgentConfig, recent: logs.RecentLines) -> bool:
     # Imported here so that --help and --check answer at once on a slow board.
     from shoal_agent import app  # noqa: PLC0415
-    from shoal_agent.files import write_durably  # noqa: PLC0415
+    from shoal_broker.durable import write_durably  # noqa: PLC0415
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -45,10 +53,21 @@ async def _run(options: argparse.Namespace, recent: logs.RecentLines) -> bool:
         loop.add_signal_handler(number, stop.set)
 
     def on_ready(agent: app.Agent) -> None:
-        if options.ready_file is not None:
+        if options.ready_file is None:
+            return
+        try:
             write_durably(options.ready_file, f"{agent.peer_port or 0}\n".encode())
+        except OSError as exc:
+            raise ConfigError(f"--ready-file {options.ready_file}: {exc.strerror}") from exc
 
-    return await app.run(load(options.config), recent=recent, stop=stop, on_ready=on_ready)
+    return await app.run(config, recent=recent, stop=stop, on_ready=on_ready)
+
+
+def _forget(ready_file: Path | None) -> None:
+    """One that an earlier run left behind would be a lie."""
+    if ready_file is not None:
+        with contextlib.suppress(OSError):
+            ready_file.unlink()
 
 
 def _parser() -> argparse.ArgumentParser:

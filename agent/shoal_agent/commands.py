@@ -24,6 +24,7 @@ from shoal_agent.journal import (
     set_answer,
 )
 from shoal_agent.operations import Operations
+from shoal_agent.patience import until_stored
 from shoal_broker import outbox
 from shoal_broker.outbox import Lane, OutboxMessage
 from shoal_contract import messages
@@ -137,7 +138,7 @@ class Commands:
             outbox.insert(db, self._row(earlier or first, command.priority))
             return earlier
 
-        earlier = await self._journal.store.write(run)
+        earlier = await until_stored(lambda: self._journal.store.write(run), what="command")
         self._outbox_changed()
         if earlier is not None:
             self.stats.repeated += 1
@@ -181,7 +182,9 @@ class Commands:
             answer, reason = CancelAnswer.TOO_LATE, "it has just ended"
         reply = messages.encode(Cancelled(cancel.id, answer, self._clock_ms(), reason))
         row = OutboxMessage(topic=self._results_topic, payload=reply, lane=Lane.URGENT)
-        await self._journal.store.write(lambda db: outbox.insert(db, row))
+        await until_stored(
+            lambda: self._journal.store.write(lambda db: outbox.insert(db, row)), what="answer"
+        )
         self._outbox_changed()
 
     # ------------------------------------------------------------- running
@@ -253,7 +256,7 @@ class Commands:
             outbox.insert(db, row)
             return True
 
-        moved = await self._journal.store.write(run)
+        moved = await until_stored(lambda: self._journal.store.write(run), what="answer")
         self._outbox_changed()
         return moved
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from shoal_agent.errors import ConfigError
+from shoal_broker.link import Transport
 from shoal_contract import toml, topics
 from shoal_contract.errors import ContractError
 
@@ -19,6 +20,7 @@ class BrokerTable(toml.Table, frozen=True, kw_only=True):
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1883
     username: str | None = None
     password_file: str | None = None
+    transport: Transport = "aiomqtt"
 
 
 class PeersTable(toml.Table, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from typing import Self
 import structlog
 
 from shoal_agent.background import Background
-from shoal_agent.errors import DeviceError
+from shoal_agent.errors import DeviceError, TooLongError
 from shoal_contract import frames
 from shoal_contract.errors import EncodeError
 from shoal_contract.frames import Frame, Kind, Op, Scalar, Status
@@ -121,7 +121,7 @@ class DeviceLink:
         try:
             wire = frames.encode(Frame(Kind.COMMAND, seq, op, args))
         except EncodeError as exc:
-            raise DeviceError(f"{self.name}: {exc}") from exc
+            raise TooLongError(f"{self.name}: {exc}") from exc
         self._waiting[seq] = reply
         try:
             self._writer.write(wire)

@@ -13,11 +13,19 @@ class DeviceError(AgentError):
     """A device did not do what it was told: its, or its line's, fault."""
 
 
+class TooLongError(DeviceError):
+    """A command does not fit a device frame; repeating it does not help."""
+
+
 class UpdateError(AgentError):
     """A model release could not be brought to serve; the old one goes on.
 
     The message is what the operator reads as the reason.
     """
+
+
+class UnusableReleaseError(AgentError):
+    """A release can never serve here, however often it is tried; the message is the reason."""
 
 
 class OperationError(AgentError):

@@ -5,34 +5,14 @@ sha256; a release is a directory of links to them.
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from shoal_broker.durable import sync_directory
 from shoal_contract.messages import Manifest
 
 _READ_BYTES = 1 << 20
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Make `path` hold exactly `data`, or leave what was there."""
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames in this directory last."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sha256_of(path: Path) -> bytes:
@@ -66,6 +46,10 @@ class ContentStore:
     def has(self, digest: bytes) -> bool:
         """Whether the blob is here; it was verified when it was put in."""
         return self.path(digest).is_file()
+
+    def digests(self) -> frozenset[bytes]:
+        """The blobs that are here."""
+        return frozenset(bytes.fromhex(path.name) for path in self.blobs.iterdir())
 
     def part(self, digest: bytes) -> Path:
         """Where the blob is collected until it is complete."""
@@ -118,6 +102,14 @@ class ContentStore:
         for path in damaged:
             path.unlink()
         return [path.name for path in damaged]
+
+    def drop_if_damaged(self, digest: bytes) -> bool:
+        """Delete a blob that is not what its name says; whether it was."""
+        path = self.path(digest)
+        if not path.is_file() or sha256_of(path) == digest:
+            return False
+        path.unlink()
+        return True
 
     def sweep(self, *, keep_releases: Iterable[bytes], keep_blobs: Iterable[bytes]) -> int:
         """Delete every other release, blob and part; returns the bytes that were given back."""

@@ -4,6 +4,7 @@ The reading is on the disk before the sample is answered, so a sample is lost ne
 by a kill; what cannot be served now is left unanswered and comes again.
 """
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import structlog
 
 from shoal_agent.config import PipelineTable
 from shoal_agent.devices import DeviceLink, NotNowError, Sample
-from shoal_agent.errors import DeviceError
+from shoal_agent.errors import DeviceError, TooLongError
 from shoal_agent.inference.errors import BadInputError, InferenceError
 from shoal_agent.inference.router import Router
 from shoal_broker.bus_errors import BusError
@@ -83,7 +84,8 @@ class Pipeline:
             boot=sample.boot,
             seq=sample.seq,
             label=answer.label,
-            confidence=round(answer.confidence, 4),
+            # A model that computes NaN has none; a reading with one would be refused.
+            confidence=round(answer.confidence, 4) if math.isfinite(answer.confidence) else 0.0,
             release=served.release[:8],
             by=served.by,
             at_ms=time.time_ns() // 1_000_000,
@@ -111,6 +113,10 @@ class Pipeline:
                 return
         try:
             await self._device.set(command.channel, value, sample.seq, release[:_TAG_BYTES])
+        except TooLongError as exc:
+            # It will never fit: the reading says it all, and the device goes on.
+            self.stats.command_failed += 1
+            log.warning("label does not fit a command", label=label[:64], reason=str(exc))
         except DeviceError as exc:
             self.stats.command_failed += 1
             log.warning("device command failed", device=self.config.device, reason=str(exc))

@@ -20,6 +20,7 @@ from shoal_agent.update import Updater
 from shoal_broker.bus_errors import BusError
 from shoal_broker.session import Session, Will
 from shoal_contract import messages
+from shoal_contract.errors import EncodeError
 from shoal_contract.messages import Presence, Reported
 from shoal_contract.topics import Topics
 
@@ -27,6 +28,7 @@ log = structlog.get_logger()
 
 QUIET_S = 0.2
 """Changes within this time go out as one message."""
+RETRY_S = 5.0
 
 
 class Reporter:
@@ -46,8 +48,10 @@ class Reporter:
             payload=messages.encode(self._presence(online=False)),
         )
 
-    async def on_connected(self, session: Session, _session_present: bool) -> None:  # noqa: FBT001
-        """Say that we are here."""
+    async def on_connected(self, session: Session, session_present: bool) -> None:  # noqa: FBT001
+        """Say that we are here; a broker that does not know us has not kept our state either."""
+        if not session_present:
+            self._changed.set()
         await self._say(session, online=True)
 
     async def say_goodbye(self, session: Session) -> None:
@@ -76,12 +80,17 @@ class Reporter:
                 role=self._config.role,
                 peers=discovery.names() if discovery is not None else [],
             )
-            await session.publish(
-                self._topics.state(self._config.node),
-                messages.encode(state),
-                retain=True,
-                coalesce_key="state",
-            )
+            try:
+                await session.publish(
+                    self._topics.state(self._config.node),
+                    messages.encode(state),
+                    retain=True,
+                    coalesce_key="state",
+                )
+            except (BusError, EncodeError) as exc:
+                log.warning("state not reported", reason=str(exc), retry_s=RETRY_S)
+                await asyncio.sleep(RETRY_S)
+                continue
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._config.report_every_s):
                     await self._changed.wait()

@@ -29,6 +29,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from shoal_broker.bus_errors import IdentityRefusedError, LinkError, RefusedByBrokerError
 from shoal_broker.link import Arrival, Greeting, Inbound, Outbound, SessionConfig, Will
+from shoal_broker.tcp import open_socket
 
 T = TypeVar("T")
 
@@ -66,7 +67,7 @@ async def connect(config: SessionConfig, will: Will | None) -> AsyncIterator[Aio
 
     Raises LinkError, or IdentityRefusedError when the broker refuses who we are.
     """
-    sock = await _open_socket(config)
+    sock = await open_socket(config)
     client = _Client(config, will)
     link = AiomqttLink(client)
     try:
@@ -368,37 +369,6 @@ class _Client(aiomqtt.Client):
         answer = self.publishes.pop(mid, None)
         if answer is not None and not answer.done():
             answer.set_result(reason_code.value)
-
-
-async def _open_socket(config: SessionConfig) -> socket.socket:
-    """Return a connected, non-blocking TCP socket with TCP_NODELAY."""
-    loop = asyncio.get_running_loop()
-    last: OSError | None = None
-    try:
-        async with asyncio.timeout(config.connect_timeout_s):
-            found = await loop.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)
-            for family, kind, protocol, _, address in found:
-                sock = socket.socket(family, kind, protocol)
-                try:
-                    sock.setblocking(False)
-                    # Without it a QoS 1 round trip waits for the delayed ACK: 44-88 ms, not 0.5.
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    # No address may use up the time of those after it.
-                    async with asyncio.timeout(config.connect_timeout_s / len(found)):
-                        await loop.sock_connect(sock, address)
-                except (OSError, TimeoutError) as exc:
-                    sock.close()
-                    last = exc
-                except BaseException:
-                    sock.close()
-                    raise
-                else:
-                    return sock
-    except TimeoutError as exc:
-        raise _link_error(f"{config.host}:{config.port} does not answer", exc) from exc
-    except (OSError, UnicodeError) as exc:
-        raise _link_error(f"{config.host} cannot be resolved", exc) from exc
-    raise _link_error(f"{config.host}:{config.port} cannot be reached", last) from last
 
 
 def _link_error(what: str, cause: BaseException | None) -> LinkError:

@@ -82,6 +82,14 @@ class StoreError(BusError):
         self.path = path
 
 
+class TransportMissingError(BusError):
+    """The library below `transport` is not installed; the message says what to install."""
+
+    def __init__(self, message: str, *, transport: str) -> None:
+        super().__init__(message)
+        self.transport = transport
+
+
 # --- not an error
 
 

@@ -9,18 +9,18 @@ import argparse
 import asyncio
 import contextlib
 import getpass
-import os
 import resource
 import signal
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from shoal_broker import doctor, logs
+from shoal_broker.durable import write_durably
 from shoal_broker.errors import BrokerError, ConfigError
-from shoal_broker.server import Broker, BrokerConfig
+from shoal_broker.render import cli as render
+from shoal_broker.server import BrokerConfig
 from shoal_broker.server.passwords import set_password
 from shoal_contract.exits import Exit
 
@@ -123,30 +123,26 @@ def _run(parsed: argparse.Namespace) -> int:
     )
     logs.configure(log_format=parsed.log_format)
     _allow_open_files()
-    try:
-        return asyncio.run(_serve(config, parsed.ready_file))
-    finally:
-        if parsed.ready_file is not None:
-            parsed.ready_file.unlink(missing_ok=True)
+    return asyncio.run(_serve(config, parsed.ready_file))
 
 
 async def _serve(config: BrokerConfig, ready_file: Path | None) -> int:
+    try:
+        from shoal_broker.server import Broker  # noqa: PLC0415 - a board has no codec for it
+    except ImportError as exc:
+        raise ConfigError(f"the broker's packages are not installed here ({exc.name})") from exc
+
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     async with Broker.open(config) as broker:
-        if ready_file is not None:
-            try:
-                _write_whole(ready_file, f"{broker.port}\n")
-            except OSError as exc:
-                raise BrokerError(f"cannot write {ready_file}: {exc.strerror}") from exc
-        print(f"shoal-broker listening on {config.host}:{broker.port}", flush=True)
-        if broker.metrics_port is not None:
-            print(
-                f"metrics on http://{config.metrics_host}:{broker.metrics_port}/metrics", flush=True
-            )
-        await stopped.wait()
+        with _told(ready_file, broker.port):
+            print(f"shoal-broker listening on {config.host}:{broker.port}", flush=True)
+            if broker.metrics_port is not None:
+                metrics = f"http://{config.metrics_host}:{broker.metrics_port}/metrics"
+                print(f"metrics on {metrics}", flush=True)
+            await stopped.wait()
     return Exit.OK
 
 
@@ -157,12 +153,21 @@ def _allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Who waits for the file never sees half of it."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(temporary).replace(path)
+@contextlib.contextmanager
+def _told(ready_file: Path | None, port: int) -> Iterator[None]:
+    """The port stands in the file while we listen: who did not write it does not remove it."""
+    if ready_file is None:
+        yield
+        return
+    try:
+        write_durably(ready_file, f"{port}\n".encode())
+    except OSError as exc:
+        raise BrokerError(f"cannot write {ready_file}: {exc.strerror}") from exc
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            ready_file.unlink()
 
 
 # --- shoal-broker passwd
@@ -188,7 +193,11 @@ def _passwd(parsed: argparse.Namespace) -> int:
             print("shoal-broker: the two passwords differ", file=sys.stderr)
             return Exit.FAILED
     else:
-        password = sys.stdin.readline().rstrip("\r\n")
+        try:
+            password = sys.stdin.readline().rstrip("\r\n")
+        except UnicodeDecodeError:
+            print("shoal-broker: the password is not UTF-8 text", file=sys.stderr)
+            return Exit.USAGE
     if not password:
         print("shoal-broker: an empty password is none", file=sys.stderr)
         return Exit.USAGE
@@ -210,4 +219,5 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     _add_run(commands)
     _add_passwd(commands)
     doctor.add_parser(commands)
+    render.add_parser(commands)
     return parser, list(commands.choices)

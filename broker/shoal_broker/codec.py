@@ -42,7 +42,14 @@ from mqtt5 import (
 
 from shoal_broker.bus_errors import TopicError
 from shoal_broker.errors import EncodeError, ProtocolError
-from shoal_broker.packet_text import CONNECT, MALFORMED, PROTOCOL_VIOLATION, PUBLISH, check_text
+from shoal_broker.packet_text import (
+    CONNECT,
+    DEFAULT_MAX_PACKET_BYTES,
+    MALFORMED,
+    PROTOCOL_VIOLATION,
+    PUBLISH,
+    check_text,
+)
 from shoal_broker.topic_filter import check_filter, check_topic
 
 __all__ = [
@@ -81,7 +88,6 @@ __all__ = [
     "refused_version",
 ]
 
-DEFAULT_MAX_PACKET_BYTES = 1 << 20
 LARGEST_PACKET_BYTES = 268_435_460
 """A fixed header of 5 bytes and the largest remaining length (MQTT 5, 1.5.5)."""
 

@@ -1,7 +1,8 @@
 """What the session asks of a transport, and the values that pass between them. No I/O.
 
 A `Link` is one MQTT 5 connection that is made: it never reconnects. Two transports stand behind
-it: aiomqtt (`shoal_broker.aiomqtt_transport`) and, to come, a lean one on the codec.
+it: aiomqtt (`shoal_broker.aiomqtt_transport`) and a lean one on the codec
+(`shoal_broker.codec_transport`); `shoal_broker.transports` picks.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
+
+Transport = Literal["aiomqtt", "codec"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +22,7 @@ class SessionConfig:
     `receive_maximum` is how many QoS 1 messages the broker may send before we acknowledge one.
     `half_open_timeout_s` is how long the line may be silent (None: 1.5 x keepalive);
     `ack_timeout_s` how long the broker may leave every publish in flight without an answer.
+    `transport`: aiomqtt is in every role's install; codec, a quarter of the CPU, needs mqtt5.
     """
 
     host: str
@@ -38,6 +42,7 @@ class SessionConfig:
     in_flight_messages: int = 64
     # Bounds what an urgent message waits behind on a slow uplink.
     in_flight_bytes: int = 128 << 10
+    transport: Transport = "aiomqtt"
 
 
 @dataclass(frozen=True, slots=True)

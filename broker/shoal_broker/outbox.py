@@ -14,80 +14,28 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import partial
 from typing import Self
 
 from shoal_broker.bus_errors import MessageTooLargeError, OutboxFullError
 from shoal_broker.outbox_index import Entry, Index
+from shoal_broker.outbox_rows import (
+    COMPONENT,
+    DDL,
+    VERSION,
+    Lane,
+    OutboxMessage,
+    OutboxRow,
+    delete,
+    fetch,
+    insert,
+)
 from shoal_broker.store import Store
 
-COMPONENT = "outbox"
-VERSION = 1
-DDL = """
-CREATE TABLE outbox (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    lane INTEGER NOT NULL,
-    topic TEXT NOT NULL,
-    payload BLOB NOT NULL,
-    qos INTEGER NOT NULL,
-    retain INTEGER NOT NULL,
-    expires_at_ms INTEGER,
-    response_topic TEXT,
-    correlation BLOB,
-    coalesce_key TEXT,
-    droppable INTEGER NOT NULL,
-    size_bytes INTEGER NOT NULL
-);
-CREATE INDEX outbox_coalesce ON outbox (coalesce_key) WHERE coalesce_key IS NOT NULL;
-"""
-# What a row costs beside its payload and topic: columns, index entries, page overhead.
-ROW_OVERHEAD_BYTES = 64
+__all__ = ["Lane", "Outbox", "OutboxMessage", "OutboxRow", "OutboxStats", "insert"]
+
 # Most rows deleted in one write: enough to make deletions free, few enough not to stall others.
 DELETION_BATCH = 256
-
-
-class Lane(IntEnum):
-    """Who goes first. Any integer is a lane; these are the ones that Shoal uses."""
-
-    BULK = 0
-    TELEMETRY = 10
-    NORMAL = 20
-    URGENT = 30
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutboxMessage:
-    """What to publish. `expires_at_ms` is wall-clock milliseconds since the epoch.
-
-    A newer message with the same `coalesce_key` replaces an older one (retained state);
-    a `droppable` one (telemetry) may be dropped, and is counted, when the outbox is full.
-    """
-
-    topic: str
-    payload: bytes
-    qos: int = 1
-    retain: bool = False
-    lane: int = Lane.NORMAL
-    expires_at_ms: int | None = None
-    response_topic: str | None = None
-    correlation: bytes | None = None
-    coalesce_key: str | None = None
-    droppable: bool = False
-
-    @property
-    def size_bytes(self) -> int:
-        """What the message counts against the outbox's byte limit."""
-        variable = len(self.response_topic or "") + len(self.correlation or b"")
-        return len(self.topic) + len(self.payload) + variable + ROW_OVERHEAD_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class OutboxRow:
-    """A message together with the id of its row."""
-
-    id: int
-    message: OutboxMessage
 
 
 @dataclass(slots=True)
@@ -99,36 +47,6 @@ class OutboxStats:
     dropped: int = 0
     expired: int = 0
     coalesced: int = 0
-
-
-def insert(connection: sqlite3.Connection, message: OutboxMessage) -> int:
-    """Add a row within the caller's transaction and return its id.
-
-    For callers that commit an effect and its answer together; after the commit they call
-    `Session.outbox_changed()`. Limits are not checked: an answer to work that is done always fits.
-    """
-    if message.coalesce_key is not None:
-        connection.execute("DELETE FROM outbox WHERE coalesce_key = ?", (message.coalesce_key,))
-    cursor = connection.execute(
-        "INSERT INTO outbox (lane, topic, payload, qos, retain, expires_at_ms, response_topic,"
-        " correlation, coalesce_key, droppable, size_bytes)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            int(message.lane),
-            message.topic,
-            message.payload,
-            message.qos,
-            message.retain,
-            message.expires_at_ms,
-            message.response_topic,
-            message.correlation,
-            message.coalesce_key,
-            message.droppable,
-            message.size_bytes,
-        ),
-    )
-    assert cursor.lastrowid is not None  # noqa: S101 - an INSERT that did not raise has one
-    return cursor.lastrowid
 
 
 class Outbox:
@@ -195,7 +113,7 @@ class Outbox:
         deleted = self._claim_deletions()
 
         def run(connection: sqlite3.Connection) -> int:
-            _delete(connection, deleted)
+            delete(connection, deleted)
             return insert(connection, message)
 
         self._reserved_rows += 1
@@ -212,7 +130,9 @@ class Outbox:
             self._reserved_rows -= 1
             self._reserved_bytes -= message.size_bytes
             self._forget_claimed(deleted)
-        self._adopt(_entry(row_id, message))
+        # A look that shared the commit has found the row already: it may even be on its way.
+        if row_id > self._indexed_through:
+            self._adopt(_entry(row_id, message))
         self.stats.put += 1
 
     def changed(self) -> None:
@@ -282,13 +202,14 @@ class Outbox:
             self._finished.set()
             return []
         try:
-            rows = await self.store.read(lambda connection: _fetch(connection, taken))
+            rows = await self.store.read(partial(fetch, row_ids=[entry.id for entry in taken]))
         except BaseException:
             self.put_back(entry.id for entry in taken)
             raise
         # A row that a newer one has replaced meanwhile is gone from the table.
         for gone in {entry.id for entry in taken} - {row.id for row in rows}:
             self._index.discard(gone)
+            self._finished.set()
         return rows
 
     def done(self, row_id: int) -> None:
@@ -324,7 +245,7 @@ class Outbox:
         """Delete from the disk what is through. All that a crash before it costs is a repeat."""
         while deleted := self._claim_deletions():
             try:
-                await self.store.write(partial(_delete, row_ids=deleted))
+                await self.store.write(partial(delete, row_ids=deleted))
             except BaseException:
                 self._to_delete |= dict.fromkeys(deleted)
                 raise
@@ -407,32 +328,3 @@ def _entry(row_id: int, message: OutboxMessage) -> Entry:
         message.coalesce_key,
         message.droppable,
     )
-
-
-def _delete(connection: sqlite3.Connection, row_ids: Iterable[int]) -> None:
-    connection.executemany("DELETE FROM outbox WHERE id = ?", ((row_id,) for row_id in row_ids))
-
-
-def _fetch(connection: sqlite3.Connection, entries: list[Entry]) -> list[OutboxRow]:
-    rows = []
-    for entry in entries:
-        found = connection.execute(
-            "SELECT topic, payload, qos, retain, lane, expires_at_ms, response_topic, correlation,"
-            " coalesce_key, droppable FROM outbox WHERE id = ?",
-            (entry.id,),
-        ).fetchone()
-        if found is not None:
-            message = OutboxMessage(
-                topic=found[0],
-                payload=found[1],
-                qos=found[2],
-                retain=bool(found[3]),
-                lane=found[4],
-                expires_at_ms=found[5],
-                response_topic=found[6],
-                correlation=found[7],
-                coalesce_key=found[8],
-                droppable=bool(found[9]),
-            )
-            rows.append(OutboxRow(entry.id, message))
-    return rows

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from shoal_broker.errors import ProtocolError
 
+DEFAULT_MAX_PACKET_BYTES = 1 << 20
+
 MALFORMED = 0x81
 PROTOCOL_VIOLATION = 0x82
 

@@ -2,7 +2,7 @@
 
 A message is acknowledged after its subscriber returned; a durable publish is on disk before
 `publish` returns. Where things stand: inbound in `dispatch`, outbound in `pump` and `outbox`, the
-wire in a `Link` (`aiomqtt_transport`). This module decides when to connect, when a connection is
+wire in a `Link` (from `transports`). This module decides when to connect, when a connection is
 dead, and what happens on a fresh one. It knows no MQTT library and no message of Shoal.
 """
 
@@ -21,6 +21,7 @@ import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_random_exponential
 
+from shoal_broker import transports
 from shoal_broker.bus_errors import (
     AnswerTimeoutError,
     BusError,
@@ -96,12 +97,14 @@ class Session:
         self._on_connected = on_connected
         self._dispatcher = Dispatcher(tasks, window=config.receive_maximum)
         self._link: Link | None = None
+        self._linked_s: float | None = None
         self._window: SendWindow | None = None
         self._ready = asyncio.Event()
         # Filters that the broker's session has, as far as we know.
         self._subscribed: set[str] = set()
         self._replies: dict[bytes, asyncio.Future[bytes]] = {}
         self._reply_topics: set[str] = set()
+        self._reply_topics_lock = asyncio.Lock()
         self._connects = 0
         self._identity_refused = 0
         self._published = 0
@@ -125,13 +128,10 @@ class Session:
         Leaving waits at most `close_timeout_s` for the outbox, then sends a normal DISCONNECT: the
         will is not published, so publish an offline presence before if one is wanted.
 
-        Raises TopicError for a filter that is none.
+        Raises TopicError for a filter that is none, TransportMissingError.
         """
         if connect is None:
-            # Imported when wanted: 9 MiB that another transport does not need.
-            from shoal_broker import aiomqtt_transport  # noqa: PLC0415 - see above
-
-            connect = aiomqtt_transport.connect
+            connect = transports.connect_with(config.transport)
         failure: Exception | None = None
         async with asyncio.TaskGroup() as tasks:
             session = cls(
@@ -154,6 +154,9 @@ class Session:
                 try:
                     await session._leave()
                 finally:
+                    # Said before the cancel: a task group that ends with an error at the same time
+                    # takes the cancel with it.
+                    session._leaving = True
                     if live is not None:
                         live.cancel()
                     session._dispatcher.stop()
@@ -164,6 +167,11 @@ class Session:
     def connected(self) -> bool:
         """Connected, with every subscription in place."""
         return self._ready.is_set()
+
+    @property
+    def linked_s(self) -> float | None:
+        """`time.monotonic()` when the newest connection was made, before its first message came."""
+        return self._linked_s
 
     @property
     def stats(self) -> SessionStats:
@@ -310,13 +318,11 @@ class Session:
         self._replies[correlation] = reply
         try:
             async with asyncio.timeout(timeout_s):
-                if reply_topic not in self._reply_topics:
-                    self._reply_topics.add(reply_topic)
-                    try:
+                # Nobody asks before the broker has granted the subscription, also not the second.
+                async with self._reply_topics_lock:
+                    if reply_topic not in self._reply_topics:
                         await self.subscribe(reply_topic, self._take_reply, qos=qos)
-                    except BusError:
-                        self._reply_topics.discard(reply_topic)
-                        raise
+                        self._reply_topics.add(reply_topic)
                 await self._publish_now(
                     Outbound(
                         topic=topic,
@@ -340,12 +346,14 @@ class Session:
 
     async def _live(self) -> None:
         """Connect, serve, wait, until we leave."""
-        while not self._leaving:
+        while True:
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type(LinkError), wait=self._delay_s, reraise=True
             ):
                 with attempt:
                     await self._one_connection()
+            if self._leaving:
+                return
             # A good connection ended: all the others of this broker come back now, too.
             await asyncio.sleep(random.uniform(0, self.config.backoff_initial_s))  # noqa: S311 - jitter
 
@@ -391,6 +399,7 @@ class Session:
             self._subscribed.clear()
         self._dispatcher.link_opened(link)
         self._link = link
+        self._linked_s = time.monotonic()
         self._window = window = SendWindow(link, messages=self.config.in_flight_messages)
         lost: LinkError | None = None
         try:

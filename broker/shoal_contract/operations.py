@@ -25,7 +25,7 @@ class Argument(msgspec.Struct, frozen=True, omit_defaults=True):
     maximum: float | None = None
 
 
-class Operation(msgspec.Struct, frozen=True, omit_defaults=True):
+class Operation(msgspec.Struct, frozen=True):
     """One operation. `repeatable`: doing it again after a power cut does no harm."""
 
     name: str

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shoal_fleet.blob_store import write_durably
+from shoal_broker.durable import write_durably
 from shoal_fleet.errors import StateError
 from shoal_fleet.releases import MAX_UPLOAD_BYTES
 
@@ -61,7 +61,10 @@ class BodyTooLargeError(Exception):
 
 
 class Door:
-    """ASGI middleware: no request without the token gets any further, and none that is too large."""
+    """ASGI middleware: no request without the token gets any further, and none that is too large.
+
+    There are no WebSockets: one that is asked for is refused.
+    """
 
     def __init__(self, app: ASGIApp, *, token: str) -> None:
         self._app = app
@@ -69,6 +72,9 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

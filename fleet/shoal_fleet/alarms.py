@@ -1,15 +1,18 @@
 """The silent-node alarm: one log line and one webhook call when a node goes silent, one when it is back.
 
-A node with the label `parked` may be silent. The time in which the controller itself was down does not count.
+A node with the label `parked` may be silent. The time in which the controller was down or the broker away
+does not count, nor does the step of a clock that was set: patience starts anew behind it.
 """
 
 import asyncio
+import time
+from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 import httpx
 import structlog
 
-from shoal_fleet.clock import now_ms
+from shoal_fleet.clock import ListeningTime, now_ms
 from shoal_fleet.registry import Registry
 
 log = structlog.get_logger(__name__)
@@ -29,34 +32,52 @@ class Alarms:
     """
 
     def __init__(
-        self, registry: Registry, *, silent_after_s: float, webhook_url: str | None
+        self,
+        registry: Registry,
+        *,
+        silent_after_s: float,
+        webhook_url: str | None,
+        is_listening: Callable[[], bool] = lambda: True,
     ) -> None:
         self.silent: set[str] = set()
         self.webhook_failures = 0
         self._registry = registry
         self._silent_after_s = silent_after_s
         self._webhook_url = webhook_url
-        self._started_ms = now_ms()
+        self._is_listening = is_listening
+        self._listening_since_ms = now_ms()
+        self._time = ListeningTime(self._listening_since_ms, time.monotonic())
+        # When those who are silent were last seen: whoever was seen since is back.
+        self._last_seen_ms: dict[str, int] = {}
         self._to_tell: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_WAITING)
 
     async def watch(self) -> NoReturn:
         """Look for ever, often enough that an alarm is late by at most a tenth."""
         while True:
-            self.look(now_ms())
+            self.look_now()
             await self._registry.flush()
             await asyncio.sleep(min(self._silent_after_s / 10, 5.0))
+
+    def look_now(self) -> None:
+        """Raise and clear alarms, after a look at whether the time that passed counts."""
+        at_ms = now_ms()
+        if self._time.uncounted_ms(at_ms, time.monotonic(), listening=self._is_listening()):
+            self._listening_since_ms = at_ms
+        self.look(at_ms)
 
     def look(self, at_ms: int) -> None:
         """Raise and clear alarms as of now."""
         for name, node in self._registry.nodes.items():
-            last_ms = max(self._registry.last_seen_ms[name], self._started_ms)
-            silent_s = (at_ms - last_ms) / 1000
-            is_silent = silent_s > self._silent_after_s and PARKED_LABEL not in node.labels
-            if is_silent and name not in self.silent:
-                self.silent.add(name)
-                log.error("node is silent", node=name, silent_s=round(silent_s))
-                self._tell("node is silent", name, silent_s)
-            elif not is_silent and name in self.silent:
+            seen_ms = self._registry.last_seen_ms[name]
+            silent_s = (at_ms - max(seen_ms, self._listening_since_ms)) / 1000
+            parked = PARKED_LABEL in node.labels
+            if name not in self.silent:
+                if silent_s > self._silent_after_s and not parked:
+                    self.silent.add(name)
+                    self._last_seen_ms[name] = seen_ms
+                    log.error("node is silent", node=name, silent_s=round(silent_s))
+                    self._tell("node is silent", name, silent_s)
+            elif parked or seen_ms != self._last_seen_ms[name]:
                 self.silent.discard(name)
                 log.info("node is back", node=name)
                 self._tell("node is back", name, silent_s)
@@ -92,7 +113,7 @@ class Alarms:
                 await asyncio.sleep(2.0**attempt)
             try:
                 (await client.post(self._webhook_url, json=alarm)).raise_for_status()
-            except httpx.HTTPError as exc:
+            except (httpx.HTTPError, httpx.InvalidURL) as exc:
                 reason = str(exc) or type(exc).__name__
             else:
                 return

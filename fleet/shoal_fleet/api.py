@@ -4,6 +4,7 @@ import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi import Path as PathField
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -23,6 +24,7 @@ MAX_WAIT_S = 60.0
 
 Wait = Annotated[float, Query(ge=0, le=MAX_WAIT_S)]
 Limit = Annotated[int, Query(ge=1, le=5000)]
+RolloutId = Annotated[int, PathField(ge=1, le=(1 << 63) - 1)]
 Answer = dict[str, Any]
 
 
@@ -83,7 +85,8 @@ class WantedRelease(_Body):
     release: str | None
 
 
-def _controller(request: Request) -> Controller:
+# Asynchronous though it waits for nothing: FastAPI runs what is not in a thread, once a request.
+async def _controller(request: Request) -> Controller:
     controller: Controller = request.app.state.controller
     return controller
 
@@ -204,31 +207,34 @@ async def start_rollout(parts: Parts, new: NewRollout) -> Answer:
     """Begin a rollout."""
     release = await parts.releases.find(new.release)
     options = Options(first_wave=new.first_wave, factor=new.factor, overdue_s=new.overdue_s)
-    return await parts.rollouts.start(release, new.group, options)
+    rollout = await parts.rollouts.start(release, new.group, options)
+    return await parts.rollout_views.get(rollout)
 
 
 @router.get("/api/rollouts")
 async def list_rollouts(parts: Parts) -> list[Answer]:
     """Every rollout, newest first."""
-    return await parts.rollouts.list_all()
+    return await parts.rollout_views.list_all()
 
 
 @router.get("/api/rollouts/{rollout}")
-async def read_rollout(parts: Parts, rollout: int) -> Answer:
+async def read_rollout(parts: Parts, rollout: RolloutId) -> Answer:
     """One rollout with its nodes, decisions and deltas."""
-    return await parts.rollouts.get(rollout)
+    return await parts.rollout_views.get(rollout)
 
 
 @router.post("/api/rollouts/{rollout}/resume")
-async def resume_rollout(parts: Parts, rollout: int) -> Answer:
+async def resume_rollout(parts: Parts, rollout: RolloutId) -> Answer:
     """Go on after a hold."""
-    return await parts.rollouts.resume(rollout)
+    await parts.rollouts.resume(rollout)
+    return await parts.rollout_views.get(rollout)
 
 
 @router.post("/api/rollouts/{rollout}/stop")
-async def stop_rollout(parts: Parts, rollout: int, stop: StopRollout | None = None) -> Answer:
+async def stop_rollout(parts: Parts, rollout: RolloutId, stop: StopRollout | None = None) -> Answer:
     """End a rollout."""
-    return await parts.rollouts.stop(rollout, back=stop is not None and stop.back)
+    await parts.rollouts.stop(rollout, back=stop is not None and stop.back)
+    return await parts.rollout_views.get(rollout)
 
 
 # ------------------------------------------------------------------ readings
@@ -243,7 +249,7 @@ async def list_readings(
     parts: Parts,
     node: str | None = None,
     device: str | None = None,
-    after: Annotated[int, Query(ge=0)] = 0,
+    after: Annotated[int, Query(ge=0, le=(1 << 63) - 1)] = 0,
     limit: Limit = 100,
 ) -> list[Answer]:
     """Readings in the order of arrival; `after` is the `id` of the last one that is known."""

@@ -3,16 +3,19 @@
 import asyncio
 import json
 import os
+import shutil
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import structlog
 import uvicorn
 
+from shoal_broker.bus_errors import BusError
+from shoal_broker.durable import write_durably
 from shoal_broker.outbox import Outbox
 from shoal_broker.session import Session, SessionConfig
 from shoal_broker.store import Store
@@ -20,18 +23,19 @@ from shoal_contract.topics import Topics
 from shoal_fleet import api
 from shoal_fleet.access import URL_FILE, load_token
 from shoal_fleet.alarms import Alarms
-from shoal_fleet.blob_store import BlobStore, write_durably
+from shoal_fleet.blob_store import BlobStore
 from shoal_fleet.commands import Commands
 from shoal_fleet.config import FleetConfig, password
 from shoal_fleet.controller import Controller
 from shoal_fleet.database import Database, FleetBase, ReadingsBase
 from shoal_fleet.deltas import Deltas
-from shoal_fleet.errors import ConfigError, StateError
+from shoal_fleet.errors import ConfigError, ListenError, StateError
 from shoal_fleet.inbox import Inbox, Parts
 from shoal_fleet.publisher import Publisher
 from shoal_fleet.readings import Readings
 from shoal_fleet.registry import Registry
 from shoal_fleet.releases import Releases
+from shoal_fleet.rollout_views import RolloutViews
 from shoal_fleet.rollouts import Rollouts
 from shoal_fleet.wanted import WantedStates
 
@@ -42,6 +46,7 @@ BACKOFF_MAX_S: Final = 5.0
 """The controller is one client beside thousands: it may knock often."""
 
 LEAVE_S: Final = 2
+RETRY_S: Final = 2.0
 
 
 async def run(
@@ -83,20 +88,20 @@ async def running(config: FleetConfig, state_dir: Path) -> AsyncIterator[tuple[C
         )
         async with asyncio.TaskGroup() as tasks:
             owned = [
-                tasks.create_task(work, name=f"controller.{name}")
+                tasks.create_task(_persevere(name, work), name=f"controller.{name}")
                 for name, work in {
-                    "wanted": controller.wanted.run(),
-                    "publisher": controller.publisher.run(),
-                    "rollouts": controller.rollouts.run(),
-                    "prepare": controller.rollouts.prepare(),
-                    "commands": controller.commands.sweep(),
-                    "alarms": controller.alarms.watch(),
-                    "webhook": controller.alarms.deliver(),
+                    "wanted": controller.wanted.run,
+                    "publisher": controller.publisher.run,
+                    "rollouts": controller.rollouts.run,
+                    "prepare": controller.rollouts.prepare,
+                    "commands": controller.commands.sweep,
+                    "alarms": controller.alarms.watch,
+                    "webhook": controller.alarms.deliver,
                 }.items()
             ]
             serving = tasks.create_task(server.serve(sockets=[listener]), name="controller.api")
             try:
-                write_durably(state_dir / URL_FILE, url.encode() + b"\n")
+                _write(state_dir / URL_FILE, url.encode() + b"\n")
                 log.info("controller runs", url=url, state_dir=str(state_dir))
                 yield controller, url
             finally:
@@ -106,6 +111,16 @@ async def running(config: FleetConfig, state_dir: Path) -> AsyncIterator[tuple[C
                 await asyncio.wait([serving], timeout=LEAVE_S + 1)
                 serving.cancel()
                 await controller.registry.flush()
+
+
+async def _persevere(name: str, work: Callable[[], Awaitable[NoReturn]]) -> NoReturn:
+    """A disk that is full for a while stops no part of the controller for good."""
+    while True:
+        try:
+            await work()
+        except (StateError, BusError) as exc:
+            log.error("controller waits", part=name, reason=str(exc))  # noqa: TRY400 - the message says it all
+            await asyncio.sleep(RETRY_S)
 
 
 class _Server(uvicorn.Server):
@@ -133,6 +148,7 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
                 client_id=config.broker.client_id,
                 username=config.broker.username,
                 password=password(config),
+                transport=config.broker.transport,
                 backoff_initial_s=BACKOFF_INITIAL_S,
                 backoff_max_s=BACKOFF_MAX_S,
             ),
@@ -166,6 +182,7 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
         deltas=deltas,
         wanted=wanted,
         blobs_wanted=blobs_wanted,
+        is_listening=lambda: session.connected,
     )
     await rollouts.load()
     publisher.sources = (wanted.pending, rollouts.expecting)
@@ -177,7 +194,10 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
         inbox=inbox,
         registry=registry,
         alarms=Alarms(
-            registry, silent_after_s=config.silent_after_s, webhook_url=config.webhook_url
+            registry,
+            silent_after_s=config.silent_after_s,
+            webhook_url=config.webhook_url,
+            is_listening=lambda: session.connected,
         ),
         commands=Commands(database, session, topics),
         readings=Readings(readings_file, kept=config.readings_kept),
@@ -186,6 +206,7 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
         wanted=wanted,
         publisher=publisher,
         rollouts=rollouts,
+        rollout_views=RolloutViews(database, registry=registry, releases=releases, deltas=deltas),
     )
     inbox.open(
         Parts(
@@ -204,6 +225,8 @@ def _prepare(state_dir: Path) -> None:
     try:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         scratch = state_dir / "scratch"
+        # What a kill left of uploads and deltas under way.
+        shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(exist_ok=True, mode=0o700)
     except OSError as exc:
         raise StateError(f"{state_dir}: {exc.strerror}") from exc
@@ -218,8 +241,10 @@ def _listen(config: FleetConfig) -> Iterator[socket.socket]:
         # Accepted connections inherit it. asyncio would set it only on sockets that name their protocol,
         # and a request would take 40 ms longer.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except UnicodeError as exc:
+        raise ConfigError(f"cannot listen on {host!r}: it is no host name") from exc
     except OSError as exc:
-        raise ConfigError(f"cannot listen on {host}:{port}: {exc.strerror}") from exc
+        raise ListenError(f"cannot listen on {host}:{port}: {exc.strerror}") from exc
     with listener:
         yield listener
 
@@ -230,7 +255,11 @@ def write_ready_file(path: Path, url: str) -> None:
     Raises:
         StateError: it cannot be written.
     """
+    _write(path, json.dumps({"url": url, "pid": os.getpid()}).encode() + b"\n")
+
+
+def _write(path: Path, content: bytes) -> None:
     try:
-        write_durably(path, json.dumps({"url": url, "pid": os.getpid()}).encode() + b"\n")
+        write_durably(path, content)
     except OSError as exc:
         raise StateError(f"{path}: {exc.strerror}") from exc

@@ -1,14 +1,12 @@
 """Content-addressed files of the controller: release files and deltas, durable before they are named."""
 
 import asyncio
-import contextlib
 import hashlib
-import os
-import secrets
 from pathlib import Path
 
 from sqlalchemy.dialects.sqlite import insert
 
+from shoal_broker.durable import remove_parts, write_durably
 from shoal_contract import blobs
 from shoal_contract.messages import BlobRef
 from shoal_fleet.database import BlobRow, Database
@@ -16,13 +14,21 @@ from shoal_fleet.errors import StateError
 
 
 class BlobStore:
-    """The directory of blobs and the table that says how each is cut."""
+    """The directory of blobs and the table that says how each is cut.
+
+    Raises:
+        StateError: the directory cannot be used.
+    """
 
     def __init__(self, directory: Path, database: Database) -> None:
         self._directory = directory
         self._database = database
         self._refs: dict[bytes, BlobRef] = {}
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            remove_parts(directory)
+        except OSError as exc:
+            raise StateError(f"{directory}: {exc.strerror}") from exc
 
     def path(self, digest: bytes) -> Path:
         """Where the blob's file stands, or would stand."""
@@ -84,35 +90,10 @@ class BlobStore:
     def _store(self, content: bytes) -> BlobRef:
         ref = blobs.describe(content)
         path = self.path(ref.digest)
-        if path.is_file() and hashlib.sha256(path.read_bytes()).digest() == ref.digest:
-            return ref
         try:
+            if path.is_file() and hashlib.sha256(path.read_bytes()).digest() == ref.digest:
+                return ref
             write_durably(path, content)
         except OSError as exc:
             raise StateError(f"{path}: {exc.strerror}") from exc
         return ref
-
-
-def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """The file has all of this content after a power cut, or what it had before.
-
-    Raises:
-        OSError: the disk does not take it; nothing is left behind.
-    """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -5,6 +5,8 @@ import sys
 from dataclasses import dataclass
 from typing import Final
 
+from shoal_fleet.errors import StateError
+
 MAX_OUTPUT_BYTES: Final = 256 * 1024
 
 
@@ -19,16 +21,23 @@ class Ended:
 
 
 async def run_module(module: str, *args: str, timeout_s: float) -> Ended:
-    """Run `python -m module args` to its end, or kill it after `timeout_s` or when cancelled."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        module,
-        *args,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    """Run `python -m module args` to its end, or kill it after `timeout_s` or when cancelled.
+
+    Raises:
+        StateError: this machine cannot start another process now.
+    """
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            module,
+            *args,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except OSError as exc:
+        raise StateError(f"cannot start {module}: {exc.strerror}") from exc
     timed_out = False
     stdout = stderr = b""
     try:

@@ -1,5 +1,6 @@
 """The `shoal` command: the one place that reads the environment and the command line."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ import typer
 from shoal_contract.errors import ContractError
 from shoal_contract.exits import Exit
 from shoal_fleet import cli_commands, cli_demo, cli_nodes
-from shoal_fleet.cli_output import AsJson, Target, print_json, target
+from shoal_fleet.cli_output import AsJson, Target, print_json, printable, target
 from shoal_fleet.cli_releases import release_app
 from shoal_fleet.cli_rollouts import rollout_app
 from shoal_fleet.errors import FleetError, UsageError
@@ -27,10 +28,13 @@ app.add_typer(cli_nodes.readings_app, name="readings")
 app.add_typer(release_app, name="release")
 app.add_typer(rollout_app, name="rollout")
 app.command(epilog="Example: shoal want press-4 digits=digits@1.0.0")(cli_nodes.want)
-app.command(epilog="Example: shoal send press-4 device.set device=valve value=1")(cli_commands.send)
+app.command(epilog="Example: shoal send press-4 device.set device=valve channel=2 value=1")(
+    cli_commands.send
+)
 app.command(epilog="Example: shoal cancel 6f1d2c3b4a596877")(cli_commands.cancel)
 app.command(epilog="Example: shoal ops press-4")(cli_commands.ops)
 app.command(epilog="Example: shoal logs press-4 -n 20")(cli_commands.logs)
+app.command(epilog="Example: shoal bundle press-4 -o press-4.tar.gz")(cli_commands.bundle)
 app.command(epilog="Example: shoal history press-4")(cli_commands.history)
 app.command(epilog="Example: shoal demo --nodes 5 --json")(cli_demo.demo)
 
@@ -105,28 +109,14 @@ def status(context: typer.Context, *, as_json: AsJson = False) -> None:
     )
 
 
-@app.command(epilog="Example: shoal demo --nodes 5 --json")
-def demo(
-    nodes: Annotated[int, typer.Option(min=2, max=50, help="How many boards.")] = 5,
-    svg: Annotated[Path | None, typer.Option(help="Draw a picture of the run.")] = None,
-    keep: Annotated[
-        Path | None, typer.Option(help="Work in this directory and leave it, with all logs.")
-    ] = None,
-    *,
-    as_json: AsJson = False,
-) -> None:
-    """Run a small fleet on this machine: broker, controller, boards, models, devices."""
-    from shoal_fleet.demo.command import run  # noqa: PLC0415 - `--help` answers at once
-
-    run(nodes=nodes, as_json=as_json, svg=svg, keep=keep)
-
-
 def main() -> None:
     """The console script: errors are one line, exit codes mean something."""
+    # ONNX Runtime's telemetry has no place here; children inherit this.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         app()
     except (FleetError, ContractError) as exc:
-        print(f"shoal: {exc}", file=sys.stderr)
+        print(f"shoal: {printable(str(exc))}", file=sys.stderr)
         sys.exit(exc.exit_code if isinstance(exc, FleetError) else Exit.FAILED)
     except KeyboardInterrupt:
         sys.exit(Exit.INTERRUPTED)

@@ -1,8 +1,9 @@
-"""`shoal send`, `cancel`, `ops`, `logs`, `history`: commands to nodes."""
+"""`shoal send`, `cancel`, `ops`, `logs`, `bundle`, `history`: commands to nodes."""
 
 import json
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -15,6 +16,8 @@ from shoal_fleet.cli_output import (
     parse_value,
     print_json,
     print_table,
+    printable,
+    segment,
     target,
 )
 from shoal_fleet.errors import FleetError, TimedOutError
@@ -80,12 +83,12 @@ def cancel(
     """Ask a node to stop a command: cancelled, too late, or refused."""
     with target(context).connect() as client:
         answer = client.post(
-            f"/api/commands/{command}/cancel?wait_s={timeout_s}", timeout_s=timeout_s + 30
+            f"/api/commands/{segment(command)}/cancel?wait_s={timeout_s}", timeout_s=timeout_s + 30
         )
     if as_json:
         print_json(answer)
     elif answer["answer"] is not None:
-        typer.echo(f"{answer['answer'].replace('_', ' ')} {answer['reason']}".rstrip())
+        typer.echo(printable(f"{answer['answer'].replace('_', ' ')} {answer['reason']}".rstrip()))
     if answer["answer"] is None:
         raise TimedOutError(f"{command}: {answer['reason']}")
     if answer["answer"] != "cancelled":
@@ -102,12 +105,13 @@ def ops(context: typer.Context, node: str, *, as_json: AsJson = False) -> None:
         raise FleetError(f"{node}: its list of operations is none")
     print_table(
         f"Operations of {node}",
-        ("op", "scope", "arguments", "about"),
+        ("op", "scope", "arguments (limits)", "time limit", "about"),
         [
             (
                 str(entry.get("name")),
                 str(entry.get("scope")),
                 " ".join(_argument_text(argument) for argument in entry.get("arguments", ())),
+                f"{entry.get('timeout_s')} s",
                 str(entry.get("about")),
             )
             for entry in found
@@ -128,7 +132,32 @@ def logs(
         print_json(found)
         return
     for line in found.get("lines", ()) if isinstance(found, dict) else ():
-        typer.echo(_printable(str(line)))
+        typer.echo(printable(str(line)))
+
+
+def bundle(
+    context: typer.Context,
+    node: str,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write it here; else NODE.tar.gz.")
+    ] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a node's diagnostic bundle (configuration, facts, newest log lines) for a bug report."""
+    found = _result(context, node, "diag.bundle", {})
+    path = output or Path(f"{node}.tar.gz")
+    try:
+        data = bytes.fromhex(found["bundle"])
+        path.write_bytes(data)
+    except (TypeError, KeyError, ValueError) as exc:
+        raise FleetError(f"{node}: its bundle is none") from exc
+    except OSError as exc:
+        raise FleetError(f"{path}: {exc.strerror}") from exc
+    if as_json:
+        print_json({"file": str(path), "size_bytes": len(data)})
+    else:
+        typer.echo(f"{path}: {len(data)} bytes")
 
 
 def history(
@@ -154,7 +183,7 @@ def history(
                 row["op"],
                 clock(row["issued_ms"]),
                 row["state"],
-                _printable(row["reason"]),
+                printable(row["reason"]),
             )
             for row in found
         ],
@@ -174,7 +203,7 @@ def follow(
     while True:
         for step in command["history"][shown:]:
             if show and step["state"] != "sent":
-                typer.echo(_printable(f"{step['state']} {step['reason']}".rstrip()), err=True)
+                typer.echo(printable(f"{step['state']} {step['reason']}".rstrip()), err=True)
         shown = len(command["history"])
         if command["final"]:
             return command
@@ -205,14 +234,16 @@ def _finish(command: dict[str, Any], *, show_result: bool) -> None:
         case "expired":
             raise TimedOutError(f"{command['op']} expired: {command['reason']}")
         case state:
-            raise FleetError(f"{command['op']} {state}: {_printable(command['reason'])}")
+            raise FleetError(f"{command['op']} {state}: {printable(command['reason'])}")
 
 
 def _argument_text(argument: dict[str, Any]) -> str:
-    text = f"{argument.get('name')}={argument.get('type')}"
+    """`name=type`, its limits behind it, in brackets where it may be left out."""
+    low, high = argument.get("minimum"), argument.get("maximum")
+    limits = "" if low is None and high is None else f"({_limit(low)}..{_limit(high)})"
+    text = f"{argument.get('name')}={argument.get('type')}{limits}"
     return text if argument.get("required") else f"[{text}]"
 
 
-def _printable(text: str) -> str:
-    """What a node says, without the power to steer a terminal."""
-    return "".join(char if char.isprintable() or char == "\t" else "�" for char in text)
+def _limit(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"

@@ -10,6 +10,8 @@ from shoal_fleet.cli_output import (
     parse_pairs,
     print_json,
     print_table,
+    printable,
+    segment,
     size,
     target,
 )
@@ -45,13 +47,13 @@ def nodes(context: typer.Context, *, as_json: AsJson = False) -> None:
 def show(context: typer.Context, node: str, *, as_json: AsJson = False) -> None:
     """One node with everything that it reports."""
     with target(context).connect() as client:
-        found = client.get(f"/api/nodes/{node}")
+        found = client.get(f"/api/nodes/{segment(node)}")
     if as_json:
         print_json(found)
         return
     print_table("Node", _COLUMNS, [_node_row(found)])
     for model in (found["reported"] or {}).get("models", []):
-        typer.echo(f"{model['model']}: {_model_text(model)} {model['reason']}".rstrip())
+        typer.echo(printable(f"{model['model']}: {_model_text(model)} {model['reason']}".rstrip()))
     for model, release in found["wanted"].items():
         typer.echo(f"wanted: {model} {release[:12]}")
 
@@ -71,7 +73,7 @@ def label(
         raise UsageError(f"{min(overlap)} is both set and taken away")
     labels: dict[str, str | None] = {**given, **dict.fromkeys(taken)}
     with target(context).connect() as client:
-        found = client.patch(f"/api/nodes/{node}/labels", {"labels": labels})
+        found = client.patch(f"/api/nodes/{segment(node)}/labels", {"labels": labels})
     if as_json:
         print_json(found)
     else:
@@ -92,7 +94,7 @@ def want(
 
     with target(context).connect() as client:
         found = client.put(
-            f"/api/nodes/{node}/models/{model}",
+            f"/api/nodes/{segment(node)}/models/{segment(model)}",
             {"release": None if release == "none" else release},
             timeout_s=LONG_TIMEOUT_S,
         )

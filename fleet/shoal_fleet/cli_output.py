@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
+from urllib.parse import quote
 
 import typer
 
@@ -19,6 +20,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text
 
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 _STEP: Final = 1000.0
+# JSON escapes those below 0x20 itself.
+_ESCAPED_CONTROLS: Final = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +48,15 @@ def target(context: typer.Context) -> Target:
 
 
 def print_json(value: object) -> None:
-    """One line of JSON."""
-    typer.echo(json.dumps(value, ensure_ascii=False))
+    """One line of JSON, in any script but without characters that steer a terminal."""
+    typer.echo(json.dumps(value, ensure_ascii=False).translate(_ESCAPED_CONTROLS))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table at a terminal; tab-separated lines with a head line elsewhere."""
     if not sys.stdout.isatty():
         for row in (columns, *rows):
-            typer.echo("\t".join(row))
+            typer.echo("\t".join(map(printable, row)))
         return
     from rich.console import Console  # noqa: PLC0415 - only where it is shown
     from rich.table import Table  # noqa: PLC0415
@@ -62,8 +65,18 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         # As text: what a node says must not be read as markup.
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     Console().print(table)
+
+
+def printable(text: str) -> str:
+    """What a node says, in one line and without the power to steer a terminal."""
+    return "".join(char if char.isprintable() or char == "\t" else "�" for char in text)
+
+
+def segment(text: str) -> str:
+    """What a person typed, as one level of a path."""
+    return quote(text, safe="")
 
 
 def parse_value(text: str) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from shoal_contract.exits import Exit
-from shoal_fleet.cli_output import AsJson, clock, print_json, print_table, size, target
+from shoal_fleet.cli_output import AsJson, clock, print_json, print_table, printable, size, target
 from shoal_fleet.errors import FleetError
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def show(context: typer.Context, rollout: RolloutId, *, as_json: AsJson = False)
         ],
     )
     for entry in found["decisions"]:
-        typer.echo(f"{clock(entry['at_ms'])} {entry['text']}")
+        typer.echo(printable(f"{clock(entry['at_ms'])} {entry['text']}"))
 
 
 @rollout_app.command("resume", epilog="Example: shoal rollout resume 3")
@@ -205,7 +205,7 @@ def _table(found: dict[str, Any]) -> "Table":
     table = Table("node", "wave", "standing", "phase", "reason", title=_line(found))
     for row in found["nodes"][:40]:
         cells = (row["node"], str(row["wave"]), row["standing"], row["phase"] or "-", row["reason"])
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     if len(found["nodes"]) > 40:  # noqa: PLR2004 - what fits on a screen
         table.add_row(f"and {len(found['nodes']) - 40} more", "", "", "", "")
     return table
@@ -216,7 +216,7 @@ def _line(found: dict[str, Any]) -> str:
     text = (
         f"rollout {found['id']} {found['title']} {found['status']}, wave {found['wave']}: {counts}"
     )
-    return f"{text} ({found['reason']})" if found["reason"] else text
+    return printable(f"{text} ({found['reason']})" if found["reason"] else text)
 
 
 def _finish(found: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final, NoReturn
 
 import structlog
 from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from shoal_broker.session import Lane, Session
 from shoal_contract import cbor, messages
@@ -28,7 +29,7 @@ from shoal_contract.messages import (
 from shoal_contract.topics import Topics
 from shoal_fleet.clock import now_ms
 from shoal_fleet.database import CommandHistoryRow, CommandRow, Database
-from shoal_fleet.errors import NotFoundError, RequestError
+from shoal_fleet.errors import NotFoundError, RequestError, StateError
 from shoal_fleet.plain import plain
 
 log = structlog.get_logger(__name__)
@@ -50,6 +51,16 @@ class CommandStats:
     unknown: int = 0
 
 
+@dataclass(slots=True, eq=False)
+class _Arrived:
+    """A node's word that is not committed yet."""
+
+    node: str
+    update: CommandUpdate
+    settled: bool = False
+    error: StateError | None = None
+
+
 class Commands:
     """The table of commands and the way to the nodes."""
 
@@ -61,6 +72,8 @@ class Commands:
         # Who waits for news of a command; dropped when the last one left.
         self._waiting: dict[bytes, list[asyncio.Event]] = defaultdict(list)
         self._cancel_answers: dict[bytes, Cancelled] = {}
+        self._arrived: list[_Arrived] = []
+        self._committing = asyncio.Lock()
 
     async def send(
         self, node: str, op: str, args: dict[str, Any], *, expires_s: float, priority: int
@@ -111,30 +124,61 @@ class Commands:
         return await self.get(command.id)
 
     async def update(self, node: str, update: CommandUpdate) -> None:
-        """What a node says of a command; returns when it is committed."""
-        async with self._database.write() as session:
-            row = await session.get(CommandRow, update.id)
-            if row is None or row.node != node:
-                self.stats.unknown += 1
-                log.info("update of an unknown command", command=update.id.hex(), node=node)
-                return
-            if not _is_news(row, update):
-                return
-            if update.state != row.state:
-                session.add(
-                    CommandHistoryRow(
-                        command=row.id,
-                        state=int(update.state),
-                        at_ms=update.at_ms,
-                        reason=update.reason,
-                    )
+        """What a node says of a command; returns when it is committed.
+
+        Updates that come while a commit is under way share the next one, in their order.
+
+        Raises:
+            StateError: the disk does not take it.
+        """
+        mine = _Arrived(node, update)
+        self._arrived.append(mine)
+        async with self._committing:
+            if not mine.settled:
+                await self._commit_arrived()
+        if mine.error is not None:
+            raise mine.error
+
+    async def _commit_arrived(self) -> None:
+        """Whoever comes first commits for everybody who waits."""
+        group, self._arrived = self._arrived, []
+        error: StateError | None = StateError("the commit was interrupted")
+        try:
+            async with self._database.write() as session:
+                for arrived in group:
+                    await self._apply(session, arrived.node, arrived.update)
+            error = None
+        except StateError as exc:
+            error = exc
+            return
+        finally:
+            for arrived in group:
+                arrived.settled, arrived.error = True, error
+        for arrived in group:
+            self._tell(arrived.update.id)
+
+    async def _apply(self, session: AsyncSession, node: str, update: CommandUpdate) -> None:
+        row = await session.get(CommandRow, update.id)
+        if row is None or row.node != node:
+            self.stats.unknown += 1
+            log.info("update of an unknown command", command=update.id.hex(), node=node)
+            return
+        if not _is_news(row, update):
+            return
+        if update.state != row.state:
+            session.add(
+                CommandHistoryRow(
+                    command=row.id,
+                    state=int(update.state),
+                    at_ms=update.at_ms,
+                    reason=update.reason,
                 )
-            row.state = int(update.state)
-            row.presumed = False
-            row.progress = update.progress
-            row.reason = update.reason
-            row.result = None if update.result is None else cbor.encode(update.result)
-        self._tell(update.id)
+            )
+        row.state = int(update.state)
+        row.presumed = False
+        row.progress = update.progress
+        row.reason = update.reason
+        row.result = None if update.result is None else cbor.encode(update.result)
 
     async def cancelled(self, node: str, answer: Cancelled) -> None:
         """A node's answer to a request to cancel."""
@@ -262,18 +306,22 @@ class Commands:
         return row
 
     async def _describe(self, command_id: bytes) -> dict[str, Any]:
-        row = await self._row(command_id)
+        # One statement: with two, a commit between them would show a history ahead of its state.
+        query = (
+            select(CommandRow, CommandHistoryRow)
+            .join(CommandHistoryRow, CommandHistoryRow.command == CommandRow.id)
+            .where(CommandRow.id == command_id)
+            .order_by(CommandHistoryRow.id)
+        )
         async with self._database.read() as session:
-            history = await session.scalars(
-                select(CommandHistoryRow)
-                .where(CommandHistoryRow.command == command_id)
-                .order_by(CommandHistoryRow.id)
-            )
-            steps = [
-                {"state": STATE_NAMES[step.state], "at_ms": step.at_ms, "reason": step.reason}
-                for step in history
-            ]
-        return {**_view(row), "history": steps}
+            found = (await session.execute(query)).all()
+        if not found:
+            raise NotFoundError(f"there is no command {command_id.hex()}")
+        steps = [
+            {"state": STATE_NAMES[step.state], "at_ms": step.at_ms, "reason": step.reason}
+            for _, step in found
+        ]
+        return {**_view(found[0][0]), "history": steps}
 
     def _tell(self, command_id: bytes) -> None:
         for news in self._waiting.get(command_id, ()):

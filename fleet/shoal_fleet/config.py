@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from shoal_broker.link import Transport
 from shoal_contract import toml
 from shoal_contract.errors import ContractError
 from shoal_contract.topics import Topics
@@ -26,6 +27,7 @@ class BrokerTable(toml.Table, frozen=True, kw_only=True):
     client_id: str = "shoal-controller"
     username: str | None = None
     password_file: str | None = None
+    transport: Transport = "codec"
 
 
 class ListenTable(toml.Table, frozen=True, kw_only=True):
@@ -82,8 +84,12 @@ def check(config: FleetConfig) -> FleetConfig:
     except ContractError as exc:
         raise ConfigError(f"[root] {exc}") from exc
     if config.webhook_url is not None:
-        url = urlsplit(config.webhook_url)
-        if url.scheme not in {"http", "https"} or not url.hostname:
+        try:
+            url = urlsplit(config.webhook_url)
+            usable = url.scheme in {"http", "https"} and bool(url.hostname)
+        except ValueError:
+            usable = False
+        if not usable:
             raise ConfigError(f"[webhook_url] {config.webhook_url!r} is not an http(s) address")
     return config
 

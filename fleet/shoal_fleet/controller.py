@@ -11,13 +11,14 @@ from shoal_fleet.commands import Commands
 from shoal_fleet.config import FleetConfig
 from shoal_fleet.database import Database
 from shoal_fleet.deltas import Deltas
-from shoal_fleet.errors import ConflictError, RequestError
+from shoal_fleet.errors import RequestError
 from shoal_fleet.inbox import Inbox
 from shoal_fleet.plain import plain
 from shoal_fleet.publisher import Publisher
 from shoal_fleet.readings import Readings
 from shoal_fleet.registry import Node, Registry
 from shoal_fleet.releases import Release, Releases
+from shoal_fleet.rollout_views import RolloutViews
 from shoal_fleet.rollouts import Rollouts
 from shoal_fleet.wanted import WantedStates
 
@@ -40,6 +41,7 @@ class Controller:
     wanted: WantedStates
     publisher: Publisher
     rollouts: Rollouts
+    rollout_views: RolloutViews
 
     async def node(self, name: str) -> dict[str, Any]:
         """A node with what it is to run.
@@ -111,13 +113,14 @@ class Controller:
             raise RequestError(str(exc)) from exc
         if release is not None and release.name != model:
             raise RequestError(f"{release.title} is not a release of {model}")
-        if (rollout := self.rollouts.claims(name, model)) is not None:
-            raise ConflictError(f"rollout {rollout} waits for {name}: stop it first")
         if release is not None:
+            # Told before the delta is built, which may take long, and looked at again behind it.
+            async with self.rollouts.unclaimed(name, model):
+                pass
             state = node.model(model)
             if state is not None and state.model_file:
                 await self.deltas.ensure([state.model_file], release.model_file)
-        async with self.database.write() as session:
+        async with self.rollouts.unclaimed(name, model), self.database.write() as session:
             if release is None:
                 await self.wanted.want_none(session, name, model)
             else:

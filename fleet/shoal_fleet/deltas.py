@@ -1,7 +1,6 @@
 """Deltas between model files: built once per (base, target), kept, offered where they save bytes."""
 
 import asyncio
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -14,7 +13,8 @@ from shoal_contract.messages import DeltaOffer
 from shoal_fleet.blob_store import BlobStore
 from shoal_fleet.child import run_module
 from shoal_fleet.database import Database, DeltaRow
-from shoal_fleet.errors import DeltaBuildError
+from shoal_fleet.errors import DeltaBuildError, StateError
+from shoal_fleet.scratch import scratch_folder
 
 log = structlog.get_logger(__name__)
 
@@ -91,8 +91,8 @@ class Deltas:
             )
 
     async def _in_a_child(self, base: bytes, target: bytes) -> bytes:
-        with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
-            out = Path(folder) / "delta"
+        with scratch_folder(self._scratch) as folder:
+            out = folder / "delta"
             ended = await run_module(
                 "shoal_fleet.delta_build",
                 str(self._store.path(base)),
@@ -104,4 +104,7 @@ class Deltas:
                 raise DeltaBuildError(f"building took longer than {BUILD_TIMEOUT_S:g} s")
             if ended.exit_code != 0:
                 raise DeltaBuildError(ended.complaint or f"exit code {ended.exit_code}")
-            return await asyncio.to_thread(out.read_bytes)
+            try:
+                return await asyncio.to_thread(out.read_bytes)
+            except OSError as exc:
+                raise StateError(f"{out}: {exc.strerror}") from exc

@@ -18,6 +18,8 @@ class FleetError(Exception):
 class ConfigError(FleetError):
     """The configuration cannot be used: a person's fault. Names the file and the key."""
 
+    exit_code: ClassVar[Exit] = Exit.USAGE
+
 
 class UsageError(FleetError):
     """A command line that says something impossible: a person's fault."""
@@ -57,6 +59,10 @@ class ReleaseError(RequestError):
 # ------------------------------------------------------------------ the environment
 class StateError(FleetError):
     """The controller's own files cannot be read or written, or have another version."""
+
+
+class ListenError(FleetError):
+    """The API's address is taken, or is not this machine's."""
 
 
 class DeltaBuildError(FleetError):

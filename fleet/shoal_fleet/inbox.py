@@ -70,19 +70,25 @@ class Inbox:
     def subscriptions(self) -> Mapping[str, Callable[[Inbound], Awaitable[None]]]:
         """Filter -> subscriber."""
         filters = {self._topics.every(channel): self.receive for channel in CHANNELS}
-        # Readings have no order among them, and share a commit where they come in crowds.
-        return filters | {self._topics.every(Channel.TELEMETRY): SideBySide(self.receive)}
+        # Where they come in crowds they share a commit. Readings have no order among them; updates of
+        # commands are lined up in the order in which they came.
+        crowds = (Channel.TELEMETRY, Channel.RESULTS)
+        return filters | {
+            self._topics.every(channel): SideBySide(self.receive) for channel in crowds
+        }
 
     def open(self, parts: Parts) -> None:
         """The parts are there: messages flow."""
         self._parts.set_result(parts)
 
-    async def connected(self, _session: Session, session_present: bool) -> None:  # noqa: FBT001 - the session's signature
+    async def connected(self, session: Session, session_present: bool) -> None:  # noqa: FBT001 - the session's signature
         """A broker that does not know us may not know what it retained for us either."""
         if not session_present:
             parts = await asyncio.shield(self._parts)
             parts.publisher.forget()
-            await parts.wanted.publish_all_again()
+            parts.wanted.forget()
+            if session.linked_s is not None:
+                await parts.registry.forget_presence(session.linked_s)
 
     async def receive(self, inbound: Inbound) -> None:
         """One message of one node."""
@@ -108,7 +114,7 @@ class Inbox:
         try:
             if await parts.registry.heard(address.node, retained=inbound.retain):
                 await _hand_over(parts, address.node, channel, message)
-        except DecodeError as exc:
+        except ContractError as exc:
             self._complain(channel.name.lower(), inbound, exc)
         except StateError as exc:
             # Not kept, so not acknowledged: the broker keeps it until the disk takes it.
@@ -134,7 +140,7 @@ async def _hand_over(parts: Parts, node: str, channel: Channel, message: Message
         case Channel.RESULTS, Cancelled():
             await parts.commands.cancelled(node, message)
         case Channel.RESULTS, ChunksMissing():
-            parts.publisher.ask(message.blob, message.indexes)
+            await parts.publisher.ask(message.blob, message.indexes)
         case Channel.TELEMETRY, Reading():
             await parts.readings.add(node, message)
         case _:

@@ -8,7 +8,6 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from shoal_fleet.controller import Controller
-from shoal_fleet.rollout_state import Status
 
 
 async def render(controller: Controller) -> bytes:
@@ -16,7 +15,12 @@ async def render(controller: Controller) -> bytes:
     families = [
         *_fleet(controller),
         _by("shoal_commands", "Commands by state.", "state", await controller.commands.counts()),
-        await _rollouts(controller),
+        _by(
+            "shoal_rollouts",
+            "Rollouts by status.",
+            "status",
+            await controller.rollout_views.counts(),
+        ),
         *_bus(controller),
     ]
     registry = CollectorRegistry(auto_describe=False)
@@ -90,13 +94,6 @@ def _bus(controller: Controller) -> Iterator[Metric]:
         "Chunks published again because a node missed them.",
         value=publisher.resent_chunks,
     )
-
-
-async def _rollouts(controller: Controller) -> Metric:
-    counts = dict.fromkeys((status.value for status in Status), 0)
-    for rollout in await controller.rollouts.list_all():
-        counts[rollout["status"]] += 1
-    return _by("shoal_rollouts", "Rollouts by status.", "status", counts)
 
 
 def _by(

@@ -21,7 +21,7 @@ from shoal_contract.topics import Topics
 from shoal_fleet.blob_store import BlobStore
 from shoal_fleet.database import Database, PublishedRow
 from shoal_fleet.deltas import Deltas
-from shoal_fleet.errors import FleetError
+from shoal_fleet.errors import FleetError, StateError
 from shoal_fleet.registry import Registry
 from shoal_fleet.releases import Release, Releases
 
@@ -73,12 +73,22 @@ class Publisher:
         self._resent_at: dict[tuple[bytes, int], float] = {}
         self._forget = False
 
-    def ask(self, digest: bytes, indexes: Iterable[int]) -> None:
-        """A node misses these chunks."""
+    async def ask(self, digest: bytes, indexes: Iterable[int]) -> None:
+        """A node misses these chunks; those that do not exist are left out.
+
+        Raises:
+            StateError: the table of blobs cannot be read.
+        """
+        ref = await self._store.ref(digest)
+        if ref is None:
+            log.info("chunks of an unknown blob asked for", blob=digest.hex()[:12])
+            return
+        count = blobs.chunk_count(ref)
         for index in indexes:
             if len(self._asked) >= ASKED_AT_MOST:
                 break
-            self._asked[(digest, index)] = None
+            if 0 <= index < count:
+                self._asked[(digest, index)] = None
         self._wake.set()
 
     def forget(self) -> None:
@@ -105,6 +115,7 @@ class Publisher:
 
         Raises:
             BusError: the broker is away; what was done stays done.
+            StateError: a blob cannot be read; the others were published.
         """
         if self._forget:
             async with self._database.write() as session:
@@ -119,9 +130,15 @@ class Publisher:
         for digest, row in there.items():
             if digest not in needed:
                 await self._clear(digest, row.chunks)
+        failure: StateError | None = None
         for digest, ref in needed.items():
             if digest not in there or not there[digest].complete:
-                await self._publish(ref)
+                try:
+                    await self._publish(ref)
+                except StateError as exc:
+                    failure = exc
+        if failure is not None:
+            raise failure
 
     async def _needed(self) -> dict[bytes, BlobRef]:
         needed: dict[bytes, BlobRef] = {}
@@ -189,15 +206,16 @@ class Publisher:
             if (digest, index) not in self._resent_at:
                 by_blob.setdefault(digest, []).append(index)
         for digest, indexes in by_blob.items():
-            ref = await self._store.ref(digest)
-            if ref is None:
-                log.warning("chunks of an unknown blob asked for", blob=digest.hex()[:12])
+            ref = await self._releases.blob(digest)
+            retain = digest in retained
+            try:
+                for start in range(0, len(indexes), SIDE_BY_SIDE):
+                    await self._send(ref, indexes[start : start + SIDE_BY_SIDE], retain=retain)
+            except StateError as exc:
+                log.error("chunks cannot be read", blob=digest.hex()[:12], reason=str(exc))  # noqa: TRY400 - the message says it all
                 continue
-            good = [index for index in indexes if 0 <= index < blobs.chunk_count(ref)]
-            for start in range(0, len(good), SIDE_BY_SIDE):
-                await self._send(ref, good[start : start + SIDE_BY_SIDE], retain=digest in retained)
-            self._resent_at.update(dict.fromkeys(((digest, index) for index in good), now))
-            self.resent_chunks += len(good)
+            self._resent_at.update(dict.fromkeys(((digest, index) for index in indexes), now))
+            self.resent_chunks += len(indexes)
 
     async def _send(self, ref: BlobRef, indexes: Iterable[int], *, retain: bool) -> None:
         async def send(index: int) -> None:

@@ -5,6 +5,7 @@ sender's nor the receiver's word.
 """
 
 import asyncio
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
@@ -12,6 +13,7 @@ from typing import Any, Final
 from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.sqlite import insert
 
+from shoal_contract.errors import DecodeError
 from shoal_contract.messages import Reading
 from shoal_fleet.database import Database, ReadingRow
 from shoal_fleet.errors import StateError
@@ -19,6 +21,7 @@ from shoal_fleet.errors import StateError
 SWEEP_EVERY: Final = 1000
 MAX_PAGE: Final = 5000
 MISSING_SHOWN: Final = 16
+LARGEST_INTEGER: Final = (1 << 63) - 1
 
 _INSERT: Final = insert(ReadingRow).on_conflict_do_nothing()
 
@@ -56,8 +59,11 @@ class Readings:
         Readings that come while a commit is under way share the next one.
 
         Raises:
+            DecodeError: it holds a number that no row can hold.
             StateError: the disk does not take it.
         """
+        # Before it joins the others: one that the database refuses would fail the commit of all.
+        _check(reading)
         mine = _Waiting(
             {
                 "node": node,
@@ -192,6 +198,15 @@ class Readings:
             await session.execute(
                 delete(ReadingRow).where(ReadingRow.id <= (newest or 0) - self._kept)
             )
+
+
+def _check(reading: Reading) -> None:
+    if not math.isfinite(reading.confidence):
+        raise DecodeError(f"a confidence of {reading.confidence}")
+    for name in ("boot", "seq", "latency_us"):
+        value = getattr(reading, name)
+        if not -LARGEST_INTEGER <= value <= LARGEST_INTEGER:
+            raise DecodeError(f"{name} is larger than 63 bits")
 
 
 def gaps(seqs: list[int]) -> list[tuple[int, int]]:

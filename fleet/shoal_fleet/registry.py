@@ -5,6 +5,7 @@ changes with every message and is written behind (`flush`).
 """
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -58,19 +59,24 @@ class Registry:
         self.last_seen_ms: dict[str, int] = {}
         self._database = database
         self._unwritten: set[str] = set()
+        # Monotonic seconds at which a node's presence was last told.
+        self._told_s: dict[str, float] = {}
         # Presence and state of a new node come side by side.
         self._adding = asyncio.Lock()
+        self._labelling = asyncio.Lock()
 
     @classmethod
     async def load(cls, database: Database) -> "Registry":
-        """The registry as an earlier process left it. Presence is told anew by the broker."""
+        """The registry as an earlier process left it. Presence is told anew by the broker.
+
+        Until then nobody counts as online: who went while nobody listened may never say so.
+        """
         registry = cls(database)
         async with database.read() as session:
             for row in await session.scalars(select(NodeRow)):
                 registry.nodes[row.name] = Node(
                     name=row.name,
                     first_seen_ms=row.first_seen_ms,
-                    online=row.online,
                     labels=row.labels,
                     reported=_reported(row),
                 )
@@ -103,6 +109,7 @@ class Registry:
 
     async def presence(self, name: str, presence: Presence) -> None:
         """The node came or went."""
+        self._told_s[name] = time.monotonic()
         if self.nodes[name].online == presence.online:
             return
         async with self._database.write() as session:
@@ -111,6 +118,27 @@ class Registry:
             )
         self.nodes[name] = replace(self.nodes[name], online=presence.online)
         log.info("node is online" if presence.online else "node is offline", node=name)
+
+    async def forget_presence(self, since_s: float) -> list[str]:
+        """Nobody is online whose presence was last told before `since_s`; returns their names.
+
+        For a broker that forgot everything: it sends no last will for nodes that never come back.
+        """
+        gone = [
+            name
+            for name, node in self.nodes.items()
+            if node.online and self._told_s.get(name, since_s) < since_s
+        ]
+        if gone:
+            async with self._database.write() as session:
+                await session.execute(
+                    update(NodeRow), [{"name": name, "online": False} for name in gone]
+                )
+            for name in gone:
+                if self._told_s[name] < since_s:
+                    self.nodes[name] = replace(self.nodes[name], online=False)
+            log.info("presence is not known", nodes=len(gone))
+        return gone
 
     async def reported(self, name: str, reported: Reported) -> None:
         """The node says what it is and runs."""
@@ -129,20 +157,22 @@ class Registry:
             NotFoundError: no such node.
             RequestError: no label, or too many.
         """
-        node = self.get(name)
-        labels = dict(node.labels)
-        for key, value in changes.items():
-            if value is None:
-                labels.pop(key, None)
-            else:
-                check_label(key, value)
-                labels[key] = value
-        if len(labels) > MAX_LABELS:
-            raise RequestError(f"a node has at most {MAX_LABELS} labels")
-        async with self._database.write() as session:
-            await session.execute(update(NodeRow).where(NodeRow.name == name).values(labels=labels))
-        self.nodes[name] = replace(self.nodes[name], labels=labels)
-        return self.nodes[name]
+        async with self._labelling:
+            labels = dict(self.get(name).labels)
+            for key, value in changes.items():
+                if value is None:
+                    labels.pop(key, None)
+                else:
+                    check_label(key, value)
+                    labels[key] = value
+            if len(labels) > MAX_LABELS:
+                raise RequestError(f"a node has at most {MAX_LABELS} labels")
+            async with self._database.write() as session:
+                await session.execute(
+                    update(NodeRow).where(NodeRow.name == name).values(labels=labels)
+                )
+            self.nodes[name] = replace(self.nodes[name], labels=labels)
+            return self.nodes[name]
 
     async def flush(self) -> None:
         """Write the times at which nodes were last seen."""
@@ -150,12 +180,10 @@ class Registry:
         if not names:
             return
         async with self._database.write() as session:
-            for name in names:
-                await session.execute(
-                    update(NodeRow)
-                    .where(NodeRow.name == name)
-                    .values(last_seen_ms=self.last_seen_ms[name])
-                )
+            await session.execute(
+                update(NodeRow),
+                [{"name": name, "last_seen_ms": self.last_seen_ms[name]} for name in names],
+            )
 
     async def _add(self, name: str) -> bool:
         if len(self.nodes) >= MAX_NODES:

@@ -6,7 +6,6 @@ Whether a model is good enough is not judged here, only whether it is what it sa
 import asyncio
 import json
 import tarfile
-import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from shoal_fleet.clock import now_ms
 from shoal_fleet.database import Database, ReleaseRow
 from shoal_fleet.errors import ConflictError, NotFoundError, ReleaseError, StateError
 from shoal_fleet.release_directory import read_spec
+from shoal_fleet.scratch import scratch_folder
 
 log = structlog.get_logger(__name__)
 
@@ -30,6 +30,8 @@ MAX_UPLOAD_BYTES: Final = release.MAX_FILE_BYTES + (64 << 20)
 MAX_FILES: Final = 3
 CHECK_TIMEOUT_S: Final = 300.0
 MIN_PREFIX: Final = 4
+ANNOUNCEMENT_BYTES: Final = 2048
+"""What a wanted state holds beside the digests of chunks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +77,13 @@ class Releases:
             ReleaseError: it is no release, or its model does not do what it says.
             ConflictError: this name and version has another content already.
         """
-        with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
-            archive = Path(folder) / "upload.tar"
-            directory = Path(folder) / "release"
+        with scratch_folder(self._scratch) as folder:
+            archive = folder / "upload.tar"
+            directory = folder / "release"
             await _receive(upload, archive)
             await asyncio.to_thread(_unpack, archive, directory)
             archive.unlink()
+            check_can_be_announced(directory, read_spec(directory))
             figures = await _check(directory)
             return await self._store_all(directory), figures
 
@@ -189,6 +192,23 @@ class Releases:
         added = _release(known or row)
         log.info("release added", release=added.title, id=added.id.hex()[:12], new=known is None)
         return added
+
+
+def check_can_be_announced(directory: Path, spec: release.ReleaseSpec) -> None:
+    """A node is told of a release in one message, with the digest of every chunk of every file.
+
+    Raises:
+        ReleaseError: it does not fit.
+    """
+    listed_bytes = sum(
+        -(-(directory / name).stat().st_size // messages.CHUNK_BYTES) * messages.CHUNK_DIGEST_BYTES
+        for name in spec.files
+    )
+    if listed_bytes > messages.MAX_MESSAGE_BYTES - ANNOUNCEMENT_BYTES:
+        raise ReleaseError(
+            f"{spec.model.file}: is too large to be announced in one message"
+            f" ({listed_bytes} bytes of chunk digests)"
+        )
 
 
 async def _receive(upload: AsyncIterator[bytes], archive: Path) -> None:

@@ -59,6 +59,20 @@ def step(rollout: Rollout, event: Event, now_ms: int) -> tuple[Rollout, tuple[Ac
     return turn.result()
 
 
+def uncounted(rollout: Rollout, passed_ms: int) -> Rollout:
+    """The same when the last `passed_ms` do not count against nodes that were offered the release.
+
+    Nobody listened, or the clock was set (then it may be negative).
+    """
+    members = {
+        node: msgspec.structs.replace(member, grace_ms=member.grace_ms + passed_ms)
+        if member.standing is Standing.OFFERED
+        else member
+        for node, member in rollout.members.items()
+    }
+    return msgspec.structs.replace(rollout, members=members)
+
+
 def first_wave(options: Options, nodes: int) -> int:
     """How many leases the first wave has."""
     if options.first_wave is not None:
@@ -213,7 +227,7 @@ class _Turn:
             if (
                 member.standing is Standing.OFFERED
                 and member.offered_ms is not None
-                and self._now_ms - member.offered_ms >= overdue_s * 1000
+                and self._now_ms - member.offered_ms - member.grace_ms >= overdue_s * 1000
             ):
                 self.fails(node, f"no answer within {overdue_s:g} s")
         now = self.result()[0]

@@ -41,7 +41,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Member(msgspec.Struct, frozen=True):
-    """One node. `wave` is the wave whose lease it holds; `seen`: a person knows of its failure."""
+    """One node. `wave` is the wave whose lease it holds; `seen`: a person knows of its failure.
+
+    `grace_ms`: how much of the time since the offer does not count, because nobody could hear it.
+    """
 
     standing: Standing = Standing.WAITING
     wave: int = 0
@@ -49,6 +52,7 @@ class Member(msgspec.Struct, frozen=True):
     resolved_ms: int | None = None
     reason: str = ""
     seen: bool = False
+    grace_ms: int = 0
 
 
 class Rollout(msgspec.Struct, frozen=True, kw_only=True):

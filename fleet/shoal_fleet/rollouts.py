@@ -1,25 +1,29 @@
 """The rollouts that there are: feeds the engine with what nodes report, keeps its state, does what it says.
 
 Deciding is `rollout` (pure). A decision, its reason, and the wanted states that it changes are one
-transaction, and only then is anything sent: a restart at any moment continues.
+transaction, and only then is anything sent: a restart at any moment continues. What there is to see of
+rollouts is in `rollout_views`.
 """
 
 import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 import msgspec
 import structlog
 from sqlalchemy import select, update
 
 from shoal_contract.messages import Phase
-from shoal_fleet.clock import now_ms
+from shoal_fleet.clock import ListeningTime, now_ms
 from shoal_fleet.database import Database, DecisionRow, RolloutRow
 from shoal_fleet.deltas import Deltas
-from shoal_fleet.errors import ConflictError, NotFoundError, RequestError
+from shoal_fleet.errors import ConflictError, NotFoundError, RequestError, StateError
 from shoal_fleet.registry import Node, Registry
 from shoal_fleet.releases import Release, Releases
-from shoal_fleet.rollout import step
+from shoal_fleet.rollout import step, uncounted
 from shoal_fleet.rollout_state import (
     Event,
     Fails,
@@ -39,6 +43,7 @@ from shoal_fleet.rollout_state import (
     Stop,
     Tick,
 )
+from shoal_fleet.rollout_views import state_of
 from shoal_fleet.selection import belongs, parse_group, stratify
 from shoal_fleet.wanted import WantedStates
 
@@ -46,7 +51,6 @@ log = structlog.get_logger(__name__)
 
 TICK_S: Final = 1.0
 OTHER_BASES: Final = 4
-MAX_LISTED: Final = 200
 
 
 @dataclass(slots=True)
@@ -60,7 +64,7 @@ class _Open:
 
 
 class Rollouts:
-    """All rollouts. Build it with `await Rollouts.load(...)`."""
+    """All rollouts. Call `load` once before anything else."""
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class Rollouts:
         deltas: Deltas,
         wanted: WantedStates,
         blobs_wanted: asyncio.Event,
+        is_listening: Callable[[], bool],
     ) -> None:
         self._database = database
         self._registry = registry
@@ -78,6 +83,8 @@ class Rollouts:
         self._deltas = deltas
         self._wanted = wanted
         self._blobs_wanted = blobs_wanted
+        self._is_listening = is_listening
+        self._time = ListeningTime(now_ms(), time.monotonic())
         self._open: dict[int, _Open] = {}
         self._turn = asyncio.Lock()
         self._to_prepare = asyncio.Event()
@@ -98,11 +105,13 @@ class Rollouts:
                 row.id,
                 await self._releases.get(row.release),
                 parse_group(row.group),
-                _state(row),
+                # Nobody listened while no controller ran. When it ended is not known: its last word
+                # was this row.
+                uncounted(state_of(row), now_ms() - row.updated_ms),
             )
 
-    async def start(self, release: Release, group: str, options: Options) -> dict[str, Any]:
-        """Begin a rollout to the nodes that are in the group now and that join it later.
+    async def start(self, release: Release, group: str, options: Options) -> int:
+        """Begin a rollout to the nodes that are in the group now and that join it later; its id.
 
         Raises:
             RequestError: nobody is in the group, or the group is none.
@@ -146,9 +155,9 @@ class Rollouts:
             self._open[row.id] = _Open(row.id, release, wanted, state)
         log.info("rollout started", rollout=row.id, release=release.title, nodes=len(order))
         self._to_prepare.set()
-        return await self.get(row.id)
+        return row.id
 
-    async def resume(self, rollout_id: int) -> dict[str, Any]:
+    async def resume(self, rollout_id: int) -> None:
         """Go on after a hold.
 
         Raises:
@@ -159,9 +168,8 @@ class Rollouts:
         if opened.state.status is not Status.HELD:
             raise ConflictError(f"rollout {rollout_id} is {opened.state.status}, not held")
         await self._feed(opened, Resume())
-        return await self.get(rollout_id)
 
-    async def stop(self, rollout_id: int, *, back: bool) -> dict[str, Any]:
+    async def stop(self, rollout_id: int, *, back: bool) -> None:
         """End it: nodes that are not through go back to what they had; with `back` the others, too.
 
         Raises:
@@ -170,7 +178,6 @@ class Rollouts:
         """
         opened = await self._opened(rollout_id)
         await self._feed(opened, Stop("by an operator", back=back))
-        return await self.get(rollout_id)
 
     async def observe(self, name: str) -> None:
         """The node's presence or report has changed."""
@@ -178,7 +185,14 @@ class Rollouts:
         for opened in list(self._open.values()):
             if not belongs(node.labels, opened.group) and name not in opened.state.members:
                 continue
-            await self._observe(opened, node)
+            before = opened.state
+            await self._notice(opened, node)
+            member = opened.state.members.get(name)
+            # Most reports change nothing that a lease depends on.
+            if opened.state is not before or (
+                member is not None and member.standing is Standing.WAITING
+            ):
+                await self._offer(opened)
         # A direct wish may be fulfilled by this report: its blobs can go.
         self._blobs_wanted.set()
 
@@ -194,6 +208,18 @@ class Rollouts:
                 return opened.id
         return None
 
+    @asynccontextmanager
+    async def unclaimed(self, node: str, model: str) -> AsyncIterator[None]:
+        """No rollout offers anything while the block lasts, and none waits for this node.
+
+        Raises:
+            ConflictError: one does.
+        """
+        async with self._turn:
+            if (rollout := self.claims(node, model)) is not None:
+                raise ConflictError(f"rollout {rollout} waits for {node}: stop it first")
+            yield
+
     async def expecting(self) -> set[tuple[str, bytes]]:
         """(node, release) for members that are still to get the release of an open rollout."""
         return {
@@ -207,69 +233,40 @@ class Rollouts:
     async def run(self) -> NoReturn:
         """For ever: time passes, nodes join, leases are claimed."""
         while True:
-            for opened in list(self._open.values()):
-                await self._tick(opened)
+            await self.tick()
             await asyncio.sleep(TICK_S)
 
+    async def tick(self) -> None:
+        """What is due by the clock and by who is there now."""
+        passed_ms = self._time.uncounted_ms(
+            now_ms(), time.monotonic(), listening=self._is_listening()
+        )
+        if passed_ms:
+            async with self._turn:
+                for opened in self._open.values():
+                    opened.state = uncounted(opened.state, passed_ms)
+        for opened in list(self._open.values()):
+            await self._tick(opened)
+
     async def prepare(self) -> NoReturn:
-        """For ever: build the deltas of rollouts that wait for them."""
+        """For ever: build the deltas of rollouts that wait for them.
+
+        Raises:
+            StateError: at least one could not be prepared; the next call tries again.
+        """
         while True:
             await self._to_prepare.wait()
             self._to_prepare.clear()
+            failure: StateError | None = None
             for opened in list(self._open.values()):
                 if opened.state.status is Status.PREPARING:
-                    await self._prepare(opened)
-
-    async def list_all(self) -> list[dict[str, Any]]:
-        """Every rollout, newest first, without its members."""
-        async with self._database.read() as session:
-            rows = (
-                await session.scalars(
-                    select(RolloutRow).order_by(RolloutRow.id.desc()).limit(MAX_LISTED)
-                )
-            ).all()
-        return [await self._view(row) for row in rows]
-
-    async def get(self, rollout_id: int) -> dict[str, Any]:
-        """One rollout with its members, decisions and deltas.
-
-        Raises:
-            NotFoundError: no such rollout.
-        """
-        async with self._database.read() as session:
-            row = await session.get(RolloutRow, rollout_id)
-            if row is None:
-                raise NotFoundError(f"there is no rollout {rollout_id}")
-            decisions = (
-                await session.scalars(
-                    select(DecisionRow)
-                    .where(DecisionRow.rollout == rollout_id)
-                    .order_by(DecisionRow.id)
-                )
-            ).all()
-        release = await self._releases.get(row.release)
-        full = await self._releases.blob(release.model_file)
-        return {
-            **await self._view(row),
-            "nodes": [
-                {
-                    "node": node,
-                    "standing": member.standing.value,
-                    "wave": member.wave,
-                    "offered_ms": member.offered_ms,
-                    "resolved_ms": member.resolved_ms,
-                    "reason": member.reason,
-                    "phase": self._phase(node, release),
-                }
-                for node, member in _state(row).members.items()
-            ],
-            "decisions": [{"at_ms": entry.at_ms, "text": entry.text} for entry in decisions],
-            "full_bytes": full.size_bytes,
-            "deltas": [
-                {"base": offer.base.hex(), "size_bytes": offer.blob.size_bytes}
-                for offer in await self._deltas.offers(release.model_file)
-            ],
-        }
+                    try:
+                        await self._prepare(opened)
+                    except StateError as exc:
+                        failure = exc
+            if failure is not None:
+                self._to_prepare.set()
+                raise failure
 
     # --- the engine's turn
 
@@ -282,25 +279,30 @@ class Rollouts:
         )
         if joined:
             await self._feed(opened, Joined(joined))
+            # All of them before anybody is offered it: some may have failed it already.
             for name in joined:
-                await self._observe(opened, nodes[name])
+                await self._notice(opened, nodes[name])
         await self._feed(opened, Tick())
         await self._offer(opened)
 
-    async def _observe(self, opened: _Open, node: Node) -> None:
+    async def _notice(self, opened: _Open, node: Node) -> None:
         state = node.model(opened.release.name)
         if state is not None:
             if state.release == opened.release.id and state.phase is Phase.SERVING:
                 await self._feed(opened, Serves(node.name))
             elif state.target == opened.release.id and state.phase is Phase.FAILED:
                 await self._feed(opened, Fails(node.name, state.reason or "no reason given"))
-        await self._offer(opened)
 
     async def _offer(self, opened: _Open) -> None:
         state = opened.state
         if state.status is not Status.RUNNING or not state.count(Standing.WAITING):
             return
-        ready = frozenset(name for name, node in self._registry.nodes.items() if node.online)
+        ready = frozenset(
+            name
+            for name, node in self._registry.nodes.items()
+            # Labels may have changed since it became a member.
+            if node.online and belongs(node.labels, opened.group)
+        )
         await self._feed(opened, Ready(ready))
 
     async def _feed(self, opened: _Open, event: Event) -> None:
@@ -358,14 +360,17 @@ class Rollouts:
         await self._deltas.ensure(bases, item.model_file)
         # Those who serve it already, or failed it, are known before anybody is offered it.
         for name in list(opened.state.members):
-            await self._observe(opened, self._registry.nodes[name])
+            await self._notice(opened, self._registry.nodes[name])
         await self._feed(opened, Prepared())
         await self._offer(opened)
 
     async def _opened(self, rollout_id: int) -> _Open:
         if rollout_id not in self._open:
-            status = (await self.get(rollout_id))["status"]
-            raise ConflictError(f"rollout {rollout_id} has ended: it is {status}")
+            async with self._database.read() as session:
+                row = await session.get(RolloutRow, rollout_id)
+            if row is None:
+                raise NotFoundError(f"there is no rollout {rollout_id}")
+            raise ConflictError(f"rollout {rollout_id} has ended: it is {row.status}")
         return self._open[rollout_id]
 
     async def _failed_before(self, release: bytes) -> dict[str, Member]:
@@ -379,36 +384,6 @@ class Rollouts:
                 Standing.EXCLUDED, reason=f"failed in rollout {row.id}: {member.reason}", seen=True
             )
             for row in rows
-            for node, member in _state(row).members.items()
+            for node, member in state_of(row).members.items()
             if member.standing is Standing.FAILED
         }
-
-    async def _view(self, row: RolloutRow) -> dict[str, Any]:
-        state = _state(row)
-        release = await self._releases.get(row.release)
-        return {
-            "id": row.id,
-            "release": release.id.hex(),
-            "title": release.title,
-            "group": row.group,
-            "status": state.status.value,
-            "final": not state.status.is_open,
-            "reason": state.reason,
-            "wave": state.wave,
-            "wave_size": state.wave_size,
-            "started": state.started,
-            "counts": {standing.value: state.count(standing) for standing in Standing},
-            "created_ms": row.created_ms,
-            "updated_ms": row.updated_ms,
-        }
-
-    def _phase(self, node: str, release: Release) -> str | None:
-        known = self._registry.nodes.get(node)
-        state = None if known is None else known.model(release.name)
-        if state is None or state.target != release.id:
-            return None
-        return state.phase.name.lower()
-
-
-def _state(row: RolloutRow) -> Rollout:
-    return msgspec.json.decode(row.state, type=Rollout)

@@ -7,6 +7,7 @@ the bus is the newest one, so a kill between the two loses nothing.
 import asyncio
 from typing import Final, NoReturn
 
+import msgspec
 import structlog
 from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.sqlite import insert
@@ -15,13 +16,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from shoal_broker.bus_errors import BusError
 from shoal_broker.session import Session
 from shoal_contract import messages
-from shoal_contract.errors import ContractError
+from shoal_contract.errors import ContractError, EncodeError
 from shoal_contract.messages import ModelWanted, Phase, Wanted
 from shoal_contract.topics import Topics
 from shoal_fleet.clock import now_ms
 from shoal_fleet.database import Database, NodeRow, WantedRow
 from shoal_fleet.deltas import Deltas
-from shoal_fleet.errors import FleetError
+from shoal_fleet.errors import NotFoundError, StateError
 from shoal_fleet.registry import Registry
 from shoal_fleet.releases import Releases
 
@@ -51,6 +52,7 @@ class WantedStates:
         self._deltas = deltas
         self._due = asyncio.Event()
         self._due.set()
+        self._forgotten = False
 
     async def want(
         self, change: AsyncSession, node: str, model: str, release: bytes, *, rollout: int | None
@@ -119,7 +121,7 @@ class WantedStates:
             self._due.clear()
             try:
                 await self.publish_due()
-            except BusError as exc:
+            except (BusError, StateError) as exc:
                 log.warning("wanted states wait", reason=str(exc))
                 self._due.set()
                 await asyncio.sleep(RETRY_S)
@@ -129,7 +131,14 @@ class WantedStates:
 
         Raises:
             BusError: the outbox does not take it.
+            StateError: what is wanted of a node cannot be read; the others were told.
         """
+        if self._forgotten:
+            async with self._database.write() as session:
+                await session.execute(
+                    update(NodeRow).where(NodeRow.wanted_revision > 0).values(published_revision=0)
+                )
+            self._forgotten = False
         async with self._database.read() as session:
             rows = await session.execute(
                 select(NodeRow.name, NodeRow.wanted_revision).where(
@@ -137,10 +146,14 @@ class WantedStates:
                 )
             )
             due = rows.all()
+        failure: StateError | None = None
         for node, revision in due:
             try:
-                payload = messages.encode(await self._compose(node, revision))
-            except (FleetError, ContractError) as exc:
+                payload = await self._say(node, revision)
+            except StateError as exc:
+                failure = exc
+                continue
+            except (NotFoundError, ContractError) as exc:
                 log.error("wanted state cannot be said", node=node, reason=str(exc))  # noqa: TRY400 - the message says it all
                 continue
             await self._session.publish(
@@ -150,13 +163,12 @@ class WantedStates:
                 await session.execute(
                     update(NodeRow).where(NodeRow.name == node).values(published_revision=revision)
                 )
+        if failure is not None:
+            raise failure
 
-    async def publish_all_again(self) -> None:
+    def forget(self) -> None:
         """The broker may have forgotten what it retained: say it all once more."""
-        async with self._database.write() as session:
-            await session.execute(
-                update(NodeRow).where(NodeRow.wanted_revision > 0).values(published_revision=0)
-            )
+        self._forgotten = True
         self._due.set()
 
     def _is_settled(self, node: str, model: str, release: bytes) -> bool:
@@ -166,6 +178,24 @@ class WantedStates:
             return False
         serves = state.release == release and state.phase is Phase.SERVING
         return serves or (state.target == release and state.phase is Phase.FAILED)
+
+    async def _say(self, node: str, revision: int) -> bytes:
+        """The message, with every delta that fits: all, else those from what the node has, else none."""
+        wanted = await self._compose(node, revision)
+        known = self._registry.nodes.get(node)
+        reported = None if known is None else known.reported
+        here = {state.model_file for state in reported.models} if reported else set()
+        for bases in (here, set[bytes]()):
+            try:
+                return messages.encode(wanted)
+            except EncodeError:
+                replace = msgspec.structs.replace
+                models = [
+                    replace(entry, deltas=[offer for offer in entry.deltas if offer.base in bases])
+                    for entry in wanted.models
+                ]
+                wanted = replace(wanted, models=models)
+        return messages.encode(wanted)
 
     async def _compose(self, node: str, revision: int) -> Wanted:
         models = []

@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from shoal_agent.files import ContentStore, write_durably
+from shoal_agent.files import ContentStore
 from shoal_contract.messages import FileEntry, Manifest
 
 
@@ -16,14 +16,6 @@ def put(content: ContentStore, data: bytes) -> bytes:
 @pytest.fixture
 def content(tmp_path):
     return ContentStore(tmp_path)
-
-
-def test_a_file_is_replaced_as_a_whole(tmp_path):
-    path = tmp_path / "file"
-    write_durably(path, b"one")
-    write_durably(path, b"two")
-    assert path.read_bytes() == b"two"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_blob_that_is_not_what_its_name_says_is_not_adopted(content):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import socket
@@ -141,3 +142,25 @@ def test_help_has_an_example(capsys):
             cli.run(arguments)
         assert ended.value.code == 0
         assert "examples:" in capsys.readouterr().out
+
+
+def test_a_broker_that_cannot_start_leaves_the_ready_file_of_another_alone(tmp_path, capsys):
+    ready = tmp_path / "ready"
+    ready.write_text("1883\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert cli.run(["--port", port, "--ready-file", str(ready)]) == 1
+    assert "in use" in capsys.readouterr().err
+    assert ready.read_text() == "1883\n"
+
+
+def test_a_ready_file_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    assert cli.run(["--port", "0", "--ready-file", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_password_that_is_no_text_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
+    assert cli.run(["passwd", str(tmp_path / "users"), "gateway-1"]) == 2
+    assert capsys.readouterr().err == "shoal-broker: the password is not UTF-8 text\n"

@@ -184,6 +184,24 @@ async def test_concurrent_puts_do_not_exceed_the_limit(tmp_path):
         assert await on_disk(outbox) == 5
 
 
+async def test_a_row_that_a_look_finds_before_its_put_returns_is_taken_once(tmp_path):
+    async with outbox_at(tmp_path / "o.db") as outbox:
+        taken: list[bytes] = []
+
+        async def take() -> None:
+            taken.extend(await payloads(outbox))
+            taken.extend(await payloads(outbox))
+
+        outbox.changed()
+        async with asyncio.TaskGroup() as tasks:
+            # The look is queued first and runs behind the write of the same batch.
+            tasks.create_task(take())
+            tasks.create_task(outbox.put(message(b"1")))
+        taken += await payloads(outbox)
+        assert taken == [b"1"]
+        assert outbox.size_bytes == message(b"1").size_bytes
+
+
 async def test_a_cancelled_put_is_sent_exactly_once(tmp_path):
     async with outbox_at(tmp_path / "o.db") as outbox:
         waiter = asyncio.create_task(outbox.put(message(b"1")))

@@ -11,7 +11,7 @@ import structlog.testing
 from tests.support.mosquitto import Mosquitto
 from tests.support.tcp_proxy import TcpProxy
 
-from shoal_broker import aiomqtt_transport
+from shoal_broker import aiomqtt_transport, codec_transport
 from shoal_broker.bus_errors import (
     AnswerTimeoutError,
     BusError,
@@ -60,8 +60,18 @@ class RunningBroker:
         await self.start()
 
 
+# What `config` says unless a test says otherwise.
+QUICK = {"backoff_initial_s": 0.02, "backoff_max_s": 0.1, "connect_timeout_s": 5.0}
+
+
+@pytest.fixture(params=["aiomqtt", "codec"])
+def transport(request, monkeypatch):
+    monkeypatch.setitem(QUICK, "transport", request.param)
+    return request.param
+
+
 @pytest.fixture(params=["embedded", pytest.param("mosquitto", marks=pytest.mark.system)])
-async def broker(request, tmp_path):
+async def broker(request, tmp_path, transport):
     if request.param == "mosquitto" and Mosquitto.found() is None:
         pytest.skip("mosquitto is not installed (apt-get install mosquitto)")
     running = RunningBroker(request.param, tmp_path)
@@ -71,8 +81,7 @@ async def broker(request, tmp_path):
 
 
 def config(port: int, client_id: str = "node-1", **given) -> SessionConfig:
-    quick = {"backoff_initial_s": 0.02, "backoff_max_s": 0.1, "connect_timeout_s": 5.0}
-    return SessionConfig(host="127.0.0.1", port=port, client_id=client_id, **quick | given)
+    return SessionConfig(host="127.0.0.1", port=port, client_id=client_id, **QUICK | given)
 
 
 @asynccontextmanager
@@ -127,7 +136,7 @@ async def test_a_message_reaches_its_subscriber_with_all_its_properties(broker):
     assert inbound.message_expiry_s in (59, 60)
 
 
-async def test_open_returns_at_once_without_a_broker_and_a_direct_publish_says_so(tmp_path):
+async def test_open_returns_at_once_without_a_broker_and_a_direct_publish_says_so(transport):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         async with Session.open(config(taken.getsockname()[1])) as session:
@@ -175,7 +184,9 @@ async def begin(inbound):
     await asyncio.Event().wait()
 
 async def main():
-    config = SessionConfig(host="127.0.0.1", port=int(sys.argv[1]), client_id="node-1")
+    config = SessionConfig(
+        host="127.0.0.1", port=int(sys.argv[1]), client_id="node-1", transport=sys.argv[2]
+    )
     async with Session.open(config, subscriptions={"t": begin}) as session:
         await session.wait_connected(10)
         print("ready", flush=True)
@@ -186,9 +197,14 @@ asyncio.run(main())
 
 
 @pytest.mark.system
-async def test_a_message_in_work_is_sent_again_after_kill_9(broker):
+async def test_a_message_in_work_is_sent_again_after_kill_9(broker, transport):
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", CHILD, str(broker.port), stdout=asyncio.subprocess.PIPE
+        sys.executable,
+        "-c",
+        CHILD,
+        str(broker.port),
+        transport,
+        stdout=asyncio.subprocess.PIPE,
     )
     async with asyncio.timeout(DEADLINE_S):
         await child.stdout.readuntil(b"ready\n")
@@ -230,7 +246,7 @@ async def test_a_message_in_work_while_the_line_breaks_is_worked_on_once(broker)
 
 
 @pytest.mark.system
-async def test_a_refused_identity_is_an_alarm_and_not_a_silent_retry(tmp_path):
+async def test_a_refused_identity_is_an_alarm_and_not_a_silent_retry(tmp_path, transport):
     if Mosquitto.found() is None:
         pytest.skip("mosquitto is not installed (apt-get install mosquitto)")
     with structlog.testing.capture_logs() as logs:
@@ -360,8 +376,11 @@ async def test_messages_side_by_side_are_in_work_together_and_each_is_acknowledg
     assert again.payloads == [b"new"], "nothing was left unacknowledged"
 
 
-async def test_a_flood_is_left_on_the_wire_and_nothing_of_it_is_discarded(broker, monkeypatch):
-    monkeypatch.setattr(aiomqtt_transport, "READ_AHEAD_MESSAGES", 10)
+async def test_a_flood_is_left_on_the_wire_and_nothing_of_it_is_discarded(
+    broker, transport, monkeypatch
+):
+    for module in (aiomqtt_transport, codec_transport):
+        monkeypatch.setattr(module, "READ_AHEAD_MESSAGES", 10)
     gate = asyncio.Event()
     sink = Sink()
 
@@ -374,7 +393,8 @@ async def test_a_flood_is_left_on_the_wire_and_nothing_of_it_is_discarded(broker
         broker.port, given={"receive_maximum": 4}, subscriptions={"t": gated}
     ) as session:
         await send(broker.port, "t", *numbers, qos=0)
-        arrivals = session._link._client.arrivals
+        link = session._link
+        arrivals = link._arrivals if transport == "codec" else link._client.arrivals
         await until(lambda: len(arrivals) >= 10)
         await send(broker.port, "t", b"last", qos=0)
         assert len(arrivals) == 10
@@ -539,13 +559,23 @@ async def test_leaving_ends_soon_when_the_line_is_dead(broker):
         assert loop.time() - began_s < 2
 
 
+async def test_leaving_does_not_wait_for_the_time_before_the_next_connection(broker, monkeypatch):
+    monkeypatch.setattr("shoal_broker.session.random.uniform", lambda _low, high: high)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(
+            connected(broker.port, given={"backoff_initial_s": DEADLINE_S})
+        )
+        async with asyncio.timeout(1):
+            await stack.aclose()
+
+
 async def test_an_error_in_the_body_arrives_as_it_is(broker):
     with pytest.raises(LookupError, match="mine"):
         async with connected(broker.port):
             raise LookupError("mine")
 
 
-async def test_leaving_works_while_the_broker_never_answers():
+async def test_leaving_works_while_the_broker_never_answers(transport):
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()

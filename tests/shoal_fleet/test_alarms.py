@@ -3,7 +3,7 @@ import asyncio
 from structlog.testing import capture_logs
 
 from shoal_fleet.alarms import Alarms
-from shoal_fleet.clock import now_ms
+from shoal_fleet.clock import ListeningTime, now_ms
 from shoal_fleet.database import Database, FleetBase
 from shoal_fleet.registry import Registry
 
@@ -33,6 +33,27 @@ async def test_a_silent_node_is_said_once_and_its_return_once(tmp_path):
             ("node is silent", "n1"),
         ]
         assert alarms.silent == {"n1"}
+
+
+async def test_nobody_is_silent_while_nobody_listens(tmp_path, monkeypatch):
+    """The broker is away for two hours, or the clock is set: neither is the nodes' silence."""
+    async with Database.open(tmp_path / "fleet.db", FleetBase) as database:
+        registry = await registry_of(database, "n0")
+        alarms = Alarms(registry, silent_after_s=60, webhook_url=None)
+        later_ms = now_ms() + 7_200_000
+        monkeypatch.setattr("shoal_fleet.alarms.now_ms", lambda: later_ms)
+        alarms.look_now()
+        assert alarms.silent == set()
+        alarms.look(later_ms + 61_000)
+        assert alarms.silent == {"n0"}
+
+
+def test_time_counts_when_somebody_listens_and_the_clocks_agree():
+    time = ListeningTime(1_000, 5.0)
+    assert time.uncounted_ms(2_000, 6.0, listening=True) == 0
+    assert time.uncounted_ms(4_000, 8.0, listening=False) == 2_000
+    assert time.uncounted_ms(3_604_500, 8.5, listening=True) == 3_600_000
+    assert time.uncounted_ms(5_000, 9.0, listening=True) == -3_600_000
 
 
 async def test_a_parked_node_may_be_silent(tmp_path):

@@ -75,7 +75,7 @@ async def test_a_command_is_sent_followed_and_its_result_printed(site):
 async def test_operations_and_log_lines_of_a_node(site):
     await site.nodes(1)
     _, out, _ = await shoal(site, "ops", "n0")
-    assert "ping\tread\t\tAnswer." in out
+    assert "ping\tread\t\t30.0 s\tAnswer." in out
     _, out, _ = await shoal(site, "logs", "n0", "-n", "2")
     assert out == "line 0\nline 1\n"
 
@@ -174,18 +174,18 @@ def test_serve_says_when_it_is_ready_and_leaves_at_sigterm(tmp_path, unused_port
 
 @pytest.mark.system
 @pytest.mark.parametrize(
-    ("config", "complaint"),
+    ("config", "exit_code", "complaint"),
     [
-        ("colour = 1", "unknown key `colour`"),
-        ("[listen]\nhost = '203.0.113.1'", "cannot listen on 203.0.113.1"),
-        ("[broker]\npassword_file = '/none'", "[broker.password_file]"),
+        ("colour = 1", Exit.USAGE, "unknown key `colour`"),
+        ("[listen]\nhost = '203.0.113.1'", Exit.FAILED, "cannot listen on 203.0.113.1"),
+        ("[broker]\npassword_file = '/none'", Exit.USAGE, "[broker.password_file]"),
     ],
 )
-def test_a_configuration_that_cannot_be_used_is_one_line(tmp_path, config, complaint):
+def test_a_configuration_that_cannot_be_used_is_one_line(tmp_path, config, exit_code, complaint):
     path = tmp_path / "shoal.toml"
     path.write_text(config)
     found = run_shoal("--state-dir", str(tmp_path / "s"), "serve", "--config", str(path))
-    assert found.returncode == Exit.FAILED
+    assert found.returncode == exit_code
     assert complaint in found.stderr.splitlines()[-1]
     assert "Traceback" not in found.stderr
 
@@ -215,6 +215,16 @@ def test_every_command_has_help_with_an_example(path):
     assert found.exit_code == 0
     assert f"Example: shoal {' '.join(path)}" in found.stdout
     assert "--json" in found.stdout or path in {("serve",), ("demo",)}
+
+
+def test_what_a_node_says_cannot_steer_the_terminal(capsys):
+    evil = "\x1b]0;mine\x07 \x9b2J\nsecond line"
+    cli_output.print_table("T", ("reason",), [(evil,)])
+    cli_output.print_json({"reason": evil})
+    out = capsys.readouterr().out
+    assert not set(out) & {"\x1b", "\x07", "\x9b"}
+    assert out.count("\n") == 3
+    assert json.loads(out.splitlines()[2]) == {"reason": evil}
 
 
 def test_values_on_the_command_line_are_json_or_text():

@@ -24,6 +24,7 @@ def test_an_empty_file_is_the_defaults(tmp_path):
         ("silent_after_s = -1", "[silent_after_s]"),
         ("root = 'a b'", "[root]"),
         ("webhook_url = 'ftp://x'", "[webhook_url]"),
+        ("webhook_url = 'http://[::1'", "[webhook_url]"),
         ("= 3", "not TOML"),
     ],
 )

@@ -1,12 +1,16 @@
 import asyncio
 import os
 
+import pytest
+
 from shoal_broker.session import Session, SessionConfig
 from shoal_contract import messages
 from shoal_contract.messages import CommandUpdate, State
 from shoal_contract.topics import Topics
+from shoal_fleet.access import Door
 from shoal_fleet.clock import now_ms
 from shoal_fleet.commands import GRACE_MS
+from shoal_fleet.errors import StateError
 
 
 async def send(site, node="n0", op="ping", **body):
@@ -69,6 +73,48 @@ async def test_a_command_goes_through_its_states_to_one_result(site):
         "running",
         "succeeded",
     ]
+
+
+async def test_updates_that_come_together_share_a_commit_and_keep_their_order(site, monkeypatch):
+    (node,) = await site.nodes(1, mute=True)
+    sent = [(await send(site))["id"] for _ in range(10)]
+    commands, commits = site.controller.commands, 0
+    commit = commands._commit_arrived
+
+    async def counted():
+        nonlocal commits
+        commits += 1
+        await commit()
+
+    monkeypatch.setattr(commands, "_commit_arrived", counted)
+    states = (State.ACCEPTED, State.RUNNING, State.SUCCEEDED)
+    await asyncio.gather(
+        *(
+            commands.update(node.name, CommandUpdate(bytes.fromhex(command), state, now_ms()))
+            for command in sent
+            for state in states
+        )
+    )
+    assert commits <= 3
+    for command in sent:
+        history = (await final(site, command))["history"]
+        assert [step["state"] for step in history] == ["sent", "accepted", "running", "succeeded"]
+
+
+async def test_an_update_that_the_disk_does_not_take_is_asked_for_again(site, monkeypatch):
+    (node,) = await site.nodes(1, mute=True)
+    command = bytes.fromhex((await send(site))["id"])
+    update = CommandUpdate(command, State.SUCCEEDED, now_ms())
+
+    def full():
+        raise StateError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(site.controller.commands._database, "write", full)
+        with pytest.raises(StateError, match="full"):
+            await site.controller.commands.update(node.name, update)
+    await site.controller.commands.update(node.name, update)
+    assert (await final(site, command.hex()))["state"] == "succeeded"
 
 
 async def test_waiting_returns_at_the_next_state(site):
@@ -161,12 +207,56 @@ async def test_malformed_messages_are_counted_and_nobody_falls(site):
         }.items():
             await session.publish(topic, payload, durable=False)
         await session.publish(topics.results("n9"), b"\x82\x18\xc8\x01", durable=False)
-        await site.until(lambda: site.controller.inbox.unknown_kinds == 1)
-    assert sum(site.controller.inbox.malformed.values()) == 4
+        inbox = site.controller.inbox
+        await site.until(lambda: inbox.unknown_kinds == 1 and sum(inbox.malformed.values()) == 4)
     await site.nodes(1)
     status = (await site.api.get("/api/status")).json()
     assert status["malformed"]["results"] == 1
     assert status["nodes_online"] == 1
+
+
+async def test_labels_that_are_set_at_the_same_time_are_all_there(site):
+    await site.nodes(1)
+    await asyncio.gather(
+        *(site.api.patch("/api/nodes/n0/labels", json={"labels": {f"k{n}": "v"}}) for n in range(8))
+    )
+    assert len(site.controller.registry.nodes["n0"].labels) == 8
+
+
+async def test_a_node_that_went_while_nobody_listened_is_not_online(quiet_site):
+    async with quiet_site.controlled() as site, site.node("n0"):
+        assert site.controller.registry.nodes["n0"].online
+        await site.api.aclose()
+    async with quiet_site.controlled() as site:
+        assert not site.controller.registry.nodes["n0"].online
+
+
+async def test_a_broker_that_forgot_its_wills_leaves_no_node_online_for_ever(
+    quiet_site, broker, tmp_path
+):
+    async with quiet_site.controlled() as site:
+        registry = site.controller.registry
+        async with site.node("stays"), site.node("goes"):
+            await registry.forget_presence(0.0)
+            assert registry.nodes["goes"].online
+            told_s = registry._told_s["goes"]
+            # As if the connection was made between the two of them.
+            registry._told_s["stays"] = told_s + 2
+            assert await registry.forget_presence(told_s + 1) == ["goes"]
+            assert (registry.nodes["goes"].online, registry.nodes["stays"].online) == (False, True)
+
+
+async def test_a_web_socket_is_refused():
+    async def never(*_):
+        raise AssertionError("it got in")
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    await Door(never, token="t")({"type": "websocket", "path": "/x"}, never, send)
+    assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
 async def test_nobody_gets_in_without_the_token(site):
@@ -191,6 +281,8 @@ async def test_what_cannot_be_done_is_one_line_with_the_right_status(site):
         "/api/releases/none@1.0.0": 404,
         "/nothing": 404,
         "/api/readings?limit=0": 400,
+        f"/api/readings?after={1 << 63}": 400,
+        f"/api/rollouts/{1 << 63}": 400,
     }.items():
         answer = await site.api.get(path)
         assert answer.status_code == status, path

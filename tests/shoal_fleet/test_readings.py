@@ -1,7 +1,10 @@
 import asyncio
+import math
 
+import msgspec
 import pytest
 
+from shoal_contract.errors import ContractError
 from shoal_contract.messages import Reading
 from shoal_fleet import inbox
 from shoal_fleet.database import Database, ReadingsBase
@@ -128,3 +131,21 @@ async def test_a_commit_that_fails_is_told_to_everybody_who_shared_it(readings, 
     monkeypatch.undo()
     await readings.add("n1", reading(0))
     assert readings.stats.stored == 1
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [{"confidence": math.nan}, {"seq": 1 << 63}, {"boot": -(1 << 63) - 1}, {"latency_us": 1 << 64}],
+)
+async def test_a_reading_that_no_row_can_hold_is_refused_and_spoils_no_other(readings, poison):
+    bad = msgspec.structs.replace(reading(3), **poison)
+    told = await asyncio.gather(
+        readings.add("n1", reading(1)),
+        readings.add("n1", bad),
+        readings.add("n1", reading(2)),
+        return_exceptions=True,
+    )
+    assert told[0] is None
+    assert told[2] is None
+    assert isinstance(told[1], ContractError)
+    assert readings.stats.stored == 2

@@ -12,7 +12,7 @@ from shoal_fleet.database import Database, FleetBase
 from shoal_fleet.errors import ReleaseError
 from shoal_fleet.release_check import check_directory, decode_items
 from shoal_fleet.release_directory import pack, read_spec
-from shoal_fleet.releases import Releases
+from shoal_fleet.releases import Releases, check_can_be_announced
 
 
 @pytest.fixture
@@ -168,3 +168,11 @@ async def test_an_upload_that_is_no_release_is_refused(releases_only, archive):
 async def releases_only(tmp_path):
     async with Database.open(tmp_path / "fleet.db", FleetBase) as database:
         yield Releases(database, BlobStore(tmp_path / "blobs", database), scratch=tmp_path)
+
+
+async def test_a_model_too_large_to_be_announced_is_refused_when_it_is_added(directory):
+    model = directory / "model.onnx"
+    with model.open("r+b") as file:
+        file.truncate(400 << 20)
+    with pytest.raises(ReleaseError, match="too large to be announced"):
+        check_can_be_announced(directory, read_spec(directory))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal_fleet.rollout import chance_of_at_least, first_wave, step
+from shoal_fleet.rollout import chance_of_at_least, first_wave, step, uncounted
 from shoal_fleet.rollout_state import (
     Fails,
     Joined,
@@ -26,6 +26,15 @@ from shoal_fleet.rollout_state import (
 )
 
 OVERDUE_S = 100.0
+
+
+def test_time_that_does_not_count_is_added_to_the_patience_of_those_who_were_offered_it():
+    run = Run(2, first_wave=1).feed(Prepared()).ready()
+    run.state = uncounted(run.state, 50_000)
+    assert run.feed(Tick(), after_s=OVERDUE_S + 49).state.failures == 0
+    assert run.feed(Tick(), after_s=1).state.failures == 1
+    waiting = run.state.members["n1"]
+    assert uncounted(run.state, 1000).members["n1"] == waiting
 
 
 class Run:

@@ -3,9 +3,9 @@ import asyncio
 from tests.support.node_simulator import NodeSimulator
 
 from shoal_broker.session import Session, SessionConfig
-from shoal_contract.messages import Phase
+from shoal_contract.messages import BlobRef, DeltaOffer, ModelState, Phase
 from shoal_contract.topics import Topics
-from shoal_fleet import digits
+from shoal_fleet import digits, rollouts
 
 
 async def start(site, release, **body):
@@ -142,6 +142,133 @@ async def test_a_rollout_goes_on_after_a_restart_of_the_controller(quiet_site):
         node.lose_chunks = 0
         done = await site.rollout(rollout, "done")
         assert done["counts"]["serving"] == 1
+
+
+async def test_the_time_in_which_nobody_could_hear_the_nodes_does_not_count_against_them(
+    quiet_site, monkeypatch
+):
+    """The controller is down for longer than a node may take, and the node does its work meanwhile."""
+    async with quiet_site.controlled() as site:
+        await site.add_release(digits.release_dir(1))
+        nodes = await site.nodes(3, mute=True)
+        rollout = await start(site, "digits@1.0.0", overdue_s=600)
+        await site.until(lambda: all(node.wanted is not None for node in nodes))
+    later_ms = rollouts.now_ms() + 3_600_000
+    monkeypatch.setattr(rollouts, "now_ms", lambda: later_ms)
+    async with quiet_site.controlled() as site:
+        for node in nodes:
+            node.mute = False
+            node._updates.put_nowait(node.wanted)
+        found = await site.rollout(rollout, "done", "held", "stopped")
+        assert (found["status"], found["counts"]["serving"]) == ("done", 3)
+
+
+async def test_a_node_that_joins_and_failed_this_release_before_is_not_offered_it(site):
+    await site.add_release(digits.release_dir(1))
+    nodes = await site.nodes(3)
+    release = bytes.fromhex((await site.api.get("/api/releases")).json()[0]["id"])
+    nodes[2].fails[release] = "golden outputs differ"
+    await site.api.put("/api/nodes/n2/models/digits", json={"release": "digits@1.0.0"})
+    await site.until(lambda: "digits" in nodes[2].models)
+    await site.until(lambda: site.controller.registry.nodes["n2"].model("digits") is not None)
+    nodes[0].mute = True
+    await site.api.patch("/api/nodes/n0/labels", json={"labels": {"group": "a"}})
+    rollout = await start(site, "digits@1.0.0", group="a", overdue_s=600)
+    await site.until(lambda: nodes[0].wanted is not None)
+    for node in nodes[1:]:
+        await site.api.patch(f"/api/nodes/{node.name}/labels", json={"labels": {"group": "a"}})
+    found = await site.until_answer(
+        lambda: site.rollout(rollout, "running", "held", "stopped", "done"),
+        lambda answer: len(answer["nodes"]) == 3,
+    )
+    standings = {row["node"]: row["standing"] for row in found["nodes"]}
+    assert (found["status"], standings["n2"]) == ("running", "excluded")
+
+
+async def test_a_wish_that_waited_for_a_delta_does_not_cross_a_rollout(site, monkeypatch):
+    await site.add_release(digits.release_dir(1))
+    await site.add_release(digits.release_dir(2))
+    (node,) = await site.nodes(1)
+    await site.api.put("/api/nodes/n0/models/digits", json={"release": "digits@1.0.0"})
+    await site.until(lambda: serves(node, "1.0.0"))
+    await site.until(
+        lambda: bool(getattr(site.controller.registry.nodes["n0"].model("digits"), "release", b""))
+    )
+    node.mute = True
+    deltas, building, built = site.controller.deltas, asyncio.Event(), asyncio.Event()
+    ensure = type(deltas).ensure
+
+    async def slow(self, bases, target):
+        monkeypatch.setattr(type(deltas), "ensure", ensure)
+        building.set()
+        await built.wait()
+
+    monkeypatch.setattr(type(deltas), "ensure", slow)
+    two = (await site.api.get("/api/releases")).json()[0]
+    async with asyncio.TaskGroup() as tasks:
+        wish = tasks.create_task(
+            site.api.put("/api/nodes/n0/models/digits", json={"release": two["title"]})
+        )
+        await building.wait()
+        rollout = await start(site, "digits@1.0.0")
+        await site.rollout(rollout, "done")
+        second = await start(site, two["title"])
+        await site.until(lambda: site.controller.rollouts.claims("n0", "digits") == second)
+        built.set()
+    assert wish.result().status_code == 409
+
+
+async def test_a_node_that_left_the_group_is_not_offered_the_release(site):
+    await site.add_release(digits.release_dir(1))
+    nodes = await site.nodes(2)
+    for node in nodes:
+        await site.api.patch(f"/api/nodes/{node.name}/labels", json={"labels": {"group": "a"}})
+    nodes[0].mute = nodes[1].mute = True
+    rollout = await start(site, "digits@1.0.0", group="a", first_wave=1, overdue_s=600)
+    await site.until(lambda: any(node.wanted is not None for node in nodes))
+    first, other = sorted(nodes, key=lambda node: node.wanted is None)
+    await site.api.patch(f"/api/nodes/{other.name}/labels", json={"labels": {"group": None}})
+    first.mute = False
+    first._updates.put_nowait(first.wanted)
+    found = await site.until_answer(
+        lambda: site.rollout(rollout, "running", "done"), lambda answer: answer["wave"] == 2
+    )
+    await site.controller.rollouts.tick()
+    assert other.wanted is None
+    assert found["counts"]["offered"] == 0
+
+
+async def test_what_never_existed_is_not_published_whoever_asks_for_it(site):
+    release = await site.add_release(digits.release_dir(1))
+    publisher = site.controller.publisher
+    model = bytes.fromhex(release["model_file"])
+    await publisher.ask(b"?" * 32, range(60_000))
+    await publisher.ask(model, [-1, 1 << 80, *range(60_000)])
+    assert list(publisher._asked) == [(model, 0)]
+
+
+async def test_a_wanted_state_with_more_deltas_than_fit_is_said_with_fewer(site, monkeypatch):
+    release = await site.add_release(digits.release_dir(1))
+    (node,) = await site.nodes(1)
+    model = bytes.fromhex(release["model_file"])
+    chunks = 2000
+    huge = BlobRef(b"d" * 32, chunks << 16, 1 << 16, bytes(chunks * 16))
+    offers = [DeltaOffer(bytes([base]) * 32, model, huge) for base in range(8)]
+
+    async def many(self, target):
+        return offers
+
+    monkeypatch.setattr(type(site.controller.deltas), "offers", many)
+    node.models["digits"] = ModelState(
+        "digits", b"r" * 32, "0.9.0", b"r" * 32, Phase.SERVING, model_file=offers[3].base
+    )
+    await node.report()
+    known = site.controller.registry.nodes
+    await site.until(lambda: known["n0"].model("digits") is not None)
+    node.mute = True
+    await site.api.put("/api/nodes/n0/models/digits", json={"release": "digits@1.0.0"})
+    await site.until(lambda: node.wanted is not None and bool(node.wanted.models))
+    assert [offer.base for offer in node.wanted.models[0].deltas] == [offers[3].base]
 
 
 async def test_chunks_that_were_lost_are_published_again(site):

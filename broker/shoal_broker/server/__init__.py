@@ -6,7 +6,20 @@
 It keeps everything in memory: a restart forgets sessions and retained messages.
 """
 
+from typing import TYPE_CHECKING
+
 from shoal_broker.server.config import BrokerConfig
-from shoal_broker.server.shell import Broker
+
+if TYPE_CHECKING:
+    from shoal_broker.server.shell import Broker
 
 __all__ = ["Broker", "BrokerConfig"]
+
+
+def __getattr__(name: str) -> object:
+    """`Broker` is loaded when it is wanted: a board has no codec, and runs the doctor all the same."""
+    if name == "Broker":
+        from shoal_broker.server.shell import Broker  # noqa: PLC0415 - see above
+
+        return Broker
+    raise AttributeError(name)

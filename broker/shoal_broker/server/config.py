@@ -4,8 +4,8 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
-from shoal_broker.codec import DEFAULT_MAX_PACKET_BYTES
 from shoal_broker.errors import ConfigError
+from shoal_broker.packet_text import DEFAULT_MAX_PACKET_BYTES
 
 SMALLEST_MAX_PACKET_BYTES = 256
 LARGEST_MAX_PACKET_BYTES = 64 << 20

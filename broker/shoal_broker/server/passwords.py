@@ -7,14 +7,13 @@ import base64
 import binascii
 import hashlib
 import hmac
-import os
 import secrets
-import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from shoal_broker.durable import write_durably
 from shoal_broker.errors import PasswordFileError
 
 # OWASP's password storage advice, the smallest memory it allows for one pass on a small gateway.
@@ -40,7 +39,7 @@ class _Hash:
             n=self.cost,
             r=self.block_size,
             p=self.parallel,
-            maxmem=256 * self.cost * self.block_size,
+            maxmem=_memory_bytes(self.cost, self.block_size, self.parallel),
             dklen=len(self.digest),
         )
         return hmac.compare_digest(digest, self.digest)
@@ -115,13 +114,16 @@ def set_password(path: Path, user: str, password: str) -> bool:
             f"{user!r} is no user name: no colon, no # at the start, printable", path=str(path)
         )
     lines: list[str] = []
-    if path.exists():
-        Passwords.read(path)
-        lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        if path.exists():
+            Passwords.read(path)
+            lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as exc:
+        raise PasswordFileError(f"cannot read {path}: {exc.strerror}", path=str(path)) from exc
     kept = [line for line in lines if line.rpartition(":")[0] != user]
     kept.append(f"{user}:{_written(_hash(password.encode()))}")
     try:
-        _replace(path, "\n".join(kept) + "\n")
+        write_durably(path, ("\n".join(kept) + "\n").encode())
     except OSError as exc:
         raise PasswordFileError(f"cannot write {path}: {exc.strerror}", path=str(path)) from exc
     return len(kept) > len(lines)
@@ -135,10 +137,15 @@ def _hash(password: bytes) -> _Hash:
         n=COST,
         r=BLOCK_SIZE,
         p=PARALLEL,
-        maxmem=256 * COST * BLOCK_SIZE,
+        maxmem=_memory_bytes(COST, BLOCK_SIZE, PARALLEL),
         dklen=HASH_BYTES,
     )
     return _Hash(COST, BLOCK_SIZE, PARALLEL, salt, digest)
+
+
+def _memory_bytes(cost: int, block_size: int, parallel: int) -> int:
+    """What scrypt may take: with less it raises, whatever the password."""
+    return 128 * block_size * (cost + parallel + 4) + 4096
 
 
 def _written(hashed: _Hash) -> str:
@@ -162,23 +169,3 @@ def _parse(text: str) -> _Hash | None:
     if len(salt) < SALT_BYTES or len(digest) != HASH_BYTES:
         return None
     return _Hash(cost, block_size, parallel, salt, digest)
-
-
-def _replace(path: Path, text: str) -> None:
-    folder = path.parent
-    # mkstemp makes it readable by its owner only.
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

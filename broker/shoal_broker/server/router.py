@@ -169,6 +169,7 @@ class Router:
         replaced = len(session.backlog.get(subscription.topic_filter, ()))
         if session.backlog_messages - replaced + len(messages) > self._config.max_retained_messages:
             return False
+        session.backlog.pop(subscription.topic_filter, None)
         if messages:
             session.backlog[subscription.topic_filter] = messages
         return True

@@ -1,5 +1,7 @@
 """The password file: written whole, read strictly, checked."""
 
+import base64
+
 import pytest
 
 from shoal_broker.errors import PasswordFileError
@@ -77,3 +79,11 @@ def test_a_user_name_that_would_break_the_file_is_refused(tmp_path, user):
 def test_a_folder_that_is_not_there_is_one_clear_error(tmp_path):
     with pytest.raises(PasswordFileError, match="cannot write"):
         set_password(tmp_path / "no" / "users", "a", "x")
+
+
+def test_a_hash_of_unusual_cost_is_checked_like_any_other(tmp_path):
+    """scrypt raises when it may take too little memory: that must not reach the broker's tasks."""
+    path = tmp_path / "users"
+    salt, digest = (base64.b64encode(bytes(size)).decode() for size in (16, 32))
+    path.write_text(f"a:scrypt$2$1$16${salt}${digest}\n")
+    assert not Passwords.read(path).verify("a", b"x")

@@ -1,0 +1,94 @@
+"""What the bus brings to a node: decoded, checked and handed to the part it is for. It decides nothing."""
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+
+from shoal_agent.commands import Commands
+from shoal_agent.inference.router import Router
+from shoal_agent.journal import Journal
+from shoal_agent.patience import until_stored
+from shoal_agent.update import Updater
+from shoal_broker.bus_errors import BusError
+from shoal_broker.session import Inbound, Session
+from shoal_contract import messages
+from shoal_contract.errors import ContractError, TopicError
+from shoal_contract.messages import InferRequest, Wanted
+from shoal_contract.topics import NodeTopic, Topics
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the inbox delivers to."""
+
+    commands: Commands
+    journal: Journal
+    updater: Updater
+    router: Router
+    session: Session
+
+
+class Inbox:
+    """What the session delivers to, from its first moment; it waits until the parts are there.
+
+    A message that came to a session without its subscriber would be acknowledged and lost, so the
+    subscribers exist before the connection and the parts after it.
+    """
+
+    def __init__(self, topics: Topics, node: str) -> None:
+        self._topics = topics
+        self._node = node
+        self._parts: asyncio.Future[Parts] = asyncio.get_running_loop().create_future()
+
+    def open(self, parts: Parts) -> None:
+        """The parts are there: messages flow."""
+        self._parts.set_result(parts)
+
+    async def command(self, message: Inbound) -> None:
+        """A message of the commands topic; returns when it is durable."""
+        parts = await asyncio.shield(self._parts)
+        await parts.commands.receive(message.payload)
+
+    async def wanted(self, message: Inbound) -> None:
+        """The wanted state; returns when it is durable."""
+        parts = await asyncio.shield(self._parts)
+        if not message.payload:
+            return
+        try:
+            messages.decode_as(message.payload, Wanted)
+        except ContractError as exc:
+            parts.commands.stats.malformed += 1
+            log.warning("malformed wanted state", reason=str(exc))
+            return
+        await until_stored(lambda: parts.journal.set_wanted(message.payload), what="wanted state")
+        parts.updater.wake()
+
+    async def inference(self, message: Inbound) -> None:
+        """A request of any MQTT 5 client; the answer goes to its response topic."""
+        parts = await asyncio.shield(self._parts)
+        if message.response_topic is None:
+            log.warning("inference request without a response topic")
+            return
+        try:
+            request = messages.decode_as(message.payload, InferRequest)
+            address = self._topics.parse(message.topic)
+        except (ContractError, TopicError) as exc:
+            parts.commands.stats.malformed += 1
+            log.warning("malformed inference request", reason=str(exc))
+            return
+        if not isinstance(address, NodeTopic) or address.leaf != request.model:
+            log.warning("inference request on another model's topic", model=request.model)
+            return
+        reply = await parts.router.answer(request)
+        try:
+            await parts.session.publish(
+                message.response_topic,
+                messages.encode(reply),
+                correlation=message.correlation,
+                durable=False,
+            )
+        except BusError as exc:
+            log.warning("inference reply not sent", reason=str(exc))

@@ -1,0 +1,457 @@
+"""The updater on a real broker, journal and content store; the engine is simulated where it is not the matter."""
+
+import asyncio
+import hashlib
+import shutil
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from tests.shoal_agent.inference import tiny_release
+from tests.shoal_agent.until import until
+from tests.support.hub import Hub, Release
+
+from shoal_agent import update
+from shoal_agent.background import Background
+from shoal_agent.fetch import BlobFetcher
+from shoal_agent.files import ContentStore
+from shoal_agent.inference.engine import Admission, Engine
+from shoal_agent.inference.errors import ModelRefusedError, NotAdmittedError, WorkerLostError
+from shoal_agent.journal import Journal
+from shoal_agent.staging import Staging
+from shoal_agent.update import Updater
+from shoal_broker.bus_errors import StoreError
+from shoal_broker.outbox import Outbox
+from shoal_broker.server import Broker, BrokerConfig
+from shoal_broker.session import Session, SessionConfig
+from shoal_broker.store import Store
+from shoal_contract import blobs, messages
+from shoal_contract.messages import ModelWanted, Phase
+from shoal_contract.topics import Topics
+from shoal_fleet import digits
+
+NODE = "n1"
+
+
+@dataclass
+class EngineSimulator:
+    """Behaves as the engine does, without a worker.
+
+    Attributes:
+        refuses: releases that do not pass, with the reason.
+        worker_lost: no worker can be started.
+        forgets: admissions that are lost again before the switch.
+    """
+
+    refuses: dict[bytes, str] = field(default_factory=dict)
+    worker_lost: bool = False
+    forgets: int = 0
+    admitted: list[bytes] = field(default_factory=list)
+    _serving: dict[str, bytes] = field(default_factory=dict)
+
+    async def admit(self, release: bytes, directory: Path, *, trial: bool = True) -> Admission:
+        if self.worker_lost:
+            raise WorkerLostError("the worker does not start")
+        if release in self.refuses:
+            raise ModelRefusedError(self.refuses[release])
+        if (directory / "model.onnx").read_bytes()[:1] == b"\xff":
+            raise ModelRefusedError("the model file is damaged")
+        self.admitted.append(release)
+        return Admission(load_ms=0.1, p50_us=1, p95_us=2, golden_count=3)
+
+    async def switch(self, model: str, release: bytes) -> None:
+        if self.forgets:
+            self.forgets -= 1
+            raise NotAdmittedError("the worker died of it meanwhile")
+        assert release in self.admitted
+        self._serving[model] = release
+
+    async def remove(self, model: str) -> None:
+        self._serving.pop(model, None)
+
+    async def discard(self, release: bytes) -> None:
+        self.admitted.remove(release)
+
+    def serving(self, model: str) -> bytes | None:
+        return self._serving.get(model)
+
+    def models(self) -> list[str]:
+        return sorted(self._serving)
+
+
+class Board:
+    """What an updater needs, on the disk in `folder`."""
+
+    def __init__(self, store, session, engine, folder, topics) -> None:
+        self.journal = Journal(store)
+        self.engine = engine
+        self.content = ContentStore(folder)
+        self.fetcher = BlobFetcher(session, topics, NODE, self.content)
+        self.updater = Updater(
+            journal=self.journal,
+            content=self.content,
+            staging=Staging(self.content, self.fetcher),
+            engine=engine,
+            on_change=self._changed,
+        )
+        self.phases: list[Phase] = []
+
+    async def _changed(self) -> None:
+        self.phases += [state.phase for state in self.updater.states()]
+
+    async def take_wanted(self, message) -> None:
+        await self.journal.set_wanted(message.payload)
+        self.updater.wake()
+
+    def state(self, model: str = "digits") -> messages.ModelState | None:
+        found = [state for state in self.updater.states() if state.model == model]
+        return found[0] if found else None
+
+    def phase(self) -> Phase | None:
+        state = self.state()
+        return state.phase if state else None
+
+    async def until_serving(self, release: Release) -> None:
+        await until(lambda: self.engine.serving(release.spec.name) == release.id, timeout_s=15)
+
+    async def steps(self) -> list[str]:
+        return [step for _, _, step, _ in await self.journal.steps()]
+
+
+@asynccontextmanager
+async def board(folder: Path, port: int, engine, **options):
+    """A running updater; leaving is a power cut as far as it is concerned."""
+    topics = Topics()
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        store = await enter(Store.open(folder / "agent.db"))
+        await Journal.load(store)
+        session = await enter(
+            Session.open(
+                SessionConfig(host="127.0.0.1", port=port, client_id=NODE),
+                outbox=await Outbox.load(store),
+            )
+        )
+        made = Board(store, session, engine, folder, topics)
+        for name, value in options.items():
+            setattr(made.updater, name, value)
+        await made.updater.restore()
+        background = await enter(Background.open())
+        background.start(made.updater.run(), name="updater")
+        await session.wait_connected(5)
+        await session.subscribe(topics.wanted(NODE), made.take_wanted)
+        yield made
+
+
+@pytest.fixture
+async def hub():
+    async with (
+        Broker.open(BrokerConfig(host="127.0.0.1", port=0)) as broker,
+        Hub.open(broker.port, NODE) as hub,
+    ):
+        hub.port = broker.port
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def v1():
+    return Release(digits.release_dir(1))
+
+
+@pytest.fixture(scope="module")
+def v2():
+    return Release(digits.release_dir(2))
+
+
+async def test_an_update_with_a_delta_fetches_the_delta_and_not_the_file(tmp_path, hub, v1, v2):
+    async with board(tmp_path, hub.port, EngineSimulator()) as node:
+        await hub.want(v1)
+        await node.until_serving(v1)
+        assert node.state().fetched_bytes == len(v1.manifest) + sum(map(len, v1.files.values()))
+        assert node.state().model_file == hashlib.sha256(v1.model).digest()
+        before = node.fetcher.received_bytes
+        await hub.want(v2, base=v1)
+        await node.until_serving(v2)
+        await until(lambda: node.phase() is Phase.SERVING)
+        assert "build" in await node.steps()
+        fetched = node.state().fetched_bytes
+        assert fetched == node.fetcher.received_bytes - before
+        assert fetched < len(v2.model)
+        assert node.content.path(hashlib.sha256(v2.model).digest()).read_bytes() == v2.model
+
+
+@pytest.mark.parametrize("damage", ["wrong base", "truncated", "not a delta"])
+async def test_a_delta_that_leads_nowhere_is_left_for_the_whole_file(
+    tmp_path, hub, v1, v2, damage, monkeypatch
+):
+    import shoal_delta  # noqa: PLC0415 - the module whose output is spoilt below
+
+    good = shoal_delta.diff(v1.model, v2.model)
+    bad = {
+        "wrong base": shoal_delta.diff(v1.model + b"x", v2.model),
+        "truncated": good[: len(good) // 2],
+        "not a delta": b"\x00" * 500,
+    }[damage]
+    monkeypatch.setattr(shoal_delta, "diff", lambda _old, _new: bad)
+    async with board(tmp_path, hub.port, EngineSimulator()) as node:
+        await hub.want(v1)
+        await node.until_serving(v1)
+        await hub.want(v2, base=v1)
+        await until(lambda: node.phase() is Phase.BUILDING)
+        assert node.engine.serving("digits") == v1.id
+        await node.until_serving(v2)
+        steps = await node.steps()
+        assert steps.count("build") == 1
+        assert node.state().fetched_bytes > len(v2.model)
+
+
+async def test_a_release_with_wrong_golden_outputs_is_refused_and_the_old_one_serves_on(
+    tmp_path, hub
+):
+    good = tiny(tmp_path / "good", seed=1)
+    # Its golden outputs are those of other weights.
+    bad = tiny(tmp_path / "bad", seed=2, model=tiny_release.linear(3))
+    async with Engine.open() as engine, board(tmp_path, hub.port, engine) as node:
+        await hub.want(good)
+        await node.until_serving(good)
+        await hub.want(bad)
+        await until(lambda: node.state("tiny").phase is Phase.FAILED)
+        state = node.state("tiny")
+        assert state.release == good.id
+        assert state.target == bad.id
+        assert "golden" in state.reason
+        item = tiny_release.item()
+        served = await engine.infer("tiny", [item], deadline_s=5)
+        assert served.release == good.id
+        assert served.answers[0].label == tiny_release.expected_label(item, 1)
+        # It is not tried again, whatever else happens ...
+        tried = len(await node.steps())
+        await hub.want(bad)
+        await until(lambda: node.updater.wanted_revision == hub.revision)
+        assert len(await node.steps()) == tried
+        assert node.state("tiny").reason == state.reason
+        # ... until somebody says so; then it fails for the same reason.
+        assert await node.journal.forgive(bad.id)
+        node.updater.wake()
+        await until(lambda: node.state("tiny").phase is Phase.FETCHING or tried_again(node))
+        await until(lambda: node.state("tiny").phase is Phase.FAILED)
+        assert len(await node.steps()) > tried
+
+
+def tried_again(node: Board) -> bool:
+    return node.state("tiny").phase in {Phase.BUILDING, Phase.VERIFYING}
+
+
+def tiny(directory: Path, **options) -> Release:
+    tiny_release.write(directory, **options)
+    return Release(directory)
+
+
+async def test_a_worker_that_cannot_start_does_not_condemn_the_release(
+    tmp_path, hub, v1, monkeypatch
+):
+    monkeypatch.setattr(update, "RETRY_S", 0.05)
+    engine = EngineSimulator(worker_lost=True)
+    async with board(tmp_path, hub.port, engine) as node:
+        await hub.want(v1)
+        await until(lambda: node.phase() is not None and "does not start" in node.state().reason)
+        assert node.phase() is Phase.FETCHING
+        assert await node.journal.refused() == {}
+        engine.worker_lost = False
+        await node.until_serving(v1)
+
+
+async def test_an_admission_that_was_lost_before_the_switch_is_made_again(
+    tmp_path, hub, v1, monkeypatch
+):
+    monkeypatch.setattr(update, "RETRY_S", 0.05)
+    async with board(tmp_path, hub.port, EngineSimulator(forgets=1)) as node:
+        await hub.want(v1)
+        await node.until_serving(v1)
+        assert (await node.steps()).count("admit") == 2
+
+
+async def test_what_is_not_wanted_any_more_is_removed_from_engine_and_disk(tmp_path, hub, v1):
+    async with board(tmp_path, hub.port, EngineSimulator()) as node:
+        await hub.want(v1)
+        await node.until_serving(v1)
+        await hub.want(None)
+        await until(lambda: node.updater.wanted_revision == 2)
+        assert node.engine.models() == []
+        assert node.updater.states() == []
+        assert await node.journal.serving() == {}
+        assert list(node.content.blobs.iterdir()) == []
+        assert list(node.content.releases.iterdir()) == []
+
+
+async def test_a_refused_release_that_is_not_wanted_any_more_is_not_reported(tmp_path, hub, v1):
+    engine = EngineSimulator(refuses={v1.id: "no"})
+    async with board(tmp_path, hub.port, engine) as node:
+        await hub.want(v1)
+        await until(lambda: node.phase() is Phase.FAILED)
+        await hub.want(None)
+        await until(lambda: node.updater.wanted_revision == 2)
+        assert node.updater.states() == []
+
+
+async def test_after_a_start_it_serves_what_it_served_without_the_hub(tmp_path, hub, v1):
+    async with board(tmp_path, hub.port, EngineSimulator()) as node:
+        await hub.want(v1)
+        await node.until_serving(v1)
+    async with board(tmp_path, hub.port, EngineSimulator()) as node:
+        assert node.engine.serving("digits") == v1.id
+        assert node.state().version == "1.0.0"
+        assert node.fetcher.received_bytes == 0
+
+
+async def test_a_damaged_model_file_is_found_at_the_start_dropped_and_fetched_anew(
+    tmp_path, hub, v1
+):
+    async with board(tmp_path, hub.port, EngineSimulator()) as node:
+        await hub.want(v1)
+        await node.until_serving(v1)
+        path = node.content.path(hashlib.sha256(v1.model).digest())
+    path.write_bytes(b"\xff" + v1.model[1:])
+    async with board(tmp_path, hub.port, EngineSimulator()) as node:
+        await node.until_serving(v1)
+        assert path.read_bytes() == v1.model
+        assert node.fetcher.received_bytes == len(v1.model), "and nothing else"
+        assert await node.journal.refused() == {}
+
+
+async def test_a_release_that_does_not_load_after_a_start_leaves_the_slot_to_the_one_before(
+    tmp_path, hub, v1, v2
+):
+    async with board(tmp_path, hub.port, EngineSimulator()) as node:
+        await hub.want(v1)
+        await node.until_serving(v1)
+        await hub.want(v2)
+        await node.until_serving(v2)
+    engine = EngineSimulator(refuses={v2.id: "this processor cannot do that"})
+    async with board(tmp_path, hub.port, engine) as node:
+        assert node.engine.serving("digits") == v1.id
+        await until(lambda: node.phase() is Phase.FAILED)
+        assert "this processor" in node.state().reason
+
+
+async def test_a_damaged_manifest_stops_nothing_that_serves(tmp_path, hub, v1, v2):
+    async with board(tmp_path, hub.port, EngineSimulator()) as node:
+        await hub.want(v1)
+        await node.until_serving(v1)
+        manifest = node.content.path(v1.id)
+    manifest.write_bytes(b"rotten")
+    async with board(tmp_path, hub.port, EngineSimulator()) as node:
+        assert node.engine.serving("digits") == v1.id
+        assert node.state().model_file == hashlib.sha256(v1.model).digest()
+        await hub.want(v2)
+        await node.until_serving(v2)
+        # Wanted again, it is not condemned for it.
+        await hub.want(v1)
+        await node.until_serving(v1)
+        assert not manifest.exists()
+        assert await node.journal.refused() == {}
+
+
+async def test_a_release_whose_manifest_is_none_is_refused_and_nothing_else_stops(
+    tmp_path, hub, v1
+):
+    nonsense = b"not a manifest at all"
+    wrong = ModelWanted("digits", hashlib.sha256(nonsense).digest(), blobs.describe(nonsense), [])
+    async with board(tmp_path, hub.port, EngineSimulator()) as node:
+        await hub.publish_blob(nonsense)
+        await hub.send_wanted([wrong])
+        await until(lambda: node.phase() is Phase.FAILED)
+        assert "manifest" in node.state().reason
+        await hub.want(v1)
+        await node.until_serving(v1)
+
+
+async def test_a_release_for_another_model_is_refused(tmp_path, hub, v1):
+    other = ModelWanted(
+        "letters",
+        v1.id,
+        blobs.describe(v1.manifest),
+        [blobs.describe(data) for data in v1.files.values()],
+    )
+    async with board(tmp_path, hub.port, EngineSimulator()) as node:
+        for data in (v1.manifest, *v1.files.values()):
+            await hub.publish_blob(data)
+        await hub.send_wanted([other])
+        await until(lambda: node.state("letters") is not None)
+        await until(lambda: node.state("letters").phase is Phase.FAILED)
+        assert node.state("letters").reason == "the release is for 'digits', not for 'letters'"
+
+
+async def test_chunks_that_never_come_hold_up_neither_another_release_nor_another_model(
+    tmp_path, hub, v1, v2
+):
+    def offer(release: Release) -> ModelWanted:
+        files = [blobs.describe(data) for data in release.files.values()]
+        return ModelWanted(release.spec.name, release.id, blobs.describe(release.manifest), files)
+
+    small = tiny(tmp_path / "small")
+    async with board(tmp_path, hub.port, EngineSimulator()) as node:
+        await hub.send_wanted([offer(v1)])
+        await until(lambda: node.phase() is Phase.FETCHING)
+        for data in (small.manifest, *small.files.values()):
+            await hub.publish_blob(data)
+        await hub.send_wanted([offer(v1), offer(small)])
+        await node.until_serving(small)
+        assert node.phase() is Phase.FETCHING
+        await hub.want(v2)
+        await node.until_serving(v2)
+
+
+async def test_a_journal_that_cannot_be_written_is_waited_for(tmp_path, hub, v1, v2, monkeypatch):
+    monkeypatch.setattr(update, "RETRY_S", 0.05)
+    async with board(tmp_path, hub.port, EngineSimulator()) as node:
+        await hub.want(v1)
+        await node.until_serving(v1)
+        refused = []
+
+        async def full(*_args, **_options) -> None:
+            refused.append(1)
+            raise StoreError("the disk is full", path="agent.db")
+
+        monkeypatch.setattr(node.journal, "record_step", full)
+        await hub.want(v2)
+        await until(lambda: len(refused) > 1)
+        assert node.engine.serving("digits") == v1.id
+        monkeypatch.undo()
+        await node.until_serving(v2)
+
+
+async def test_a_blob_damaged_on_the_disk_before_it_was_loaded_is_no_fault_of_the_release(
+    tmp_path, hub, v1, monkeypatch
+):
+    monkeypatch.setattr(update, "RETRY_S", 0.05)
+    digest = hashlib.sha256(v1.model).digest()
+    async with board(tmp_path, hub.port, EngineSimulator(worker_lost=True)) as node:
+        await hub.want(v1)
+        await until(lambda: node.phase() is not None and "does not start" in node.state().reason)
+        path = node.content.path(digest)
+        path.write_bytes(b"\xff" + v1.model[1:])
+        node.engine.worker_lost = False
+        await node.until_serving(v1)
+        assert path.read_bytes() == v1.model
+        assert await node.journal.refused() == {}
+
+
+async def test_the_disk_keeps_what_serves_and_what_served_before_it_and_no_more(
+    tmp_path, hub, v1, v2
+):
+    third_dir = tmp_path / "third"
+    shutil.copytree(digits.release_dir(2), third_dir)
+    toml = third_dir / "release.toml"
+    toml.write_text(toml.read_text().replace('"1.1.0"', '"1.2.0"'))
+    v3 = Release(third_dir)
+    async with board(tmp_path, hub.port, EngineSimulator()) as node:
+        for release in (v1, v2, v3):
+            await hub.want(release)
+            await node.until_serving(release)
+        await until(lambda: node.updater.wanted_revision == 3)
+        kept = {path.name for path in node.content.releases.iterdir()}
+        assert kept == {v2.id.hex(), v3.id.hex()}
+        assert not node.content.has(hashlib.sha256(v1.model).digest())
+        await asyncio.sleep(0)
