@@ -12,9 +12,11 @@ import pytest
 from tests.support.board import NODE, Board, short_folder
 from tests.support.hub import Hub, Release
 from tests.support.programs import output_of
+from tests.support.tcp_proxy import TcpProxy
 
 from shoal_broker.server import Broker, BrokerConfig
-from shoal_contract.messages import Command, CommandUpdate, State
+from shoal_contract import messages
+from shoal_contract.messages import Command, CommandUpdate, Reading, State
 from shoal_fleet import digits
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(90)]
@@ -69,31 +71,45 @@ def online(hub: Hub) -> bool:
     return bool(hub.presence) and hub.presence[-1].online
 
 
+async def heard_everything_so_far(hub: Hub) -> None:
+    """Return when what the broker has taken until now has reached the hub: it comes in order."""
+    marker = Reading("marker", 0, len(hub.readings), "", 0.0, b"", "hub", 0)
+    topic = hub.topics.telemetry("hub", "marker")
+    await hub.session.publish(topic, messages.encode(marker), durable=False)
+    await hub.until(lambda: marker in hub.readings)
+    hub.readings.remove(marker)
+
+
 async def test_a_broker_that_comes_back_empty_learns_everything_again(board, v1):
-    async with broker_on() as broker:
-        port = broker.port
-        async with (
-            Hub.open(port, NODE) as hub,
-            board.device(rate_hz=40, limit=200),
-            board.bridge(),
-            board.agent(port, device=True),
-        ):
-            await hub.want(v1)
-            await hub.until(lambda: len(hub.readings) > 20)
-            broker.abort()
-            before = len(board.told("answered"))
-            # The loop goes on without it.
-            while len(board.told("answered")) < before + 20:  # noqa: ASYNC110 - only the file tells
-                await asyncio.sleep(0.02)
-            hub.reported.clear()
-            hub.presence.clear()
-            async with broker_on(port):
-                await hub.until(lambda: online(hub) and hub.serving() == v1.id)
-                await hub.session.wait_connected(5)
-                sent = command("ping")
-                await hub.command(sent)
-                await succeeded(hub, sent)
-                await hub.until(lambda: len({r.seq for r in hub.readings}) == 200)
+    async with (
+        broker_on() as broker,
+        TcpProxy.open(broker.port) as line,
+        Hub.open(broker.port, NODE) as hub,
+        board.device(rate_hz=40, limit=200),
+        board.bridge(),
+        board.agent(line.port, device=True),
+    ):
+        await hub.want(v1)
+        await hub.until(lambda: len(hub.readings) > 20)
+        # What the broker has acknowledged and not passed on dies with it (decision 0005): the line goes
+        # first, and comes back when somebody listens again.
+        await line.cut()
+        await heard_everything_so_far(hub)
+        broker.abort()
+        before = len(board.told("answered"))
+        # The loop goes on without it.
+        while len(board.told("answered")) < before + 20:  # noqa: ASYNC110 - only the file tells
+            await asyncio.sleep(0.02)
+        hub.reported.clear()
+        hub.presence.clear()
+        async with broker_on(broker.port):
+            await hub.session.wait_connected(5)
+            await line.heal()
+            await hub.until(lambda: online(hub) and hub.serving() == v1.id)
+            sent = command("ping")
+            await hub.command(sent)
+            await succeeded(hub, sent)
+            await hub.until(lambda: len({r.seq for r in hub.readings}) == 200)
     assert {r.seq for r in hub.readings} == {event["seq"] for event in board.told("sample")}
 
 
