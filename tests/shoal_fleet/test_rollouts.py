@@ -170,7 +170,12 @@ async def test_a_node_that_joins_and_failed_this_release_before_is_not_offered_i
     nodes[2].fails[release] = "golden outputs differ"
     await site.api.put("/api/nodes/n2/models/digits", json={"release": "digits@1.0.0"})
     await site.until(lambda: "digits" in nodes[2].models)
-    await site.until(lambda: site.controller.registry.nodes["n2"].model("digits") is not None)
+    await site.until(
+        lambda: (
+            (state := site.controller.registry.nodes["n2"].model("digits")) is not None
+            and state.phase is Phase.FAILED
+        )
+    )
     nodes[0].mute = True
     await site.api.patch("/api/nodes/n0/labels", json={"labels": {"group": "a"}})
     rollout = await start(site, "digits@1.0.0", group="a", overdue_s=600)

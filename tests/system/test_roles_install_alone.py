@@ -38,7 +38,7 @@ def wheel(tmp_path_factory) -> Path:
     return next(out.glob("shoal-*.whl"))
 
 
-@pytest.mark.system
+@pytest.mark.packaging
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("role", ROLES)
 def test_a_role_imports_with_only_its_own_extra(role, wheel, tmp_path):
@@ -67,7 +67,7 @@ def test_a_role_imports_with_only_its_own_extra(role, wheel, tmp_path):
     assert checked.returncode == 0, checked.stdout
 
 
-@pytest.mark.system
+@pytest.mark.packaging
 @pytest.mark.timeout(60)
 def test_the_wheel_carries_the_demonstration_models_and_the_licences(wheel):
     listing = subprocess.run(
