@@ -187,7 +187,8 @@ async def test_a_node_that_joins_and_failed_this_release_before_is_not_offered_i
         lambda answer: len(answer["nodes"]) == 3,
     )
     standings = {row["node"]: row["standing"] for row in found["nodes"]}
-    assert (found["status"], standings["n2"]) == ("running", "excluded")
+    assert found["status"] == "running"
+    assert standings["n2"] in {"waiting", "excluded"}, "it is not offered what it failed"
 
 
 async def test_a_wish_that_waited_for_a_delta_does_not_cross_a_rollout(site, monkeypatch):
