@@ -394,10 +394,12 @@ async def test_a_flood_is_left_on_the_wire_and_nothing_of_it_is_discarded(
     ) as session:
         await send(broker.port, "t", *numbers, qos=0)
         link = session._link
-        arrivals = link._arrivals if transport == "codec" else link._client.arrivals
-        await until(lambda: len(arrivals) >= 10)
+        lean = transport == "codec"
+        arrivals = link._arrivals if lean else link._client.arrivals
+        # How much is held when the socket is left alone depends on how the bytes came in pieces.
+        await until(lambda: not link._is_reading if lean else link._client._paused)
         await send(broker.port, "t", b"last", qos=0)
-        assert len(arrivals) == 10
+        assert len(arrivals) <= 10
         gate.set()
         await sink.wait(201)
     assert sink.payloads == [*numbers, b"last"]
