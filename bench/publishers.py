@@ -64,7 +64,7 @@ async def session(
 
         async def settle() -> None:
             if outbox is not None:
-                await outbox.wait_empty()
+                await outbox.wait_sent()
 
         await _measure(publish, settle, count)
 

@@ -13,6 +13,7 @@ import structlog
 
 from shoal_agent import __version__, metrics
 from shoal_agent.background import Background
+from shoal_agent.belonging import Belonging
 from shoal_agent.built_in import BuiltIn
 from shoal_agent.commands import Commands
 from shoal_agent.config import AgentConfig
@@ -36,7 +37,7 @@ from shoal_broker.outbox import Outbox
 from shoal_broker.session import Session, SessionConfig
 from shoal_broker.store import Store
 from shoal_contract.messages import InferReply, InferRequest
-from shoal_contract.topics import Topics
+from shoal_contract.topics import EVERYBODY, Topics
 
 log = structlog.get_logger()
 
@@ -112,6 +113,7 @@ async def running(
                 will=reporter.will(),
                 subscriptions={
                     topics.commands(config.node): inbox.command,
+                    topics.group_commands(EVERYBODY): inbox.command,
                     topics.wanted(config.node): inbox.wanted,
                     topics.every_model(config.node): inbox.inference,
                 },
@@ -163,6 +165,7 @@ async def running(
             engine=engine,
             router=router,
             commands=commands,
+            inbox=inbox,
             fetcher=fetcher,
             devices=devices,
             pipelines=pipelines,
@@ -170,7 +173,10 @@ async def running(
         stack.enter_context(metrics.serve(config.metrics, collector))
         await updater.restore()
         await commands.recover()
-        inbox.open(Parts(commands, journal, updater, router, session))
+        belonging = Belonging(session, topics, inbox.command)
+        if (wanted := await journal.wanted()) is not None:
+            await belonging.follow(wanted)
+        inbox.open(Parts(commands, outbox, belonging, journal, updater, router, session))
         background = await enter(Background.open())
         background.start(commands.run(), name="commands")
         background.start(updater.run(), name="updater")

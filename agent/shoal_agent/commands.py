@@ -28,7 +28,7 @@ from shoal_agent.patience import until_stored
 from shoal_broker import outbox
 from shoal_broker.outbox import Lane, OutboxMessage
 from shoal_contract import messages
-from shoal_contract.errors import ContractError, DecodeError, EncodeError, UnknownKindError
+from shoal_contract.errors import DecodeError, EncodeError
 from shoal_contract.messages import (
     Cancel,
     CancelAnswer,
@@ -52,8 +52,6 @@ class CommandStats:
 
     received: int = 0
     repeated: int = 0
-    malformed: int = 0
-    unknown_kind: int = 0
 
 
 class Commands:
@@ -86,29 +84,6 @@ class Commands:
         self._cancelled: set[bytes] = set()
         self.stats = CommandStats()
 
-    async def receive(self, payload: bytes) -> None:
-        """Take one message of the commands topic; returns when it is durable (then it is acknowledged).
-
-        Whatever the bytes are, this does not raise for them.
-        """
-        try:
-            message = messages.decode(payload)
-        except UnknownKindError as exc:
-            self.stats.unknown_kind += 1
-            log.info("message of an unknown kind", kind=exc.kind)
-            return
-        except ContractError as exc:
-            self.stats.malformed += 1
-            log.warning("malformed command", reason=str(exc), size_bytes=len(payload))
-            return
-        if isinstance(message, Command):
-            await self._accept(message)
-        elif isinstance(message, Cancel):
-            await self._cancel(message)
-        else:
-            self.stats.malformed += 1
-            log.warning("no command", kind=type(message).__name__)
-
     async def recover(self) -> None:
         """Take up what a restart left. To be awaited once, before the first `receive`."""
         for command, state in await self._journal.unfinished_commands():
@@ -126,7 +101,8 @@ class Commands:
                 tasks.create_task(self._run_queue(), name=f"commands.runner.{number}")
 
     # ------------------------------------------------------------- receiving
-    async def _accept(self, command: Command) -> None:
+    async def accept(self, command: Command) -> None:
+        """Take a command; returns when it and its first answer are durable."""
         self.stats.received += 1
         first = self._first_answer(command)
 
@@ -163,7 +139,9 @@ class Commands:
         log.info("command", op=command.op, id=command.id.hex(), state=state.name.lower())
         return CommandUpdate(command.id, state, now_ms, reason[:1024])
 
-    async def _cancel(self, cancel: Cancel) -> None:
+    async def cancel(self, cancel: Cancel) -> None:
+        """Stop a command if that is still possible; returns when the answer is durable."""
+
         def look(db: sqlite3.Connection) -> CommandUpdate | None:
             return find_answer(db, cancel.id)
 

@@ -66,13 +66,18 @@ class CommandTable(toml.Table, frozen=True, kw_only=True):
 
 
 class PipelineTable(toml.Table, frozen=True, kw_only=True):
-    """[[pipeline]]: device samples -> model -> reading on `stream`, and a command back."""
+    """[[pipeline]]: device samples -> model -> reading on `stream`, and a command back.
+
+    `keep_s`, `keep_bytes`: how long, and how much of the stream, waits for an uplink; the oldest goes first.
+    """
 
     stream: str
     device: str
     channel: Annotated[int, msgspec.Meta(ge=0, le=255)]
     model: str
     deadline_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 2.0
+    keep_s: Annotated[float, msgspec.Meta(ge=1, le=400 * 86400)] | None = None
+    keep_bytes: Annotated[int, msgspec.Meta(ge=4096, le=1 << 40)] | None = None
     command: CommandTable | None = None
 
 

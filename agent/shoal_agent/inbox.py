@@ -5,16 +5,18 @@ from dataclasses import dataclass
 
 import structlog
 
+from shoal_agent.belonging import Belonging
 from shoal_agent.commands import Commands
 from shoal_agent.inference.router import Router
 from shoal_agent.journal import Journal
 from shoal_agent.patience import until_stored
 from shoal_agent.update import Updater
 from shoal_broker.bus_errors import BusError
+from shoal_broker.outbox import Outbox
 from shoal_broker.session import Inbound, Session
-from shoal_contract import messages
-from shoal_contract.errors import ContractError, TopicError
-from shoal_contract.messages import InferRequest, Wanted
+from shoal_contract import messages, receipts
+from shoal_contract.errors import ContractError, TopicError, UnknownKindError
+from shoal_contract.messages import Cancel, Command, InferRequest, Receipt, Wanted
 from shoal_contract.topics import NodeTopic, Topics
 
 log = structlog.get_logger()
@@ -25,10 +27,20 @@ class Parts:
     """What the inbox delivers to."""
 
     commands: Commands
+    outbox: Outbox
+    belonging: Belonging
     journal: Journal
     updater: Updater
     router: Router
     session: Session
+
+
+@dataclass(slots=True)
+class InboxStats:
+    """Counters since the start."""
+
+    malformed: int = 0
+    unknown_kind: int = 0
 
 
 class Inbox:
@@ -39,6 +51,7 @@ class Inbox:
     """
 
     def __init__(self, topics: Topics, node: str) -> None:
+        self.stats = InboxStats()
         self._topics = topics
         self._node = node
         self._parts: asyncio.Future[Parts] = asyncio.get_running_loop().create_future()
@@ -48,9 +61,26 @@ class Inbox:
         self._parts.set_result(parts)
 
     async def command(self, message: Inbound) -> None:
-        """A message of the commands topic; returns when it is durable."""
+        """A message of a commands topic, ours or a group's; returns when it is durable."""
         parts = await asyncio.shield(self._parts)
-        await parts.commands.receive(message.payload)
+        try:
+            match messages.decode(message.payload):
+                case Command() as command:
+                    await parts.commands.accept(command)
+                case Cancel() as cancel:
+                    await parts.commands.cancel(cancel)
+                case Receipt(names):
+                    parts.outbox.received(receipts.split(names))
+                case other:
+                    self.stats.malformed += 1
+                    log.warning("no command", kind=type(other).__name__)
+        except UnknownKindError as exc:
+            self.stats.unknown_kind += 1
+            log.info("message of an unknown kind", kind=exc.kind)
+        except ContractError as exc:
+            self.stats.malformed += 1
+            size_bytes = len(message.payload)
+            log.warning("malformed command", reason=str(exc), size_bytes=size_bytes)
 
     async def wanted(self, message: Inbound) -> None:
         """The wanted state; returns when it is durable."""
@@ -58,13 +88,14 @@ class Inbox:
         if not message.payload:
             return
         try:
-            messages.decode_as(message.payload, Wanted)
+            wanted = messages.decode_as(message.payload, Wanted)
         except ContractError as exc:
-            parts.commands.stats.malformed += 1
+            self.stats.malformed += 1
             log.warning("malformed wanted state", reason=str(exc))
             return
         await until_stored(lambda: parts.journal.set_wanted(message.payload), what="wanted state")
         parts.updater.wake()
+        await parts.belonging.follow(wanted)
 
     async def inference(self, message: Inbound) -> None:
         """A request of any MQTT 5 client; the answer goes to its response topic."""
@@ -76,7 +107,7 @@ class Inbox:
             request = messages.decode_as(message.payload, InferRequest)
             address = self._topics.parse(message.topic)
         except (ContractError, TopicError) as exc:
-            parts.commands.stats.malformed += 1
+            self.stats.malformed += 1
             log.warning("malformed inference request", reason=str(exc))
             return
         if not isinstance(address, NodeTopic) or address.leaf != request.model:

@@ -12,6 +12,7 @@ from shoal_agent.config import MetricsTable
 from shoal_agent.devices import DeviceLink
 from shoal_agent.errors import ConfigError
 from shoal_agent.fetch import BlobFetcher
+from shoal_agent.inbox import Inbox
 from shoal_agent.inference.engine import Engine
 from shoal_agent.inference.router import Router
 from shoal_agent.pipelines import Pipeline
@@ -30,6 +31,7 @@ class AgentCollector(Collector):
         engine: Engine,
         router: Router,
         commands: Commands,
+        inbox: Inbox,
         fetcher: BlobFetcher,
         devices: dict[str, DeviceLink],
         pipelines: list[Pipeline],
@@ -39,6 +41,7 @@ class AgentCollector(Collector):
         self._engine = engine
         self._router = router
         self._commands = commands
+        self._inbox = inbox
         self._fetcher = fetcher
         self._devices = devices
         self._pipelines = pipelines
@@ -53,12 +56,18 @@ class AgentCollector(Collector):
         yield GaugeMetricFamily(
             "shoal_agent_outbox_messages", "messages that wait to leave", len(self._outbox)
         )
-        yield _counter("outbox_dropped", "telemetry dropped at the cap", self._outbox.stats.dropped)
+        outbox = self._outbox.stats
+        yield _counter("outbox_dropped", "telemetry dropped at the cap", outbox.dropped)
+        yield _counter("outbox_expired", "messages dropped for their age", outbox.expired)
+        yield _counter("outbox_resent", "messages sent again for want of a receipt", outbox.resent)
+        yield _counter(
+            "outbox_unconfirmed", "messages given up without a receipt", outbox.unconfirmed
+        )
         yield _counter(
             "chunk_bytes", "bytes of model chunks received", self._fetcher.received_bytes
         )
         yield _counter("commands", "commands received", self._commands.stats.received)
-        malformed = self._commands.stats.malformed + self._commands.stats.unknown_kind
+        malformed = self._inbox.stats.malformed + self._inbox.stats.unknown_kind
         yield _counter("malformed_messages", "messages that were not understood", malformed)
         yield _counter(
             "worker_restarts", "inference worker restarts", self._engine.stats.worker_restarts

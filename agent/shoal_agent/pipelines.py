@@ -1,9 +1,11 @@
 """A pipeline: device sample -> model -> reading on the bus and a command back to the device.
 
-The reading is on the disk before the sample is answered, so a sample is lost neither with the uplink cut nor
-by a kill; what cannot be served now is left unanswered and comes again.
+The reading is safe, on our disk or at the controller, before the sample is answered, so a sample is lost
+neither with the uplink cut nor by a kill; what cannot be served now is left unanswered and comes again.
+The device is commanded meanwhile: its loop waits for nobody but the model.
 """
 
+import asyncio
 import math
 import time
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from shoal_agent.inference.router import Router
 from shoal_broker.bus_errors import BusError
 from shoal_broker.outbox import Lane
 from shoal_broker.session import Session
-from shoal_contract import messages
+from shoal_contract import messages, receipts
 from shoal_contract.messages import Reading
 from shoal_contract.topics import Topics
 
@@ -91,14 +93,30 @@ class Pipeline:
             at_ms=time.time_ns() // 1_000_000,
             latency_us=(time.perf_counter_ns() - started) // 1000,
         )
+        failure: BaseException | None = None
         try:
-            await self._session.publish(
-                self._topic, messages.encode(reading), lane=Lane.TELEMETRY, droppable=True
-            )
-        except BusError as exc:
-            raise NotNowError from exc
-        await self._command(sample, answer.label, served.release)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._tell(reading), name="pipeline.tell")
+                await self._command(sample, answer.label, served.release)
+        except* (BusError, DeviceError) as group:
+            failure = group
+        if failure is not None:
+            raise NotNowError from failure
         self.stats.served += 1
+
+    async def _tell(self, reading: Reading) -> None:
+        """Return when the reading is safe."""
+        payload = messages.encode(reading)
+        await self._session.publish(
+            self._topic,
+            payload,
+            lane=Lane.TELEMETRY,
+            droppable=True,
+            receipt=receipts.name(self._topic, payload),
+            hold=True,
+            expiry_s=self.config.keep_s,
+            stream_bytes=self.config.keep_bytes,
+        )
 
     async def _command(self, sample: Sample, label: str, release: bytes) -> None:
         command = self.config.command
@@ -120,4 +138,4 @@ class Pipeline:
         except DeviceError as exc:
             self.stats.command_failed += 1
             log.warning("device command failed", device=self.config.device, reason=str(exc))
-            raise NotNowError from exc
+            raise

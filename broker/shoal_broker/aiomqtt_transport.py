@@ -28,7 +28,15 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from shoal_broker.bus_errors import IdentityRefusedError, LinkError, RefusedByBrokerError
-from shoal_broker.link import Arrival, Greeting, Inbound, Outbound, SessionConfig, Will
+from shoal_broker.link import (
+    NO_MATCHING_SUBSCRIBERS,
+    Arrival,
+    Greeting,
+    Inbound,
+    Outbound,
+    SessionConfig,
+    Will,
+)
 from shoal_broker.tcp import open_socket
 
 T = TypeVar("T")
@@ -126,7 +134,7 @@ class AiomqttLink:
         rc = self._client.engine.ack(arrival.packet_id, arrival.inbound.qos)
         return rc == MQTTErrorCode.MQTT_ERR_SUCCESS
 
-    async def publish(self, message: Outbound) -> None:
+    async def publish(self, message: Outbound) -> bool:
         """Return at PUBACK (QoS 1) or when written to the socket (QoS 0)."""
         client = self._client
         try:
@@ -154,6 +162,7 @@ class AiomqttLink:
                 f"{message.topic}: the broker refused the message (reason 0x{reason:02x})",
                 reason_code=reason,
             )
+        return reason != NO_MATCHING_SUBSCRIBERS
 
     async def subscribe(self, topic_filter: str, *, qos: int, subscription_id: int) -> None:
         """Return at SUBACK."""

@@ -40,7 +40,14 @@ from shoal_broker.codec import (
     encode,
 )
 from shoal_broker.errors import ProtocolError
-from shoal_broker.link import Arrival, Greeting, Outbound, SessionConfig, Will
+from shoal_broker.link import (
+    NO_MATCHING_SUBSCRIBERS,
+    Arrival,
+    Greeting,
+    Outbound,
+    SessionConfig,
+    Will,
+)
 from shoal_broker.outgoing import Outgoing, fail
 
 log = structlog.get_logger(__name__)
@@ -164,7 +171,7 @@ class CodecLink(asyncio.Protocol):
             self._send(encode(PubAckPacket(arrival.packet_id)))
         return True
 
-    async def publish(self, message: Outbound) -> None:
+    async def publish(self, message: Outbound) -> bool:
         """Return at PUBACK (QoS 1) or when written to the socket (QoS 0)."""
         self._check_alive()
         if message.qos > min(1, int(self._granted().max_qos)):
@@ -175,16 +182,17 @@ class CodecLink(asyncio.Protocol):
         encode_message = partial(client_packets.publish_packet, message)
         if not message.qos:
             await self._out.write_out(encode_message)
-            return
+            return True
         answer = await self._out.publish(encode_message)
-        if (
-            isinstance(answer, PubAckPacket)
-            and (reason := int(answer.reason_code)) >= FAILURE_REASON
-        ):
+        if not isinstance(answer, PubAckPacket):
+            return True
+        reason = int(answer.reason_code)
+        if reason >= FAILURE_REASON:
             told = reason_text(reason, answer.reason_str)
             raise RefusedByBrokerError(
                 f"{message.topic}: the broker refused the message ({told})", reason_code=reason
             )
+        return reason != NO_MATCHING_SUBSCRIBERS
 
     async def subscribe(self, topic_filter: str, *, qos: int, subscription_id: int) -> None:
         """Return at SUBACK."""

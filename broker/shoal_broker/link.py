@@ -14,6 +14,9 @@ from typing import Literal, Protocol
 
 Transport = Literal["aiomqtt", "codec"]
 
+# A PUBACK's reason: taken, but nobody has subscribed, so it is gone (MQTT 5, 3.4.2.1).
+NO_MATCHING_SUBSCRIBERS = 0x10
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionConfig:
@@ -134,9 +137,10 @@ class Link(Protocol):
         """Send the PUBACK of a QoS 1 message; False, and nothing sent, on a dead link."""
         ...
 
-    async def publish(self, message: Outbound) -> None:
+    async def publish(self, message: Outbound) -> bool:
         """Return at PUBACK (QoS 1) or when written to the socket (QoS 0).
 
+        False when the broker says that nobody has subscribed to the topic (PUBACK 0x10).
         The packet is queued before the first suspension: calls made in order leave in order.
         Raises RefusedByBrokerError.
         """

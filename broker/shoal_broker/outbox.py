@@ -1,9 +1,10 @@
-"""Messages that must leave, kept on disk until the other side has them.
+"""Messages that must leave, kept until the other side has them.
 
 Rows live in a `Store`; an index in memory tells the pump what to send next without asking SQLite.
-Higher lane first, order kept within a lane. Nothing here sends: `shoal_broker.pump` takes rows and
-says what became of them (`done`, `put_back`). For now a row is done at PUBACK; who wants the
-application's own acknowledgement calls `done` later, nothing else changes.
+Higher lane first, order kept within a lane. Nothing here sends: `shoal_broker.pump` takes messages
+and says what became of them (`sent`, `put_back`). A message without a receipt is through at PUBACK;
+one with a receipt when the application at the other end has said so (`received`), and until then it
+is sent again, ever more rarely. What may be held in memory first is `outbox_held`'s business.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import asyncio
 import itertools
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
 from shoal_broker.bus_errors import MessageTooLargeError, OutboxFullError
-from shoal_broker.outbox_index import Entry, Index
+from shoal_broker.outbox_held import HOLD_S, Held
+from shoal_broker.outbox_index import Entry, Index, Stage
 from shoal_broker.outbox_rows import (
     COMPONENT,
     DDL,
+    MIGRATIONS,
     VERSION,
     Lane,
     OutboxMessage,
@@ -36,14 +39,30 @@ __all__ = ["Lane", "Outbox", "OutboxMessage", "OutboxRow", "OutboxStats", "inser
 
 # Most rows deleted in one write: enough to make deletions free, few enough not to stall others.
 DELETION_BATCH = 256
+# A receipt takes a round trip and a commit: what has none after this long was lost on the way.
+RESEND_S = 10.0
+RESEND_MAX_S = 3600.0
+# The broker said that nobody has subscribed: the receiver is about to come, or to come back.
+NOBODY_S = 1.0
+NOBODY_MAX_S = 60.0
+# Sent so often, about a week has passed: nobody will ever say that he has it.
+MAX_SENDS = 180
 
 
 @dataclass(slots=True)
 class OutboxStats:
-    """Counters since the process started."""
+    """Counters since the process started.
+
+    `received`: ended by a receipt. `resent`: sent again because there was none. `unconfirmed`: given
+    up although the broker had taken them, for want of a receipt or of room. `dropped`: given up
+    before the broker had them.
+    """
 
     put: int = 0
     done: int = 0
+    received: int = 0
+    resent: int = 0
+    unconfirmed: int = 0
     dropped: int = 0
     expired: int = 0
     coalesced: int = 0
@@ -59,14 +78,18 @@ class Outbox:
         max_rows: int,
         max_bytes: int,
         clock_ms: Callable[[], int],
+        clock_s: Callable[[], float],
     ) -> None:
         self.store = store
         self.stats = OutboxStats()
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self.clock_ms = clock_ms
+        self._clock_s = clock_s
         self._index = Index()
+        self._held = Held(self._write_held)
         self._indexed_through = 0
+        self._newest_row = 0
         # Rows that are through but still on disk: deleted many at a time, spared on a re-read.
         self._to_delete: dict[int, None] = {}
         self._deleting: dict[int, None] = {}
@@ -84,32 +107,62 @@ class Outbox:
         max_rows: int = 100_000,
         max_bytes: int = 64 << 20,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> Self:
         """Create the table if need be and index what an earlier process left."""
-        await store.create(COMPONENT, version=VERSION, ddl=DDL)
-        outbox = cls(store, max_rows=max_rows, max_bytes=max_bytes, clock_ms=clock_ms)
+        await store.create(COMPONENT, version=VERSION, ddl=DDL, migrations=MIGRATIONS)
+        outbox = cls(
+            store, max_rows=max_rows, max_bytes=max_bytes, clock_ms=clock_ms, clock_s=clock_s
+        )
         await outbox.refresh()
+        for entry in outbox._index.entries.values():
+            # It may have been sent before, and its receiver may owe the receipt.
+            entry.sends = int(entry.receipt is not None)
         return outbox
 
     def __len__(self) -> int:
-        """Rows that are not through yet."""
+        """Messages that are not through yet."""
         return len(self._index.entries)
 
     @property
     def size_bytes(self) -> int:
-        """What the rows that are not through count against the limit."""
+        """What the messages that are not through count against the limit."""
         return self._index.size_bytes
 
-    async def put(self, message: OutboxMessage) -> None:
-        """Return once the message is on the medium.
+    @property
+    def unsent(self) -> int:
+        """Messages that the broker does not have, or that are to be sent again now."""
+        return len(self._index.entries) - self._index.later
 
-        A full outbox drops its oldest droppable rows first, then a droppable `message` itself.
+    async def put(
+        self,
+        message: OutboxMessage,
+        *,
+        hold: bool = False,
+        not_before_s: float = 0.0,
+        stream_bytes: int | None = None,
+    ) -> None:
+        """Return once the message is safe: on the medium, or, with `hold`, at its receiver.
+
+        A full outbox drops its oldest droppable messages first, then a droppable `message` itself;
+        `stream_bytes` bounds in the same way what waits for its topic. A message whose receipt is
+        awaited already is that same message. `not_before_s`: from now, not sent before.
 
         Raises OutboxFullError, MessageTooLargeError, StoreError.
         """
-        if not self._make_room(message):
+        if message.receipt is not None and message.receipt in self._index.by_receipt:
+            await self._held.wait_safe(self._index.by_receipt[message.receipt])
+            return
+        if not self._make_room(message, stream_bytes):
             self.stats.dropped += 1
             return
+        if hold and message.receipt is not None and self._held.may_hold:
+            await self._hold(message)
+        else:
+            await self._put_on_disk(message, not_before_s)
+        self.stats.put += 1
+
+    async def _put_on_disk(self, message: OutboxMessage, not_before_s: float) -> None:
         deleted = self._claim_deletions()
 
         def run(connection: sqlite3.Connection) -> int:
@@ -132,8 +185,47 @@ class Outbox:
             self._forget_claimed(deleted)
         # A look that shared the commit has found the row already: it may even be on its way.
         if row_id > self._indexed_through:
-            self._adopt(_entry(row_id, message))
-        self.stats.put += 1
+            entry = self._adopt(_entry(row_id, message))
+            if entry is not None and not_before_s > 0:
+                self._index.postpone(entry, self._clock_s() + not_before_s)
+
+    async def _hold(self, message: OutboxMessage) -> None:
+        entry = self._held.entry(message, after=self._newest_row)
+        self._index.add(entry)
+        self._changed.set()
+        try:
+            await self._held.wait_received_or_write(entry, HOLD_S)
+        except BaseException:
+            # Nobody was told that it is safe: who wanted it sent will say so again.
+            if self._index.discard(entry.handle) is not None and entry.row_id is not None:
+                self._to_delete[entry.row_id] = None
+            raise
+
+    async def _write_held(self, group: list[Entry]) -> None:
+        """Put these on the disk, in one commit."""
+        deleted = self._claim_deletions()
+        held = [entry.message for entry in group if entry.message is not None]
+
+        def run(connection: sqlite3.Connection) -> list[int]:
+            delete(connection, deleted)
+            return [insert(connection, message) for message in held]
+
+        try:
+            row_ids = await self.store.write(run)
+        except BaseException as exc:
+            self._to_delete |= dict.fromkeys(deleted)
+            if isinstance(exc, asyncio.CancelledError):
+                self.changed()
+            raise
+        finally:
+            self._forget_claimed(deleted)
+        for entry, row_id in zip(group, row_ids, strict=True):
+            self._note_row(row_id)
+            if entry.handle in self._index.entries and entry.row_id is None:
+                self._index.written(entry, row_id)
+            elif entry.row_id != row_id:
+                # Its receipt came while it was written.
+                self._to_delete[row_id] = None
 
     def changed(self) -> None:
         """Note that rows came in by `insert`; the next `wait` or `take` looks for them."""
@@ -146,28 +238,49 @@ class Outbox:
         since = self._indexed_through
         rows = await self.store.read(
             lambda connection: connection.execute(
-                "SELECT id, lane, size_bytes, expires_at_ms, coalesce_key, droppable"
-                " FROM outbox WHERE id > ? ORDER BY id",
+                "SELECT id, lane, size_bytes, expires_at_ms, coalesce_key, receipt,"
+                " CASE WHEN droppable THEN topic END, id FROM outbox WHERE id > ? ORDER BY id",
                 (since,),
             ).fetchall()
         )
-        for row in rows:
-            entry = Entry(row[0], row[1], row[2], row[3], row[4], bool(row[5]))
-            known = entry.id in self._index.entries
-            if not known and entry.id not in self._to_delete and entry.id not in self._deleting:
+        for row_id, *columns in rows:
+            if (
+                self._index.knows_row(row_id)
+                or row_id in self._to_delete
+                or row_id in self._deleting
+            ):
+                continue
+            entry = Entry(row_id, (row_id, 0), *columns)
+            twin = self._index.by_receipt.get(entry.receipt or b"")
+            if twin is None:
                 self._adopt(entry)
+            elif self._index.entries[twin].row_id is None:
+                # It was held, and is found before its write has returned.
+                self._index.written(self._index.entries[twin], row_id)
+                self._held.forget(twin)
+            else:
+                self._to_delete[row_id] = None
         if rows:
             self._indexed_through = max(self._indexed_through, rows[-1][0])
+            self._newest_row = max(self._newest_row, rows[-1][0])
 
     async def wait(self) -> None:
         """Return when there may be something to take."""
-        while not self._stale and self._index.peek_ready() is None:
+        while True:
+            self._index.wake(self._clock_s())
+            if self._stale or self._index.peek_ready() is not None:
+                return
             self._changed.clear()
-            await self._changed.wait()
+            due_s = self._index.next_due_s()
+            try:
+                async with asyncio.timeout(None if due_s is None else due_s - self._clock_s()):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
 
-    async def wait_empty(self) -> None:
-        """Return when every row is through."""
-        while self._stale or self._index.entries:
+    async def wait_sent(self) -> None:
+        """Return when the broker has every message."""
+        while self._stale or self.unsent:
             self._finished.clear()
             await self._finished.wait()
 
@@ -180,66 +293,124 @@ class Outbox:
     async def take(self, *, max_rows: int, max_bytes: int) -> list[OutboxRow]:
         """Return what to send next, in order, and mark it as in flight.
 
-        At least one row if there is any, else no more than `max_rows` and `max_bytes`.
-        Rows that have expired are dropped and counted.
+        At least one message if there is any, else no more than `max_rows` and `max_bytes`.
+        What has expired is dropped and counted.
         """
         if self._stale:
             await self.refresh()
+        self._index.wake(self._clock_s())
         taken: list[Entry] = []
         size_bytes = 0
         now_ms = self.clock_ms()
         while len(taken) < max_rows and (entry := self._index.peek_ready()) is not None:
-            if entry.expires_at_ms is not None and entry.expires_at_ms <= now_ms:
-                self._finish(entry.id)
+            if _has_expired(entry, now_ms):
+                self._finish(entry.handle)
                 self.stats.expired += 1
                 continue
             if taken and size_bytes + entry.size_bytes > max_bytes:
                 break
-            entry.in_flight = True
+            self._index.launch(entry)
             size_bytes += entry.size_bytes
             taken.append(entry)
         if not taken:
             self._finished.set()
             return []
-        try:
-            rows = await self.store.read(partial(fetch, row_ids=[entry.id for entry in taken]))
-        except BaseException:
-            self.put_back(entry.id for entry in taken)
-            raise
-        # A row that a newer one has replaced meanwhile is gone from the table.
-        for gone in {entry.id for entry in taken} - {row.id for row in rows}:
-            self._index.discard(gone)
-            self._finished.set()
+        held = {entry.handle: entry.message for entry in taken if entry.message is not None}
+        row_ids = [e.row_id for e in taken if e.message is None and e.row_id is not None]
+        on_disk: Mapping[int, OutboxMessage] = {}
+        if row_ids:
+            try:
+                on_disk = await self.store.read(partial(fetch, row_ids=row_ids))
+            except BaseException:
+                self.put_back(entry.handle for entry in taken)
+                raise
+        rows = []
+        for entry in taken:
+            message = held.get(entry.handle) or on_disk.get(entry.row_id or 0)
+            if message is not None:
+                rows.append(OutboxRow(entry.handle, message))
+            else:
+                # A row that a newer one has replaced meanwhile is gone from the table.
+                self._index.discard(entry.handle)
+                self._finished.set()
         return rows
 
-    def done(self, row_id: int) -> None:
-        """The row is through: it is forgotten now and deleted with the next batch."""
-        if self._index.entries.get(row_id) is not None:
+    def sent(self, handle: int, *, anybody: bool = True) -> None:
+        """The broker has the message; `anybody`: and somebody who subscribed to it."""
+        entry = self._index.entries.get(handle)
+        if entry is None:
+            return
+        entry.sends += 1
+        self.stats.resent += entry.sends > 1
+        if entry.receipt is None:
             self.stats.done += 1
-        self._finish(row_id)
+            self._finish(handle)
+        elif entry.sends > MAX_SENDS:
+            self.stats.unconfirmed += 1
+            self._finish(handle)
+        else:
+            first_s, longest_s = (RESEND_S, RESEND_MAX_S) if anybody else (NOBODY_S, NOBODY_MAX_S)
+            self._postpone(entry, min(longest_s, first_s * 2.0 ** (entry.sends - 1)))
+            self._finished.set()
 
-    def refuse(self, row_id: int) -> None:
-        """The row can never be delivered: it is dropped and counted."""
-        if self._index.entries.get(row_id) is not None:
+    def received(self, receipts: Iterable[bytes]) -> None:
+        """The application at the other end has committed these messages: they are through."""
+        for receipt in receipts:
+            handle = self._index.by_receipt.get(receipt)
+            if handle is not None:
+                self.stats.received += 1
+                self._finish(handle)
+        self._held.receipts_are_prompt = True
+
+    def hurry(self, receipts: Iterable[bytes], *, in_s: float) -> None:
+        """Whoever is to receive these has come back: send them again, unless their receipts come."""
+        for receipt in receipts:
+            handle = self._index.by_receipt.get(receipt)
+            entry = None if handle is None else self._index.entries[handle]
+            if entry is not None and entry.stage is Stage.LATER:
+                self._postpone(entry, min(in_s, entry.due_s - self._clock_s()))
+
+    def refuse(self, handle: int) -> None:
+        """The message can never be delivered: it is dropped and counted."""
+        if handle in self._index.entries:
             self.stats.dropped += 1
-        self._finish(row_id)
+        self._finish(handle)
 
-    def put_back(self, row_ids: Iterable[int]) -> None:
+    def put_back(self, handles: Iterable[int]) -> None:
         """These were not delivered: they are next again, in their old order."""
-        for row_id in row_ids:
-            entry = self._index.entries.get(row_id)
-            if entry is not None and entry.in_flight:
-                self._index.put_back(entry)
+        for handle in handles:
+            entry = self._index.entries.get(handle)
+            if entry is not None and entry.stage is Stage.IN_FLIGHT:
+                self._index.make_ready(entry)
         self._changed.set()
 
-    def put_back_all(self) -> None:
-        """The connection is gone: whatever was in flight is next again."""
-        self.put_back([entry.id for entry in self._index.entries.values() if entry.in_flight])
+    def link_opened(self, *, session_present: bool) -> None:
+        """A connection is there: what the last one left in doubt is next again, in its old order.
+
+        That is what was in flight, and of what awaits a receipt everything if the broker has
+        forgotten us, else what was sent once: a broker that died may have forgotten the newest.
+        """
+        self._held.receipts_are_prompt = False
+        for entry in self._index.entries.values():
+            in_doubt = entry.stage is Stage.LATER and entry.sends
+            if entry.stage is Stage.IN_FLIGHT or (
+                in_doubt and (not session_present or entry.sends == 1)
+            ):
+                self._index.make_ready(entry)
+        self._changed.set()
 
     @property
     def deletions_due(self) -> int:
         """Rows that are through and still on disk."""
         return len(self._to_delete)
+
+    async def flush(self) -> None:
+        """Put on the disk what is held, delete from it what is through.
+
+        All that a crash before it costs is a repeat.
+        """
+        await self._held.write_now()
+        await self.flush_deletions()
 
     async def flush_deletions(self) -> None:
         """Delete from the disk what is through. All that a crash before it costs is a repeat."""
@@ -252,16 +423,26 @@ class Outbox:
             finally:
                 self._forget_claimed(deleted)
 
-    def _make_room(self, message: OutboxMessage) -> bool:
+    def _make_room(self, message: OutboxMessage, stream_bytes: int | None) -> bool:
         """Drop what must go for `message`; False when it is the one to drop itself."""
         size_bytes = message.size_bytes
-        if size_bytes > self._max_bytes:
+        limit_bytes = min(
+            self._max_bytes, self._max_bytes if stream_bytes is None else stream_bytes
+        )
+        if size_bytes > limit_bytes:
             raise MessageTooLargeError(
                 f"a message of {size_bytes} bytes for {message.topic} never fits the outbox"
-                f" ({self._max_bytes} bytes)",
+                f" ({limit_bytes} bytes)",
                 size_bytes=size_bytes,
-                limit_bytes=self._max_bytes,
+                limit_bytes=limit_bytes,
             )
+        stream = self._index.streams.get(message.topic)
+        while stream_bytes is not None and stream is not None:
+            if stream.size_bytes + size_bytes <= stream_bytes:
+                break
+            if (oldest := self._index.oldest_droppable(message.topic)) is None:
+                return False
+            self._drop(oldest)
         replaced = self._index.by_key.get(message.coalesce_key or "")
         spare = 0 if replaced is None else self._index.entries[replaced].size_bytes
         spare_rows = 0 if replaced is None else 1
@@ -269,10 +450,7 @@ class Outbox:
             len(self) + self._reserved_rows - spare_rows >= self._max_rows
             or self.size_bytes + self._reserved_bytes - spare + size_bytes > self._max_bytes
         ):
-            oldest = next(
-                (i for i in self._index.droppable if not self._index.entries[i].in_flight), None
-            )
-            if oldest is None:
+            if (oldest := self._index.oldest_droppable()) is None:
                 if message.droppable:
                     return False
                 raise OutboxFullError(
@@ -281,29 +459,51 @@ class Outbox:
                     rows=len(self),
                     size_bytes=self.size_bytes,
                 )
-            self._finish(oldest)
-            self.stats.dropped += 1
+            self._drop(oldest)
         return True
 
-    def _adopt(self, entry: Entry) -> None:
+    def _drop(self, handle: int) -> None:
+        if self._index.entries[handle].sends:
+            self.stats.unconfirmed += 1
+        else:
+            self.stats.dropped += 1
+        self._finish(handle)
+
+    def _adopt(self, entry: Entry) -> Entry | None:
+        """Take up a row that is new; None when it has been replaced already."""
         key = entry.coalesce_key
         if key is not None and (older := self._index.by_key.get(key)) is not None:
-            if older > entry.id:
+            if older > entry.handle:
                 # A refresh may find rows out of turn; the newer one has won already.
-                return
+                return None
             self._index.discard(older)
             self.stats.coalesced += 1
         self._index.add(entry)
-        if entry.id == self._indexed_through + 1:
-            self._indexed_through = entry.id
-        else:
+        self._note_row(entry.handle)
+        self._changed.set()
+        return entry
+
+    def _note_row(self, row_id: int) -> None:
+        self._newest_row = max(self._newest_row, row_id)
+        if row_id == self._indexed_through + 1:
+            self._indexed_through = row_id
+        elif row_id > self._indexed_through:
             # Rows between came in by `insert`: look for them before sending this one.
             self._stale = True
-        self._changed.set()
 
-    def _finish(self, row_id: int) -> None:
-        if self._index.discard(row_id) is not None:
-            self._to_delete[row_id] = None
+    def _postpone(self, entry: Entry, delay_s: float) -> None:
+        earlier_s = self._index.next_due_s()
+        self._index.postpone(entry, self._clock_s() + delay_s)
+        if earlier_s is None or entry.due_s < earlier_s:
+            # Whoever waits for the next one waits too long now.
+            self._changed.set()
+
+    def _finish(self, handle: int) -> None:
+        entry = self._index.discard(handle)
+        if entry is not None:
+            self._held.forget(handle)
+            if entry.row_id is not None:
+                self._to_delete[entry.row_id] = None
             self._finished.set()
 
     def _claim_deletions(self) -> list[int]:
@@ -322,9 +522,19 @@ class Outbox:
 def _entry(row_id: int, message: OutboxMessage) -> Entry:
     return Entry(
         row_id,
+        (row_id, 0),
         int(message.lane),
         message.size_bytes,
         message.expires_at_ms,
         message.coalesce_key,
-        message.droppable,
+        message.receipt,
+        message.topic if message.droppable else None,
+        row_id,
     )
+
+
+def _has_expired(entry: Entry, now_ms: int) -> bool:
+    """One that was sent before is asked about even so: its receiver may owe the receipt."""
+    if entry.expires_at_ms is None or entry.expires_at_ms > now_ms:
+        return False
+    return entry.stream is not None or not entry.sends

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 COMPONENT = "outbox"
-VERSION = 1
+VERSION = 2
 DDL = """
 CREATE TABLE outbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -25,10 +25,12 @@ CREATE TABLE outbox (
     correlation BLOB,
     coalesce_key TEXT,
     droppable INTEGER NOT NULL,
-    size_bytes INTEGER NOT NULL
+    size_bytes INTEGER NOT NULL,
+    receipt BLOB
 );
 CREATE INDEX outbox_coalesce ON outbox (coalesce_key) WHERE coalesce_key IS NOT NULL;
 """
+MIGRATIONS = {2: "ALTER TABLE outbox ADD COLUMN receipt BLOB;"}
 # What a row costs beside its payload and topic: columns, index entries, page overhead.
 ROW_OVERHEAD_BYTES = 64
 
@@ -48,6 +50,8 @@ class OutboxMessage:
 
     A newer message with the same `coalesce_key` replaces an older one (retained state);
     a `droppable` one (telemetry) may be dropped, and is counted, when the outbox is full.
+    `receipt` is what the application at the other end names the message by once it has committed it:
+    the row lives until then. Without one the row ends at PUBACK.
     """
 
     topic: str
@@ -60,6 +64,7 @@ class OutboxMessage:
     correlation: bytes | None = None
     coalesce_key: str | None = None
     droppable: bool = False
+    receipt: bytes | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -70,7 +75,7 @@ class OutboxMessage:
 
 @dataclass(frozen=True, slots=True)
 class OutboxRow:
-    """A message together with the id of its row."""
+    """A message together with the handle that the outbox knows it by."""
 
     id: int
     message: OutboxMessage
@@ -86,8 +91,8 @@ def insert(connection: sqlite3.Connection, message: OutboxMessage) -> int:
         connection.execute("DELETE FROM outbox WHERE coalesce_key = ?", (message.coalesce_key,))
     cursor = connection.execute(
         "INSERT INTO outbox (lane, topic, payload, qos, retain, expires_at_ms, response_topic,"
-        " correlation, coalesce_key, droppable, size_bytes)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " correlation, coalesce_key, droppable, size_bytes, receipt)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             int(message.lane),
             message.topic,
@@ -100,6 +105,7 @@ def insert(connection: sqlite3.Connection, message: OutboxMessage) -> int:
             message.coalesce_key,
             message.droppable,
             message.size_bytes,
+            message.receipt,
         ),
     )
     assert cursor.lastrowid is not None  # noqa: S101 - an INSERT that did not raise has one
@@ -111,17 +117,17 @@ def delete(connection: sqlite3.Connection, row_ids: Iterable[int]) -> None:
     connection.executemany("DELETE FROM outbox WHERE id = ?", ((row_id,) for row_id in row_ids))
 
 
-def fetch(connection: sqlite3.Connection, row_ids: Iterable[int]) -> list[OutboxRow]:
-    """These rows, in this order; those that are gone are left out."""
-    rows = []
+def fetch(connection: sqlite3.Connection, row_ids: Iterable[int]) -> dict[int, OutboxMessage]:
+    """The messages of these rows by row id; those that are gone are left out."""
+    messages = {}
     for row_id in row_ids:
         found = connection.execute(
             "SELECT topic, payload, qos, retain, lane, expires_at_ms, response_topic, correlation,"
-            " coalesce_key, droppable FROM outbox WHERE id = ?",
+            " coalesce_key, droppable, receipt FROM outbox WHERE id = ?",
             (row_id,),
         ).fetchone()
         if found is not None:
-            message = OutboxMessage(
+            messages[row_id] = OutboxMessage(
                 topic=found[0],
                 payload=found[1],
                 qos=found[2],
@@ -132,6 +138,6 @@ def fetch(connection: sqlite3.Connection, row_ids: Iterable[int]) -> list[Outbox
                 correlation=found[7],
                 coalesce_key=found[8],
                 droppable=bool(found[9]),
+                receipt=found[10],
             )
-            rows.append(OutboxRow(row_id, message))
-    return rows
+    return messages

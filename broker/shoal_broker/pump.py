@@ -1,4 +1,4 @@
-"""The outbox onto one link: several in flight, order kept, a row done at its PUBACK.
+"""The outbox onto one link: several in flight, order kept, and the outbox hears of each PUBACK.
 
 Lives as long as the link. What was in flight when it ended is next again on the following one:
 at least once, in the old order. The window is shared with publishes that bypass the outbox.
@@ -23,6 +23,7 @@ PASSING_PAUSE_S = 1.0
 STORE_PAUSE_S = 5.0
 # Deletions wait this long for company: one fsync for many rows.
 DELETION_DELAY_S = 0.25
+QUESTION_EXPIRY_S = 60
 RETAIN_NOT_SUPPORTED = 0x9A
 
 
@@ -40,21 +41,27 @@ class SendWindow:
         """Wait for a slot; `publish` gives it back."""
         await self._slots.acquire()
 
-    async def publish(self, message: Outbound) -> None:
-        """Send within a reserved slot; raises what `Link.publish` and `check` raise."""
+    async def publish(self, message: Outbound) -> bool:
+        """Send within a reserved slot; returns and raises what `Link.publish` and `check` do."""
         try:
             check(self._link.greeting, message)
             if not self._in_flight:
                 self._moved_s = time.monotonic()
             self._in_flight += 1
             try:
-                await self._link.publish(message)
+                had_subscribers = await self._link.publish(message)
             finally:
                 self._in_flight -= 1
             self.published += 1
             self._moved_s = time.monotonic()
+            return had_subscribers
         finally:
             self._slots.release()
+
+    @property
+    def session_present(self) -> bool:
+        """Whether the broker remembered us when the link was made."""
+        return self._link.greeting.session_present
 
     @property
     def stuck_s(self) -> float:
@@ -98,7 +105,7 @@ class Pump:
 
     async def run(self) -> None:
         """Send until the link is lost (an exception group of LinkError) or cancelled."""
-        self._outbox.put_back_all()
+        self._outbox.link_opened(session_present=self._window.session_present)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._sweep(), name="session.sweep")
             while True:
@@ -128,7 +135,7 @@ class Pump:
 
     async def _send(self, row: OutboxRow) -> None:
         try:
-            await self._window.publish(_outbound(row.message, self._outbox.clock_ms()))
+            anybody = await self._window.publish(_outbound(row.message, self._outbox.clock_ms()))
         except RefusedByBrokerError as exc:
             if exc.reason_code in PASSING_REASONS:
                 log.warning("message put back", topic=row.message.topic, error=str(exc))
@@ -141,7 +148,7 @@ class Pump:
             log.error("message refused", topic=row.message.topic, error=str(exc))  # noqa: TRY400 - the message says it all
             self._outbox.refuse(row.id)
         else:
-            self._outbox.done(row.id)
+            self._outbox.sent(row.id, anybody=anybody)
         finally:
             self._messages -= 1
             self._bytes -= row.message.size_bytes
@@ -161,7 +168,10 @@ class Pump:
 def _outbound(message: OutboxMessage, now_ms: int) -> Outbound:
     expiry_s = None
     if message.expires_at_ms is not None:
-        expiry_s = max(1, -(-(message.expires_at_ms - now_ms) // 1000))
+        expiry_s = -(-(message.expires_at_ms - now_ms) // 1000)
+        if expiry_s <= 0:
+            # Its time is over, its receipt is not here: it goes as a question, not as an order.
+            expiry_s = QUESTION_EXPIRY_S
     return Outbound(
         topic=message.topic,
         payload=message.payload,

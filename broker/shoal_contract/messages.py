@@ -195,6 +195,10 @@ class Wanted(_Part, frozen=True, tag=7):
     revision: Annotated[int, msgspec.Meta(ge=0)]
     issued_ms: Millis
     models: list[ModelWanted]
+    groups: list[Name] = []
+    """The groups whose commands are for this node, beside `topics.EVERYBODY`."""
+    fleet_nodes: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """How many nodes the fleet had: so many come back at once when the broker does."""
 
 
 class ChunksMissing(_Part, frozen=True, tag=8):
@@ -266,6 +270,15 @@ class Manifest(_Part, frozen=True, tag=12):
     files: list[FileEntry]
 
 
+class Receipt(_Part, frozen=True, tag=13):
+    """These messages of yours are committed here: you need not keep them, nor send them again.
+
+    `names`: what `receipts.name` makes of each one, joined.
+    """
+
+    names: bytes
+
+
 Message = (
     Command
     | Cancel
@@ -279,6 +292,7 @@ Message = (
     | InferRequest
     | InferReply
     | Manifest
+    | Receipt
 )
 
 KINDS: Final[frozenset[int]] = frozenset(

@@ -16,6 +16,10 @@ _ROOT = re.compile(r"[A-Za-z0-9_-]{1,32}(?:/[A-Za-z0-9_-]{1,32}){0,3}")
 _MAX_CHUNKS = 1 << 20
 
 
+EVERYBODY = "all"
+"""The group that every node belongs to."""
+
+
 class Channel(StrEnum):
     """The last level of a node's topic: what flows there."""
 

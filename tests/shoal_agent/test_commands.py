@@ -64,7 +64,9 @@ class Node:
         self.changed = asyncio.Event()
 
     async def send(self, command) -> None:
-        await self.commands.receive(messages.encode(command))
+        await (self.commands.cancel if isinstance(command, Cancel) else self.commands.accept)(
+            command
+        )
 
     async def answers(self) -> list:
         rows = await self.store.read(
@@ -233,16 +235,3 @@ async def test_a_restart_takes_up_what_may_be_repeated_and_fails_what_may_not(tm
     async with running(tmp_path, lamp) as node:
         await node.until(b"\x01" * 8, State.SUCCEEDED)
         assert "not safe" in (await node.until(b"\x02" * 8, State.FAILED)).reason
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [b"", b"\xff", b"\x80", b"\x81\x17", b"\x82\x01\x02", bytes(100_000), b"\x83\x05\xf5\x44boot"],
-)
-async def test_garbage_is_counted_and_has_no_effect(tmp_path, payload):
-    lamp = Lamp()
-    async with running(tmp_path, lamp) as node:
-        await node.commands.receive(payload)
-        stats = node.commands.stats
-        assert stats.malformed + stats.unknown_kind == 1
-        assert await node.answers() == []
