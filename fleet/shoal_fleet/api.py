@@ -16,6 +16,7 @@ from shoal_fleet import metrics
 from shoal_fleet.access import Door
 from shoal_fleet.controller import Controller
 from shoal_fleet.errors import FleetError, RequestError
+from shoal_fleet.orders import Order
 from shoal_fleet.plain import plain
 from shoal_fleet.releases import Release
 from shoal_fleet.rollout_state import Options
@@ -54,9 +55,11 @@ class LabelChanges(_Body):
 
 
 class NewCommand(_Body):
-    """A command for a node."""
+    """A command for a node or a group. `publish` false: it is recorded, and somebody else sends it."""
 
-    node: str
+    node: str | None = None
+    group: str | None = Field(default=None, max_length=256)
+    publish: bool = True
     op: str = Field(min_length=1, max_length=64)
     args: dict[str, Any] = Field(default_factory=dict)
     expires_s: float = Field(default=60.0, gt=0, le=30 * 86400)
@@ -140,7 +143,7 @@ async def read_node(parts: Parts, node: str) -> Answer:
 @router.patch("/api/nodes/{node}/labels")
 async def change_labels(parts: Parts, node: str, changes: LabelChanges) -> Answer:
     """Set or take away labels."""
-    return parts.node_view(await parts.registry.label(node, changes.labels))
+    return parts.node_view(await parts.label(node, changes.labels))
 
 
 @router.put("/api/nodes/{node}/models/{model}")
@@ -154,10 +157,20 @@ async def want_release(parts: Parts, node: str, model: str, wanted: WantedReleas
 @router.post("/api/commands", status_code=201)
 async def send_command(parts: Parts, new: NewCommand) -> Answer:
     """Send a command; returns once it is recorded and in the outbox."""
-    parts.registry.get(new.node)
-    return await parts.commands.send(
-        new.node, new.op, new.args, expires_s=new.expires_s, priority=new.priority
-    )
+    if (new.node is None) == (new.group is None):
+        raise RequestError("a command is for a node or for a group")
+    order = Order(new.op, new.args, expires_s=new.expires_s, priority=new.priority)
+    if new.group is not None:
+        if not new.publish:
+            raise RequestError("only a command for one node can be sent by somebody else")
+        members = parts.members(new.group)
+        return await parts.commands.get(await parts.orders.send_to_group(new.group, members, order))
+    node = parts.registry.get(new.node or "").name
+    ordered = await parts.orders.send(node, order, publish=new.publish)
+    command = await parts.commands.get(ordered.id)
+    if not new.publish:
+        command |= {"topic": ordered.topic, "payload": ordered.payload.hex()}
+    return command
 
 
 @router.get("/api/commands")

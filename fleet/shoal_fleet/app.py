@@ -31,8 +31,10 @@ from shoal_fleet.database import Database, FleetBase, ReadingsBase
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import ConfigError, ListenError, StateError
 from shoal_fleet.inbox import Inbox, Parts
+from shoal_fleet.orders import Orders
 from shoal_fleet.publisher import Publisher
 from shoal_fleet.readings import Readings
+from shoal_fleet.receipts import Receipts
 from shoal_fleet.registry import Registry
 from shoal_fleet.releases import Releases
 from shoal_fleet.rollout_views import RolloutViews
@@ -95,6 +97,7 @@ async def running(config: FleetConfig, state_dir: Path) -> AsyncIterator[tuple[C
                     "rollouts": controller.rollouts.run,
                     "prepare": controller.rollouts.prepare,
                     "commands": controller.commands.sweep,
+                    "receipts": controller.receipts.run,
                     "alarms": controller.alarms.watch,
                     "webhook": controller.alarms.deliver,
                 }.items()
@@ -199,8 +202,10 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
             webhook_url=config.webhook_url,
             is_listening=lambda: session.connected,
         ),
-        commands=Commands(database, session, topics),
+        orders=Orders(database, session, outbox, topics),
+        commands=Commands(database, session, outbox, topics),
         readings=Readings(readings_file, kept=config.readings_kept),
+        receipts=Receipts(session, topics),
         releases=releases,
         deltas=deltas,
         wanted=wanted,
@@ -208,11 +213,14 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
         rollouts=rollouts,
         rollout_views=RolloutViews(database, registry=registry, releases=releases, deltas=deltas),
     )
+    await controller.orders.recover()
     inbox.open(
         Parts(
             registry=registry,
+            orders=controller.orders,
             commands=controller.commands,
             readings=controller.readings,
+            receipts=controller.receipts,
             rollouts=rollouts,
             publisher=publisher,
             wanted=wanted,

@@ -20,7 +20,7 @@ from shoal_fleet.cli_output import (
     segment,
     target,
 )
-from shoal_fleet.errors import FleetError, TimedOutError
+from shoal_fleet.errors import FleetError, TimedOutError, UsageError
 
 if TYPE_CHECKING:
     from shoal_fleet.client import FleetClient
@@ -37,11 +37,25 @@ Expires = Annotated[
 
 def send(
     context: typer.Context,
-    node: str,
-    op: Annotated[str, typer.Argument(help="shoal ops NODE lists them.")],
-    args: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE…")] = None,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NODE] OP [KEY=VALUE…]",
+            help="The node (not with --group), the operation (shoal ops NODE lists them), its arguments.",
+        ),
+    ],
     *,
+    group: Annotated[
+        str | None,
+        typer.Option(help="Instead of NODE: key=value[,key=value], a word for group=word, or all."),
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Wait for the final state.")] = True,
+    print_: Annotated[
+        bool,
+        typer.Option(
+            "--print", help="Do not send: print topic and payload, for any MQTT 5 client."
+        ),
+    ] = False,
     timeout_s: Annotated[
         float | None, typer.Option("--timeout", min=0, help="Wait at most so many seconds.")
     ] = None,
@@ -49,28 +63,42 @@ def send(
     priority: Annotated[int, typer.Option(min=0, max=9, help="A higher one runs first.")] = 4,
     as_json: AsJson = False,
 ) -> None:
-    """Send a command to a node and follow it. Values are JSON literals, else text."""
-    given = {key: parse_value(value) for key, value in parse_pairs(args or []).items()}
+    """Send a command to a node or a group and follow it. Values are JSON literals, else text."""
+    receiver, (op, *pairs) = _receiver(words, group)
+    if print_ and group is not None:
+        raise UsageError("--print is for one node")
+    order = {
+        **receiver,
+        "op": op,
+        "args": {key: parse_value(value) for key, value in parse_pairs(pairs).items()},
+        "expires_s": expires_s,
+        "priority": priority,
+        "publish": not print_,
+    }
     with target(context).connect() as client:
-        command = client.post(
-            "/api/commands",
-            {
-                "node": node,
-                "op": op,
-                "args": given,
-                "expires_s": expires_s,
-                "priority": priority,
-            },
-        )
-        if wait:
+        command = client.post("/api/commands", order)
+        if wait and not print_:
             patience_s = expires_s + PATIENCE_S if timeout_s is None else timeout_s
             command = follow(client, command, timeout_s=patience_s, show=not as_json)
     if as_json:
         print_json(command)
+    elif print_:
+        typer.echo(f"{command['topic']} {command['payload']}")
     elif not wait:
         typer.echo(command["id"])
-    if wait:
+    elif command["group"]:
+        _print_nodes(command)
+    if wait and not print_:
         _finish(command, show_result=not as_json)
+
+
+def _receiver(words: list[str], group: str | None) -> tuple[dict[str, str], list[str]]:
+    """Who is meant, and the words that are left: the operation and its arguments."""
+    if group is not None:
+        return {"group": group}, words
+    if len(words) < 2:  # noqa: PLR2004 - NODE and OP
+        raise UsageError("a command needs a node, or --group, and an operation")
+    return {"node": words[0]}, words[1:]
 
 
 def cancel(
@@ -88,7 +116,9 @@ def cancel(
     if as_json:
         print_json(answer)
     elif answer["answer"] is not None:
-        typer.echo(printable(f"{answer['answer'].replace('_', ' ')} {answer['reason']}".rstrip()))
+        for node, one in answer.get("nodes", {"": answer}).items():
+            said = (one["answer"] or "no answer").replace("_", " ")
+            typer.echo(printable(f"{node} {said} {one['reason']}".strip()))
     if answer["answer"] is None:
         raise TimedOutError(f"{command}: {answer['reason']}")
     if answer["answer"] != "cancelled":
@@ -175,11 +205,12 @@ def history(
         return
     print_table(
         "Commands",
-        ("id", "node", "op", "sent", "state", "reason"),
+        ("id", "node", "group", "op", "sent", "state", "reason"),
         [
             (
                 row["id"],
                 row["node"],
+                row["group"],
                 row["op"],
                 clock(row["issued_ms"]),
                 row["state"],
@@ -203,7 +234,8 @@ def follow(
     while True:
         for step in command["history"][shown:]:
             if show and step["state"] != "sent":
-                typer.echo(printable(f"{step['state']} {step['reason']}".rstrip()), err=True)
+                who = f"{step['node']} " if command["group"] else ""
+                typer.echo(printable(f"{who}{step['state']} {step['reason']}".rstrip()), err=True)
         shown = len(command["history"])
         if command["final"]:
             return command
@@ -225,7 +257,27 @@ def _result(context: typer.Context, node: str, op: str, args: dict[str, Any]) ->
     return command["result"]
 
 
+def _print_nodes(command: dict[str, Any]) -> None:
+    print_table(
+        f"{command['op']} in {command['group']}",
+        ("node", "state", "result or reason"),
+        [
+            (
+                node,
+                one["state"],
+                one["reason"] if one["result"] is None else json.dumps(one["result"]),
+            )
+            for node, one in command["nodes"].items()
+        ],
+    )
+
+
 def _finish(command: dict[str, Any], *, show_result: bool) -> None:
+    if command["group"]:
+        if command["state"] != "succeeded":
+            states = ", ".join(f"{count} {state}" for state, count in command["states"].items())
+            raise FleetError(f"{command['op']} in {command['group']}: {states}")
+        return
     match command["state"]:
         case "succeeded":
             if show_result and command["result"] is not None:

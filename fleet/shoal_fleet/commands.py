@@ -1,12 +1,13 @@
-"""Commands to nodes: recorded, sent durably, followed to their one final state.
+"""Commands that were sent, followed to their one final state on each node.
 
 A state never goes back. When a command was never accepted and has expired, the controller presumes
-EXPIRED; only the node's own word, should it have been cut off with the answer, corrects that.
+EXPIRED; only the node's own word, should it have been cut off with the answer, corrects that. How
+commands leave is the business of `orders`.
 """
 
 import asyncio
-import os
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -14,40 +15,42 @@ import structlog
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from shoal_broker.outbox import Outbox
 from shoal_broker.session import Lane, Session
 from shoal_contract import cbor, messages
-from shoal_contract.errors import ContractError
 from shoal_contract.messages import (
-    MAX_MESSAGE_BYTES,
     Cancel,
     CancelAnswer,
     Cancelled,
-    Command,
     CommandUpdate,
     State,
 )
 from shoal_contract.topics import Topics
 from shoal_fleet.clock import now_ms
+from shoal_fleet.command_views import (
+    SENT,
+    STATE_NAMES,
+    cancel_answer,
+    is_final,
+    view,
+    whole,
+)
 from shoal_fleet.database import CommandHistoryRow, CommandRow, Database
-from shoal_fleet.errors import NotFoundError, RequestError, StateError
-from shoal_fleet.plain import plain
+from shoal_fleet.errors import NotFoundError, StateError
+from shoal_fleet.orders import receipt
 
 log = structlog.get_logger(__name__)
 
-SENT: Final = 0
 GRACE_MS: Final = 10_000
 SWEEP_EVERY_S: Final = 2.0
 CANCEL_EXPIRY_S: Final = 3600.0
 MAX_LISTED: Final = 1000
-
-STATE_NAMES: Final = {SENT: "sent", **{state.value: state.name.lower() for state in State}}
 
 
 @dataclass(slots=True)
 class CommandStats:
     """Counters since the process started."""
 
-    sent: int = 0
     unknown: int = 0
 
 
@@ -59,69 +62,25 @@ class _Arrived:
     update: CommandUpdate
     settled: bool = False
     error: StateError | None = None
+    is_final: bool = False
 
 
 class Commands:
     """The table of commands and the way to the nodes."""
 
-    def __init__(self, database: Database, session: Session, topics: Topics) -> None:
+    def __init__(
+        self, database: Database, session: Session, outbox: Outbox, topics: Topics
+    ) -> None:
         self.stats = CommandStats()
         self._database = database
         self._session = session
+        self._outbox = outbox
         self._topics = topics
         # Who waits for news of a command; dropped when the last one left.
         self._waiting: dict[bytes, list[asyncio.Event]] = defaultdict(list)
-        self._cancel_answers: dict[bytes, Cancelled] = {}
+        self._cancel_answers: dict[tuple[bytes, str], Cancelled] = {}
         self._arrived: list[_Arrived] = []
         self._committing = asyncio.Lock()
-
-    async def send(
-        self, node: str, op: str, args: dict[str, Any], *, expires_s: float, priority: int
-    ) -> dict[str, Any]:
-        """Record the command and hand it to the bus; returns it once both are on the disk.
-
-        Raises:
-            RequestError: it cannot be said in a message.
-        """
-        issued_ms = now_ms()
-        command = Command(
-            id=os.urandom(8),
-            op=op,
-            args=args,
-            issued_ms=issued_ms,
-            expires_ms=issued_ms + round(expires_s * 1000),
-            priority=priority,
-        )
-        try:
-            payload = messages.encode(command)
-            # What a node would refuse is refused here, where the person is.
-            messages.decode_as(payload, Command)
-        except ContractError as exc:
-            raise RequestError(f"{op}: {exc}") from exc
-        async with self._database.write() as session:
-            session.add(
-                CommandRow(
-                    id=command.id,
-                    node=node,
-                    op=op,
-                    args=cbor.encode(args),
-                    issued_ms=issued_ms,
-                    expires_ms=command.expires_ms,
-                    priority=priority,
-                    state=SENT,
-                    presumed=False,
-                    progress=0,
-                    reason="",
-                )
-            )
-            await session.flush()
-            session.add(CommandHistoryRow(command=command.id, state=SENT, at_ms=issued_ms))
-        await self._session.publish(
-            self._topics.commands(node), payload, expiry_s=expires_s, lane=Lane.URGENT
-        )
-        self.stats.sent += 1
-        log.info("command sent", command=command.id.hex(), node=node, op=op)
-        return await self.get(command.id)
 
     async def update(self, node: str, update: CommandUpdate) -> None:
         """What a node says of a command; returns when it is committed.
@@ -146,7 +105,7 @@ class Commands:
         try:
             async with self._database.write() as session:
                 for arrived in group:
-                    await self._apply(session, arrived.node, arrived.update)
+                    arrived.is_final = await self._apply(session, arrived.node, arrived.update)
             error = None
         except StateError as exc:
             error = exc
@@ -154,21 +113,26 @@ class Commands:
         finally:
             for arrived in group:
                 arrived.settled, arrived.error = True, error
+        self._outbox.received(
+            receipt(arrived.update.id, arrived.node) for arrived in group if arrived.is_final
+        )
         for arrived in group:
             self._tell(arrived.update.id)
 
-    async def _apply(self, session: AsyncSession, node: str, update: CommandUpdate) -> None:
-        row = await session.get(CommandRow, update.id)
-        if row is None or row.node != node:
+    async def _apply(self, session: AsyncSession, node: str, update: CommandUpdate) -> bool:
+        """Whether the node's last word on the command stands now."""
+        row = await session.get(CommandRow, (update.id, node))
+        if row is None:
             self.stats.unknown += 1
             log.info("update of an unknown command", command=update.id.hex(), node=node)
-            return
+            return True
         if not _is_news(row, update):
-            return
+            return is_final(row) and not row.presumed
         if update.state != row.state:
             session.add(
                 CommandHistoryRow(
                     command=row.id,
+                    node=node,
                     state=int(update.state),
                     at_ms=update.at_ms,
                     reason=update.reason,
@@ -179,27 +143,41 @@ class Commands:
         row.progress = update.progress
         row.reason = update.reason
         row.result = None if update.result is None else cbor.encode(update.result)
+        return is_final(row)
 
     async def cancelled(self, node: str, answer: Cancelled) -> None:
         """A node's answer to a request to cancel."""
-        async with self._database.read() as session:
-            row = await session.get(CommandRow, answer.id)
-        if row is not None and row.node == node and answer.id in self._waiting:
-            self._cancel_answers[answer.id] = answer
+        if answer.id in self._waiting:
+            self._cancel_answers[(answer.id, node)] = answer
             self._tell(answer.id)
 
     async def cancel(self, command_id: bytes, *, wait_s: float) -> dict[str, Any]:
-        """Ask the node to stop a command.
+        """Ask the node to stop a command, or every node of a group.
 
         Returns:
-            `answer`: "cancelled", "too_late", "refused", or None when none came in time.
+            `answer`: "cancelled", "too_late", "refused", or None when none came in time. For a group
+            the answers under `nodes`, and the one that they share, else "mixed".
 
         Raises:
             NotFoundError: no such command.
         """
-        row = await self._row(command_id)
-        if row.state and State(row.state).is_final and not row.presumed:
-            return _answer(command_id, CancelAnswer.TOO_LATE, f"it has {STATE_NAMES[row.state]}")
+        rows = await self._rows(command_id)
+        answers = await asyncio.gather(*(self._cancel_one(row, wait_s) for row in rows))
+        if not rows[0].group:
+            return answers[0]
+        shared = {answer["answer"] for answer in answers}
+        return {
+            "id": command_id.hex(),
+            "answer": shared.pop() if len(shared) == 1 else "mixed",
+            "reason": "",
+            "nodes": {row.node: answer for row, answer in zip(rows, answers, strict=True)},
+        }
+
+    async def _cancel_one(self, row: CommandRow, wait_s: float) -> dict[str, Any]:
+        command_id, key = row.id, (row.id, row.node)
+        if is_final(row) and not row.presumed:
+            reason = f"it has {STATE_NAMES[row.state]}"
+            return cancel_answer(command_id, CancelAnswer.TOO_LATE, reason)
         news = asyncio.Event()
         self._waiting[command_id].append(news)
         try:
@@ -210,13 +188,13 @@ class Commands:
                 lane=Lane.URGENT,
             )
             async with asyncio.timeout(wait_s):
-                while command_id not in self._cancel_answers:
+                while key not in self._cancel_answers:
                     news.clear()
                     await news.wait()
-            answer = self._cancel_answers[command_id]
-            return _answer(command_id, answer.answer, answer.reason)
+            answer = self._cancel_answers[key]
+            return cancel_answer(command_id, answer.answer, answer.reason)
         except TimeoutError:
-            return _answer(command_id, None, "the node has not answered")
+            return cancel_answer(command_id, None, "the node has not answered")
         finally:
             self._leave(command_id, news)
 
@@ -258,7 +236,7 @@ class Commands:
             query = query.where(CommandRow.node == node)
         async with self._database.read() as session:
             rows = await session.scalars(query.limit(min(limit, MAX_LISTED)))
-            return [_view(row) for row in rows]
+            return [view(row) for row in rows]
 
     async def counts(self) -> dict[str, int]:
         """How many commands stand in each state."""
@@ -291,25 +269,35 @@ class Commands:
                 row.reason = "the node did not accept it in time"
                 session.add(
                     CommandHistoryRow(
-                        command=row.id, state=row.state, at_ms=at_ms, reason=row.reason
+                        command=row.id,
+                        node=row.node,
+                        state=row.state,
+                        at_ms=at_ms,
+                        reason=row.reason,
                     )
                 )
         for row in rows:
             log.info("command expired", command=row.id.hex(), node=row.node, op=row.op)
             self._tell(row.id)
 
-    async def _row(self, command_id: bytes) -> CommandRow:
+    async def _rows(self, command_id: bytes) -> Sequence[CommandRow]:
         async with self._database.read() as session:
-            row = await session.get(CommandRow, command_id)
-        if row is None:
+            rows = (
+                await session.scalars(select(CommandRow).where(CommandRow.id == command_id))
+            ).all()
+        if not rows:
             raise NotFoundError(f"there is no command {command_id.hex()}")
-        return row
+        return rows
 
     async def _describe(self, command_id: bytes) -> dict[str, Any]:
         # One statement: with two, a commit between them would show a history ahead of its state.
         query = (
             select(CommandRow, CommandHistoryRow)
-            .join(CommandHistoryRow, CommandHistoryRow.command == CommandRow.id)
+            .join(
+                CommandHistoryRow,
+                (CommandHistoryRow.command == CommandRow.id)
+                & (CommandHistoryRow.node == CommandRow.node),
+            )
             .where(CommandRow.id == command_id)
             .order_by(CommandHistoryRow.id)
         )
@@ -317,11 +305,8 @@ class Commands:
             found = (await session.execute(query)).all()
         if not found:
             raise NotFoundError(f"there is no command {command_id.hex()}")
-        steps = [
-            {"state": STATE_NAMES[step.state], "at_ms": step.at_ms, "reason": step.reason}
-            for _, step in found
-        ]
-        return {**_view(found[0][0]), "history": steps}
+        rows = {row.node: row for row, _ in found}
+        return whole([rows[node] for node in sorted(rows)], [step for _, step in found])
 
     def _tell(self, command_id: bytes) -> None:
         for news in self._waiting.get(command_id, ()):
@@ -331,7 +316,8 @@ class Commands:
         self._waiting[command_id].remove(news)
         if not self._waiting[command_id]:
             del self._waiting[command_id]
-            self._cancel_answers.pop(command_id, None)
+            for key in [key for key in self._cancel_answers if key[0] == command_id]:
+                del self._cancel_answers[key]
 
 
 def _is_news(row: CommandRow, update: CommandUpdate) -> bool:
@@ -341,27 +327,3 @@ def _is_news(row: CommandRow, update: CommandUpdate) -> bool:
     if update.state == State.RUNNING and row.state == State.RUNNING:
         return update.progress != row.progress or update.reason != row.reason
     return update.state > row.state
-
-
-def _view(row: CommandRow) -> dict[str, Any]:
-    return {
-        "id": row.id.hex(),
-        "node": row.node,
-        "op": row.op,
-        "args": plain(cbor.decode(row.args, max_bytes=MAX_MESSAGE_BYTES)),
-        "issued_ms": row.issued_ms,
-        "expires_ms": row.expires_ms,
-        "priority": row.priority,
-        "state": STATE_NAMES[row.state],
-        "final": row.state != SENT and State(row.state).is_final,
-        "progress": row.progress,
-        "reason": row.reason,
-        "result": None
-        if row.result is None
-        else plain(cbor.decode(row.result, max_bytes=MAX_MESSAGE_BYTES)),
-    }
-
-
-def _answer(command_id: bytes, answer: CancelAnswer | None, reason: str) -> dict[str, Any]:
-    name = None if answer is None else answer.name.lower()
-    return {"id": command_id.hex(), "answer": name, "reason": reason}

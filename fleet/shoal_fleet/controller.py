@@ -1,5 +1,6 @@
 """The parts of a running controller, and what takes several of them. Put together in `app`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,16 @@ from shoal_fleet.database import Database
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import RequestError
 from shoal_fleet.inbox import Inbox
+from shoal_fleet.orders import Orders
 from shoal_fleet.plain import plain
 from shoal_fleet.publisher import Publisher
 from shoal_fleet.readings import Readings
+from shoal_fleet.receipts import Receipts
 from shoal_fleet.registry import Node, Registry
 from shoal_fleet.releases import Release, Releases
 from shoal_fleet.rollout_views import RolloutViews
 from shoal_fleet.rollouts import Rollouts
+from shoal_fleet.selection import GROUP_LABEL, belongs, parse_group
 from shoal_fleet.wanted import WantedStates
 
 
@@ -34,8 +38,10 @@ class Controller:
     inbox: Inbox
     registry: Registry
     alarms: Alarms
+    orders: Orders
     commands: Commands
     readings: Readings
+    receipts: Receipts
     releases: Releases
     deltas: Deltas
     wanted: WantedStates
@@ -55,6 +61,32 @@ class Controller:
             **self.node_view(node),
             "wanted": {model: release.hex() for model, release in wanted.items()},
         }
+
+    async def label(self, name: str, changes: Mapping[str, str | None]) -> Node:
+        """Set labels, or take away those whose value is None.
+
+        Raises:
+            NotFoundError: no such node.
+            RequestError: no label, or too many.
+        """
+        before = self.registry.get(name).labels.get(GROUP_LABEL)
+        node = await self.registry.label(name, changes)
+        if node.labels.get(GROUP_LABEL) != before:
+            await self.wanted.regroup(name)
+        return node
+
+    def members(self, group: str) -> list[str]:
+        """The nodes that a group expression names now.
+
+        Raises:
+            RequestError: it is none, or names nobody.
+        """
+        wanted = parse_group(group)
+        nodes = self.registry.nodes.items()
+        members = sorted(name for name, node in nodes if belongs(node.labels, wanted))
+        if not members:
+            raise RequestError(f"no node is in the group {group!r}")
+        return members
 
     def node_view(self, node: Node) -> dict[str, Any]:
         """A node as the API shows it; numbers that it does not know are null."""

@@ -6,6 +6,7 @@ What the rows mean is the business of the modules that own them. Times are Unix 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -13,6 +14,7 @@ from sqlalchemy import (
     JSON,
     Engine,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Insert,
     LargeBinary,
@@ -32,7 +34,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from shoal_fleet.errors import StateError
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 BUSY_TIMEOUT_S: Final = 10.0
 
 
@@ -55,11 +57,16 @@ class NodeRow(FleetBase):
 
 
 class CommandRow(FleetBase):
-    """A command. `state` 0: sent, not accepted yet. `presumed`: the node itself has not said so."""
+    """A command to one node; one to a group has a row for each member, under one id.
+
+    `state` 0: sent, not accepted yet. `presumed`: the node itself has not said so. `group`: the
+    expression that named the members, "" for a command to one node.
+    """
 
     __tablename__ = "commands"
     id: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
-    node: Mapped[str] = mapped_column(index=True)
+    node: Mapped[str] = mapped_column(primary_key=True, index=True)
+    group: Mapped[str] = mapped_column(default="")
     op: Mapped[str]
     args: Mapped[bytes] = mapped_column(LargeBinary)
     issued_ms: Mapped[int] = mapped_column(index=True)
@@ -73,11 +80,13 @@ class CommandRow(FleetBase):
 
 
 class CommandHistoryRow(FleetBase):
-    """One state that a command went through."""
+    """One state that a command went through on one node."""
 
     __tablename__ = "command_history"
+    __table_args__ = (ForeignKeyConstraint(["command", "node"], ["commands.id", "commands.node"]),)
     id: Mapped[int] = mapped_column(primary_key=True)
-    command: Mapped[bytes] = mapped_column(ForeignKey("commands.id"), index=True)
+    command: Mapped[bytes] = mapped_column(LargeBinary, index=True)
+    node: Mapped[str]
     state: Mapped[int]
     at_ms: Mapped[int]
     reason: Mapped[str] = mapped_column(default="")
@@ -218,7 +227,12 @@ class Database:
                         raise StateError(
                             f"{path}: written by a newer version of Shoal (schema {version})"
                         )
+                    steps = _steps(base, version)
+                    for statement in steps.before:
+                        await connection.execute(text(statement))
                     await connection.run_sync(base.metadata.create_all)
+                    for statement in steps.after:
+                        await connection.execute(text(statement))
                     await connection.execute(text(f"PRAGMA user_version = {SCHEMA_VERSION}"))
             except DBAPIError as exc:
                 raise StateError(f"{path}: cannot be used as a database: {exc.orig}") from exc
@@ -270,6 +284,44 @@ class Database:
                 yield session
         except DBAPIError as exc:
             raise StateError(f"the database cannot be written: {exc.orig}") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """What leads from one version of the tables to the next, around the making of new ones."""
+
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+
+_COMMANDS_PER_NODE: Final = _Steps(
+    before=(
+        "DROP INDEX ix_commands_state",
+        "DROP INDEX ix_commands_issued_ms",
+        "DROP INDEX ix_commands_node",
+        "DROP INDEX ix_command_history_command",
+        "ALTER TABLE commands RENAME TO commands_1",
+        "ALTER TABLE command_history RENAME TO command_history_1",
+    ),
+    after=(
+        (
+            'INSERT INTO commands (id, node, "group", op, args, issued_ms, expires_ms, priority, state,'
+            " presumed, progress, reason, result) SELECT id, node, '', op, args, issued_ms, expires_ms,"
+            " priority, state, presumed, progress, reason, result FROM commands_1"
+        ),
+        (
+            "INSERT INTO command_history (id, command, node, state, at_ms, reason)"
+            " SELECT h.id, h.command, c.node, h.state, h.at_ms, h.reason"
+            " FROM command_history_1 h JOIN commands_1 c ON c.id = h.command"
+        ),
+        "DROP TABLE command_history_1",
+        "DROP TABLE commands_1",
+    ),
+)
+
+
+def _steps(base: type[DeclarativeBase], version: int) -> _Steps:
+    return _COMMANDS_PER_NODE if base is FleetBase and version == 1 else _Steps()
 
 
 def _set_pragmas(engine: Engine) -> None:

@@ -26,8 +26,10 @@ from shoal_contract.messages import (
 from shoal_contract.topics import Channel, NodeTopic, Topics
 from shoal_fleet.commands import Commands
 from shoal_fleet.errors import StateError
+from shoal_fleet.orders import Orders
 from shoal_fleet.publisher import Publisher
 from shoal_fleet.readings import Readings
+from shoal_fleet.receipts import Receipts
 from shoal_fleet.registry import Registry
 from shoal_fleet.rollouts import Rollouts
 from shoal_fleet.wanted import WantedStates
@@ -43,8 +45,10 @@ class Parts:
     """Whom messages are handed to."""
 
     registry: Registry
+    orders: Orders
     commands: Commands
     readings: Readings
+    receipts: Receipts
     rollouts: Rollouts
     publisher: Publisher
     wanted: WantedStates
@@ -104,16 +108,12 @@ class Inbox:
         self.received[channel.name.lower()] += 1
         try:
             message = messages.decode(inbound.payload)
+            if not await parts.registry.heard(address.node, retained=inbound.retain):
+                return
+            await _hand_over(parts, address.node, channel, message)
         except UnknownKindError as exc:
             self.unknown_kinds += 1
             log.info("message of an unknown kind", topic=inbound.topic, kind=exc.kind)
-            return
-        except ContractError as exc:
-            self._complain(channel.name.lower(), inbound, exc)
-            return
-        try:
-            if await parts.registry.heard(address.node, retained=inbound.retain):
-                await _hand_over(parts, address.node, channel, message)
         except ContractError as exc:
             self._complain(channel.name.lower(), inbound, exc)
         except StateError as exc:
@@ -121,6 +121,9 @@ class Inbox:
             log.error("message cannot be kept", topic=inbound.topic, reason=str(exc))  # noqa: TRY400 - the message says it all
             await asyncio.sleep(RETRY_S)
             raise Redeliver from exc
+        if channel is Channel.TELEMETRY:
+            # For what was not understood as well: it would not be understood the next time.
+            parts.receipts.give(address.node, inbound.topic, inbound.payload)
 
     def _complain(self, channel: str, inbound: Inbound, exc: ContractError) -> None:
         self.malformed[channel] += 1
@@ -131,6 +134,8 @@ async def _hand_over(parts: Parts, node: str, channel: Channel, message: Message
     match channel, message:
         case Channel.PRESENCE, Presence():
             await parts.registry.presence(node, message)
+            if message.online:
+                await parts.orders.hurry(node)
             await parts.rollouts.observe(node)
         case Channel.STATE, Reported():
             await parts.registry.reported(node, message)

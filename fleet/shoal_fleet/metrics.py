@@ -57,6 +57,11 @@ def _fleet(controller: Controller) -> Iterator[Metric]:
     stats = controller.readings.stats
     yield CounterMetricFamily("shoal_readings", "Readings stored.", value=stats.stored)
     yield CounterMetricFamily(
+        "shoal_receipts",
+        "Readings that nodes were told are kept here.",
+        value=controller.receipts.given,
+    )
+    yield CounterMetricFamily(
         "shoal_readings_duplicate", "Readings that were here already.", value=stats.duplicates
     )
 

@@ -6,6 +6,8 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from shoal_contract.errors import TopicError
+from shoal_contract.topics import EVERYBODY, check_leaf
 from shoal_fleet.errors import RequestError
 
 GROUP_LABEL: Final = "group"
@@ -18,12 +20,14 @@ _VALUE = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 def parse_group(text: str) -> dict[str, str]:
     """The labels that a node of the group must have: `site=oslo,hw=rpi4`; a bare word is `group=word`.
 
-    An empty text names all nodes.
+    An empty text names all nodes, and so does `all`.
 
     Raises:
         RequestError: a part is neither.
     """
     wanted: dict[str, str] = {}
+    if text.strip() == EVERYBODY:
+        return wanted
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         key, equals, value = part.partition("=")
         if not equals:
@@ -42,6 +46,20 @@ def check_label(key: str, value: str) -> None:
         raise RequestError(
             f"{value!r} is not a label's value: 1 to 64 of letters, digits and '._:/-'"
         )
+    if key == GROUP_LABEL:
+        if value == EVERYBODY:
+            raise RequestError(f"{EVERYBODY!r} is the group that every node is in")
+        try:
+            check_leaf(value)
+        except TopicError as exc:
+            raise RequestError(f"group: {exc}") from exc
+
+
+def topic_group(group: Mapping[str, str]) -> str | None:
+    """The group whose topic reaches just these nodes; None: no topic does."""
+    if not group:
+        return EVERYBODY
+    return group.get(GROUP_LABEL) if len(group) == 1 else None
 
 
 def belongs(labels: Mapping[str, str], group: Mapping[str, str]) -> bool:

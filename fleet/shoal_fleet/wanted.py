@@ -25,6 +25,7 @@ from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import NotFoundError, StateError
 from shoal_fleet.registry import Registry
 from shoal_fleet.releases import Releases
+from shoal_fleet.selection import GROUP_LABEL
 
 log = structlog.get_logger(__name__)
 
@@ -93,6 +94,12 @@ class WantedStates:
                 .values(release=row.previous, previous=None, rollout=None)
             )
             await _next_revision(change, node)
+
+    async def regroup(self, node: str) -> None:
+        """The node's groups changed: it is to hear of it."""
+        async with self._database.write() as session:
+            await _next_revision(session, node)
+        self.changed()
 
     def changed(self) -> None:
         """A change was committed: send what is due."""
@@ -210,7 +217,15 @@ class WantedStates:
                     deltas=await self._deltas.offers(item.model_file),
                 )
             )
-        return Wanted(revision=revision, issued_ms=now_ms(), models=models)
+        known = self._registry.nodes.get(node)
+        group = None if known is None else known.labels.get(GROUP_LABEL)
+        return Wanted(
+            revision=revision,
+            issued_ms=now_ms(),
+            models=models,
+            groups=[] if group is None else [group],
+            fleet_nodes=len(self._registry.nodes),
+        )
 
 
 async def _next_revision(change: AsyncSession, node: str) -> None:

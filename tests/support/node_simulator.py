@@ -21,7 +21,7 @@ import shoal_delta
 from shoal_broker.outbox import Outbox
 from shoal_broker.session import Inbound, Session, SessionConfig, Will
 from shoal_broker.store import Store
-from shoal_contract import blobs, messages
+from shoal_contract import blobs, messages, receipts
 from shoal_contract.messages import (
     BlobRef,
     Cancel,
@@ -37,6 +37,7 @@ from shoal_contract.messages import (
     Phase,
     Presence,
     Reading,
+    Receipt,
     Reported,
     State,
     Wanted,
@@ -61,6 +62,7 @@ class NodeSimulator:
     Attributes:
         fails: releases that it cannot bring to serve, with the reason.
         mute: it takes a release and never answers.
+        done: ids of the commands that had an effect, in their order.
         fetched_bytes: bytes of blobs by digest, counted once a chunk.
         lose_chunks: so many chunks get lost on the way in.
     """
@@ -77,8 +79,11 @@ class NodeSimulator:
         self.wanted: Wanted | None = None
         self.models: dict[str, ModelState] = {}
         self.commands: list[Command] = []
+        self.answers: dict[bytes, CommandUpdate] = {}
+        self.done: list[bytes] = []
         self.running: dict[bytes, asyncio.Event] = {}
         self.board = "Raspberry Pi 4"
+        self.groups: set[str] = set()
         self._updates: asyncio.Queue[Wanted] = asyncio.Queue()
         self._started_ms = now_ms()
 
@@ -120,6 +125,7 @@ class NodeSimulator:
                 for key, value in attributes.items():
                     setattr(node, key, value)
                 await session.subscribe(topics.commands(name), on_command)
+                await session.subscribe(topics.group_commands("all"), on_command)
                 await session.subscribe(topics.wanted(name), on_wanted)
                 await session.wait_connected(5)
                 await node.report()
@@ -166,30 +172,45 @@ class NodeSimulator:
             device=device, boot=boot, seq=seq, label=label, confidence=0.9,
             release=b"r" * 32, by=self.name, at_ms=now_ms(),
         )  # fmt: skip
+        topic, payload = self.topics.telemetry(self.name, "digits"), messages.encode(reading)
         await self.session.publish(
-            self.topics.telemetry(self.name, "digits"), messages.encode(reading)
+            topic, payload, droppable=True, receipt=receipts.name(topic, payload)
         )
 
     async def answer(self, command: bytes, state: State, **fields: Any) -> None:
         """Publish an update of a command."""
         update = CommandUpdate(id=command, state=state, at_ms=now_ms(), **fields)
+        self.answers[command] = update
+        await self._say(update)
+
+    async def _say(self, update: CommandUpdate) -> None:
         await self.session.publish(self.topics.results(self.name), messages.encode(update))
 
     async def _command(self, message: messages.Message) -> None:
-        if isinstance(message, Cancel):
-            running = self.running.pop(message.id, None)
-            known = CancelAnswer.CANCELLED if running else CancelAnswer.TOO_LATE
-            if running:
-                await self.answer(message.id, State.CANCELLED, reason="by an operator")
-            await self.session.publish(
-                self.topics.results(self.name),
-                messages.encode(Cancelled(message.id, known, now_ms())),
-            )
-            return
-        assert isinstance(message, Command)
-        self.commands.append(message)
-        if self.mute:
-            return
+        match message:
+            case Cancel():
+                await self._cancel(message)
+            case Receipt(names):
+                assert self.session.outbox is not None
+                self.session.outbox.received(receipts.split(names))
+            case Command():
+                self.commands.append(message)
+                if (said := self.answers.get(message.id)) is not None:
+                    await self._say(said)
+                elif not self.mute:
+                    await self._do(message)
+
+    async def _cancel(self, message: Cancel) -> None:
+        running = self.running.pop(message.id, None)
+        known = CancelAnswer.CANCELLED if running else CancelAnswer.TOO_LATE
+        if running:
+            await self.answer(message.id, State.CANCELLED, reason="by an operator")
+        await self.session.publish(
+            self.topics.results(self.name), messages.encode(Cancelled(message.id, known, now_ms()))
+        )
+
+    async def _do(self, message: Command) -> None:
+        self.done.append(message.id)
         if message.op == "unknown":
             await self.answer(message.id, State.REFUSED, reason="there is no such operation")
             return
@@ -215,11 +236,22 @@ class NodeSimulator:
             self.wanted = wanted
             if self.mute:
                 continue
+            await self._join(wanted.groups)
             for name in set(self.models) - {entry.model for entry in wanted.models}:
                 del self.models[name]
             for entry in wanted.models:
                 await self._bring(entry)
             await self.report()
+
+    async def _join(self, groups: list[str]) -> None:
+        async def on_command(inbound: Inbound) -> None:
+            await self._command(messages.decode(inbound.payload))
+
+        for group in set(groups) - self.groups:
+            await self.session.subscribe(self.topics.group_commands(group), on_command)
+        for group in self.groups - set(groups):
+            await self.session.unsubscribe(self.topics.group_commands(group))
+        self.groups = set(groups)
 
     async def _bring(self, entry: ModelWanted) -> None:
         old = self.models.get(entry.model) or ModelState(
