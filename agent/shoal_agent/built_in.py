@@ -18,7 +18,7 @@ from shoal_agent.devices import DeviceLink
 from shoal_agent.errors import OperationError
 from shoal_agent.inference.router import Router
 from shoal_agent.journal import Journal
-from shoal_agent.operations import Operations
+from shoal_agent.operations import Operations, Tell
 from shoal_agent.update import Updater
 from shoal_broker.logs import RecentLines
 from shoal_contract.operations import Argument, Operation
@@ -63,7 +63,7 @@ class BuiltIn:
         """The table of every node; `restart` ends the process and starts it again."""
         table = Operations()
 
-        async def ops_list(_: Arguments) -> object:
+        async def ops_list(_: Arguments, __: Tell) -> object:
             return [msgspec.to_builtins(operation) for operation in table.declared()]
 
         add = table.add
@@ -83,27 +83,28 @@ class BuiltIn:
         add(stop, self.nothing, after=restart)
         return table
 
-    async def ping(self, _: Arguments) -> object:
+    async def ping(self, _: Arguments, __: Tell) -> object:
         """Answer at once."""
         return {"uptime_s": round(time.monotonic() - self._started_s, 3)}
 
-    async def nothing(self, _: Arguments) -> object:
+    async def nothing(self, _: Arguments, __: Tell) -> object:
         """The effect comes after the answer."""
         return {}
 
-    async def config_get(self, _: Arguments) -> object:
+    async def config_get(self, _: Arguments, __: Tell) -> object:
         """The configuration in effect, without secrets."""
         return configuration.redacted(self._config)
 
-    async def logs_tail(self, arguments: Arguments) -> object:
+    async def logs_tail(self, arguments: Arguments, _: Tell) -> object:
         """The newest lines that fit into one message."""
         lines = self._recent.tail(arguments["lines"])
         while lines and sum(map(len, lines)) > _MAX_LINES_BYTES:
             del lines[0]
         return {"lines": lines}
 
-    async def diag_bundle(self, _: Arguments) -> object:
+    async def diag_bundle(self, _: Arguments, tell: Tell) -> object:
         """What a developer asks for first, as one archive."""
+        await tell(0, "facts")
         facts = {
             "config.json": configuration.redacted(self._config),
             "hardware.json": msgspec.to_builtins(hardware.read(Path(self._config.state_dir))),
@@ -112,17 +113,18 @@ class BuiltIn:
             "inference.json": repr(self._router.stats),
             "devices.json": [link.describe() for link in self._devices.values()],
         }
+        await tell(50, "archive")
         return {"bundle": await asyncio.to_thread(_bundle, facts, self._recent.tail(_BUNDLE_LINES))}
 
-    async def device_list(self, _: Arguments) -> object:
+    async def device_list(self, _: Arguments, __: Tell) -> object:
         """Every device with the state of its link."""
         return [link.describe() for _, link in sorted(self._devices.items())]
 
-    async def device_get(self, arguments: Arguments) -> object:
+    async def device_get(self, arguments: Arguments, _: Tell) -> object:
         """Read a channel of a device."""
         return {"value": await self._device(arguments).get(arguments["channel"])}
 
-    async def device_set(self, arguments: Arguments) -> object:
+    async def device_set(self, arguments: Arguments, _: Tell) -> object:
         """Set a channel of a device; done when the device says so."""
         value = arguments["value"]
         if isinstance(value, (list, dict)):
@@ -130,7 +132,7 @@ class BuiltIn:
         await self._device(arguments).set(arguments["channel"], value)
         return {"value": value}
 
-    async def model_retry(self, arguments: Arguments) -> object:
+    async def model_retry(self, arguments: Arguments, _: Tell) -> object:
         """Forgive a release that failed here."""
         forgiven = [
             await self._journal.forgive(release)

@@ -9,6 +9,7 @@ import asyncio
 import heapq
 import itertools
 import sqlite3
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from shoal_agent.journal import (
     forget_old_commands,
     set_answer,
 )
-from shoal_agent.operations import Operations
+from shoal_agent.operations import Operations, Tell
 from shoal_agent.patience import until_stored
 from shoal_broker import outbox
 from shoal_broker.outbox import Lane, OutboxMessage
@@ -42,6 +43,7 @@ from shoal_contract.operations import check_arguments
 log = structlog.get_logger()
 
 RUNNERS = 4
+PROGRESS_EVERY_S = 1.0
 MAX_QUEUED = 256
 _FINAL = [state for state in State if state.is_final]
 
@@ -189,8 +191,9 @@ class Commands:
         if not await self._answer(command.id, State.RUNNING):
             return
         arguments = check_arguments(operation, command.args)
+        tell = self._teller(command.id)
         task = asyncio.create_task(
-            self._operations.run(operation.name, arguments), name=f"command.{operation.name}"
+            self._operations.run(operation.name, arguments, tell), name=f"command.{operation.name}"
         )
         self._running[command.id] = task
         try:
@@ -216,11 +219,30 @@ class Commands:
             self._cancelled.discard(command.id)
         self._operations.after(operation.name)
 
+    def _teller(self, command_id: bytes) -> Tell:
+        """What an operation says of its progress, but not more often than people read."""
+        told_s = -PROGRESS_EVERY_S
+
+        async def tell(percent: int, what: str) -> None:
+            nonlocal told_s
+            if (now_s := time.monotonic()) - told_s < PROGRESS_EVERY_S:
+                return
+            told_s = now_s
+            await self._answer(command_id, State.RUNNING, reason=what, progress=percent)
+
+        return tell
+
     async def _answer(
-        self, command_id: bytes, state: State, *, reason: str = "", result: object = None
+        self,
+        command_id: bytes,
+        state: State,
+        *,
+        reason: str = "",
+        result: object = None,
+        progress: int = 0,
     ) -> bool:
         """Commit a command's next state with its message; False when it was final already."""
-        update = CommandUpdate(command_id, state, self._clock_ms(), reason[:1024], result)
+        update = CommandUpdate(command_id, state, self._clock_ms(), reason[:1024], result, progress)
         try:
             row = self._row(update)
         except EncodeError as exc:
@@ -243,4 +265,6 @@ class Commands:
             topic=self._results_topic,
             payload=messages.encode(update),
             lane=Lane.URGENT if priority > 6 else Lane.NORMAL,  # noqa: PLR2004 - 7 to 9 are urgent
+            # Of an operation's progress only the newest is worth sending.
+            coalesce_key=f"progress {update.id.hex()}" if update.progress else None,
         )

@@ -9,7 +9,10 @@ from typing import Any
 
 from shoal_contract.operations import Operation
 
-Run = Callable[[dict[str, Any]], Awaitable[object]]
+Tell = Callable[[int, str], Awaitable[None]]
+"""Say how far one is: percent, and what goes on."""
+
+Run = Callable[[dict[str, Any], Tell], Awaitable[object]]
 
 
 class Operations:
@@ -37,9 +40,9 @@ class Operations:
         """Every declaration, by name."""
         return [self._declared[name] for name in sorted(self._declared)]
 
-    async def run(self, name: str, arguments: dict[str, Any]) -> object:
+    async def run(self, name: str, arguments: dict[str, Any], tell: Tell) -> object:
         """Do it, with checked arguments; the result is plain CBOR values."""
-        return await self._runs[name](arguments)
+        return await self._runs[name](arguments, tell)
 
     def after(self, name: str) -> None:
         """What is to happen once the answer of a successful run is on the disk."""

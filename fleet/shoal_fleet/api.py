@@ -183,10 +183,16 @@ async def list_commands(parts: Parts, node: str | None = None, limit: Limit = 50
 
 @router.get("/api/commands/{command}")
 async def read_command(
-    parts: Parts, command: str, wait_s: Wait = 0.0, seen: int | None = None
+    parts: Parts,
+    command: str,
+    wait_s: Wait = 0.0,
+    seen: int | None = None,
+    progress: int | None = None,
 ) -> Answer:
-    """One command; `wait_s` waits for its final state or for more than `seen` history entries."""
-    return await parts.commands.get(_command_id(command), wait_s=wait_s, seen=seen)
+    """One command; `wait_s` waits for its end, more than `seen` history entries, or other `progress`."""
+    return await parts.commands.get(
+        _command_id(command), wait_s=wait_s, seen=seen, progress=progress
+    )
 
 
 @router.post("/api/commands/{command}/cancel")

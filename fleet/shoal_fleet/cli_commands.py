@@ -237,6 +237,9 @@ def follow(
                 who = f"{step['node']} " if command["group"] else ""
                 typer.echo(printable(f"{who}{step['state']} {step['reason']}".rstrip()), err=True)
         shown = len(command["history"])
+        progress = command.get("progress", 0)
+        if show and progress and not command["final"]:
+            typer.echo(printable(f"{progress} % {command['reason']}".rstrip()), err=True)
         if command["final"]:
             return command
         left_s = deadline_s - time.monotonic()
@@ -244,7 +247,9 @@ def follow(
             raise TimedOutError(
                 f"command {command['id']} is {command['state']} after {timeout_s:g} s"
             )
-        command = client.wait_for_command(command["id"], seen=shown, timeout_s=left_s)
+        command = client.wait_for_command(
+            command["id"], seen=shown, timeout_s=left_s, progress=progress
+        )
 
 
 def _result(context: typer.Context, node: str, op: str, args: dict[str, Any]) -> Any:

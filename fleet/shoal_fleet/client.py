@@ -94,11 +94,20 @@ class FleetClient:
         """POST bytes as they come."""
         return self._ask("POST", path, content=pieces, timeout=LONG_TIMEOUT_S)
 
-    def wait_for_command(self, command: str, *, seen: int | None, timeout_s: float) -> Any:
-        """The command once it is final or has more than `seen` history entries, or as it is then."""
+    def wait_for_command(
+        self, command: str, *, seen: int | None, timeout_s: float, progress: int | None = None
+    ) -> Any:
+        """The command once it is final, or there is news of it, or as it is then.
+
+        News are more than `seen` history entries, and another `progress`.
+        """
         wait_s = max(0.0, min(timeout_s, POLL_S))
         return self.get(
-            f"/api/commands/{command}", wait_s=wait_s, seen=seen, timeout_s=wait_s + TIMEOUT_S
+            f"/api/commands/{command}",
+            wait_s=wait_s,
+            seen=seen,
+            progress=progress,
+            timeout_s=wait_s + TIMEOUT_S,
         )
 
     def _ask(self, method: str, path: str, **request: Any) -> Any:

@@ -199,7 +199,12 @@ class Commands:
             self._leave(command_id, news)
 
     async def get(
-        self, command_id: bytes, *, wait_s: float = 0.0, seen: int | None = None
+        self,
+        command_id: bytes,
+        *,
+        wait_s: float = 0.0,
+        seen: int | None = None,
+        progress: int | None = None,
     ) -> dict[str, Any]:
         """The command with its history.
 
@@ -207,6 +212,7 @@ class Commands:
             command_id: 8 bytes.
             wait_s: wait so long for more than `seen` history entries, or without it for a final state.
             seen: how many history entries the caller knows.
+            progress: the percent that he knows, if other ones are news, too.
 
         Raises:
             NotFoundError: no such command.
@@ -219,7 +225,11 @@ class Commands:
                 news.clear()
                 command = await self._describe(command_id)
                 known = len(command["history"])
-                if command["final"] or (seen is not None and known > seen):
+                if (
+                    command["final"]
+                    or (seen is not None and known > seen)
+                    or (progress is not None and command.get("progress", 0) != progress)
+                ):
                     return command
                 try:
                     async with asyncio.timeout_at(deadline):

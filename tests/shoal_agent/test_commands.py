@@ -26,25 +26,32 @@ class Lamp:
         self.may_end = asyncio.Event()
 
     def operations(self) -> Operations:
-        async def set_level(arguments):
+        async def set_level(arguments, _):
             self.levels.append(arguments["level"])
             return {"level": arguments["level"]}
 
-        async def slow(_):
+        async def slow(_, __):
             self.began.set()
             await self.may_end.wait()
             return "done"
 
-        async def broken(_):
+        async def broken(_, __):
             raise OperationError("the lamp is broken")
 
-        async def defect(_):
+        async def defect(_, __):
             raise ZeroDivisionError
 
-        async def huge(_):
+        async def huge(_, __):
             return bytes(200_000)
 
+        async def far(_, tell):
+            for percent in (20, 21, 22):
+                await tell(percent, f"step {percent}")
+            self.began.set()
+            await self.may_end.wait()
+
         table = Operations()
+        table.add(Operation("far", "", "operate"), far)
         table.add(Operation("set", "", "operate", (LEVEL,)), set_level)
         table.add(Operation("slow", "", "operate"), slow)
         table.add(Operation("once", "", "operate", repeatable=False), slow)
@@ -235,3 +242,17 @@ async def test_a_restart_takes_up_what_may_be_repeated_and_fails_what_may_not(tm
     async with running(tmp_path, lamp) as node:
         await node.until(b"\x01" * 8, State.SUCCEEDED)
         assert "not safe" in (await node.until(b"\x02" * 8, State.FAILED)).reason
+
+
+async def test_an_operation_says_how_far_it_is_but_not_more_often_than_people_read(tmp_path):
+    lamp = Lamp()
+    async with running(tmp_path, lamp) as node:
+        await node.send(command(1, "far", {}))
+        await lamp.began.wait()
+        told = [answer for answer in await node.answers() if answer.progress]
+        assert [(t.state, t.progress, t.reason) for t in told] == [(State.RUNNING, 20, "step 20")]
+        # A repeat hears the newest.
+        await node.send(command(1, "far", {}))
+        assert (await node.answers())[-1].progress == 20
+        lamp.may_end.set()
+        await node.until(b"\x01" * 8, State.SUCCEEDED)

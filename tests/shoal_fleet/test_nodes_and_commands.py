@@ -307,3 +307,19 @@ async def test_metrics_say_how_the_fleet_is(site):
     assert "shoal_nodes_online 2.0" in text
     assert 'shoal_commands{state="succeeded"} 1.0' in text
     assert "shoal_broker_connected 1.0" in text
+
+
+async def test_waiting_returns_when_the_command_has_come_further(site):
+    (node,) = await site.nodes(1)
+    command = (await send(site, op="slow"))["id"]
+    await site.until(lambda: bytes.fromhex(command) in node.running)
+    path = f"/api/commands/{command}"
+    known = await site.until_answer(
+        lambda: final(site, command, wait_s=0), lambda found: found["progress"] == 50
+    )
+    params = {"wait_s": 5, "seen": len(known["history"]), "progress": 50}
+    waiting = asyncio.create_task(site.api.get(path, params=params))
+    await node.answer(bytes.fromhex(command), State.RUNNING, progress=80, reason="nearly")
+    found = (await waiting).json()
+    assert (found["progress"], found["reason"], found["final"]) == (80, "nearly", False)
+    assert len(found["history"]) == len(known["history"]), "progress is no new state"
