@@ -27,7 +27,13 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from shoal_broker.bus_errors import IdentityRefusedError, LinkError, RefusedByBrokerError
+from shoal_broker import tls_failures
+from shoal_broker.bus_errors import (
+    IdentityRefusedError,
+    LinkError,
+    RefusedByBrokerError,
+    TrustError,
+)
 from shoal_broker.link import (
     NO_MATCHING_SUBSCRIBERS,
     Arrival,
@@ -38,6 +44,8 @@ from shoal_broker.link import (
     Will,
 )
 from shoal_broker.tcp import open_socket
+from shoal_broker.tls import TlsFiles, client_context
+from shoal_broker.tls_socket import TlsSocket, handshake, pending_bytes
 
 T = TypeVar("T")
 
@@ -47,6 +55,7 @@ PRIVATE_NAMES = {
         "_on_connect",
         "_on_message",
         "_on_publish",
+        "_on_socket_close",
         "_on_socket_open",
     ),
     paho.Client: ("_create_socket_connection", "_send_pingreq", "_sock_close"),
@@ -73,9 +82,11 @@ READ_AHEAD_MESSAGES = 1024
 async def connect(config: SessionConfig, will: Will | None) -> AsyncIterator[AiomqttLink]:
     """Make one connection; leaving the context drops it.
 
-    Raises LinkError, or IdentityRefusedError when the broker refuses who we are.
+    Raises LinkError, or TrustError when one end does not take the other.
     """
     sock = await open_socket(config)
+    if config.tls is not None:
+        sock = await _secured(sock, config, config.tls)
     client = _Client(config, will)
     link = AiomqttLink(client)
     try:
@@ -85,6 +96,17 @@ async def connect(config: SessionConfig, will: Will | None) -> AsyncIterator[Aio
         link.abort()
         # Before the CONNECT the socket is not yet paho's to close.
         sock.close()
+
+
+async def _secured(sock: socket.socket, config: SessionConfig, tls: TlsFiles) -> TlsSocket:
+    """The socket that stands for `sock` from now on. Raises LinkError, TrustError."""
+    try:
+        async with tls_failures.handshake_within(config.connect_timeout_s, tls):
+            context = await asyncio.to_thread(client_context, tls)
+            return await handshake(sock, context, tls.server_name or config.host)
+    except BaseException:
+        sock.close()
+        raise
 
 
 class AiomqttLink:
@@ -236,12 +258,14 @@ class _Client(aiomqtt.Client):
         # paho acknowledges on arrival otherwise, and looks at this only from now on: before CONNECT.
         self.engine.manual_ack_set(True)
         self.keepalive_s = config.keepalive_s
+        self.tls = config.tls
         self.greeting: Greeting | None = None
         self.publishes: dict[int, asyncio.Future[int]] = {}
         self.arrivals: deque[Arrival] = deque()
         self.arrived = asyncio.Event()
         self.lost: asyncio.Future[None] = self._loop.create_future()
         self._paused = False
+        self._read_is_due = False
         self._disconnected.add_done_callback(self._on_lost)
 
     @property
@@ -253,13 +277,19 @@ class _Client(aiomqtt.Client):
         """CONNECT over `sock` and wait for the CONNACK.
 
         aiomqtt would connect in a thread, which cannot be cancelled; over a socket that is
-        connected already nothing blocks. TLS will wrap `sock` before this.
+        connected already, TLS and all, nothing blocks.
         """
         self.engine._create_socket_connection = lambda: sock  # type: ignore[method-assign]
         try:
             self._client_connect()
             async with asyncio.timeout(timeout_s):
                 await self.or_lost(self._connected)
+        except TrustError:
+            raise
+        except LinkError as exc:
+            if self.tls is None:
+                raise tls_failures.without_tls(exc) from exc.__cause__
+            raise
         except MqttConnectError as exc:
             reason = exc.rc.value if isinstance(exc.rc, ReasonCode) else int(exc.rc or 0)
             if reason in IDENTITY_REASONS:
@@ -297,6 +327,7 @@ class _Client(aiomqtt.Client):
             sock = self.engine.socket()
             if sock is not None:
                 self._loop.add_reader(sock.fileno(), self._read)
+                self._read_what_is_pending()
 
     def _fail(self, reason: LinkError) -> None:
         if not self.lost.done():
@@ -316,13 +347,25 @@ class _Client(aiomqtt.Client):
         except Exception as exc:  # noqa: BLE001 - whatever a packet makes paho raise ends the link
             self.drop(_link_error("the broker sent what paho cannot read", exc))
             return
-        if self.engine.socket() is None:
-            self._fail(LinkError("the broker closed the connection"))
-        elif len(self.arrivals) >= READ_AHEAD_MESSAGES and not self._paused:
-            sock = self.engine.socket()
-            if sock is not None:
-                self._paused = True
-                self._loop.remove_reader(sock.fileno())
+        sock = self.engine.socket()
+        if sock is None or self._paused:
+            return
+        if len(self.arrivals) >= READ_AHEAD_MESSAGES:
+            self._paused = True
+            self._loop.remove_reader(sock.fileno())
+        else:
+            self._read_what_is_pending()
+
+    def _read_what_is_pending(self) -> None:
+        """No selector wakes us for what TLS has decrypted already."""
+        if not self._read_is_due and pending_bytes(self.engine.socket()):
+            self._read_is_due = True
+            self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        self._read_is_due = False
+        if not self._paused and self.engine.socket() is not None:
+            self._read()
 
     # --- callbacks of paho that aiomqtt binds in its constructor
 
@@ -330,6 +373,14 @@ class _Client(aiomqtt.Client):
         # aiomqtt starts a task of its own here that wakes up every second for the keepalive; the
         # session keeps the keepalive instead.
         self._loop.add_reader(sock.fileno(), self._read)
+
+    def _on_socket_close(self, client: paho.Client, userdata: Any, sock: Any) -> None:
+        super()._on_socket_close(client, userdata, sock)
+        error = LinkError("the broker closed the connection")
+        if isinstance(sock, TlsSocket) and self.tls is not None and sock.failure is not None:
+            error = tls_failures.explain(sock.failure, self.tls)
+            error.__cause__ = sock.failure
+        self._fail(error)
 
     def _on_connect(
         self,

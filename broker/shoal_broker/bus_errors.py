@@ -18,12 +18,45 @@ class LinkError(BusError):
     """The connection cannot be made or is gone. The session reconnects by itself."""
 
 
-class IdentityRefusedError(LinkError):
-    """The broker refuses who we are: `reason_code` of its CONNACK."""
+class TrustError(LinkError):
+    """One end does not take the other for what it says it is. Waiting alone does not cure it.
 
-    def __init__(self, message: str, *, reason_code: int) -> None:
+    The session raises an alarm and asks again slowly.
+    """
+
+
+class IdentityRefusedError(TrustError):
+    """The broker refuses who we are: with the `reason_code` of a CONNACK or with a TLS `alert`.
+
+    The other one is None. An alert is spelled as in RFC 8446 but with blanks: "certificate expired".
+    """
+
+    def __init__(
+        self, message: str, *, reason_code: int | None = None, alert: str | None = None
+    ) -> None:
         super().__init__(message)
         self.reason_code = reason_code
+        self.alert = alert
+
+
+class BrokerNotTrustedError(TrustError):
+    """We do not accept the broker's certificate; `reason` is OpenSSL's."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class TlsFilesError(TrustError):
+    """What the configuration calls `key` cannot be used for TLS; `path` is its file, if it has one.
+
+    Seen when a program starts it is a wrong configuration; later, a renewal that went wrong.
+    """
+
+    def __init__(self, message: str, *, key: str, path: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+        self.path = path
 
 
 class NotConnectedError(LinkError):

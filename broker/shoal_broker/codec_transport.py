@@ -19,8 +19,8 @@ from typing import cast
 
 import structlog
 
-from shoal_broker import client_packets, tcp
-from shoal_broker.bus_errors import LinkError, RefusedByBrokerError
+from shoal_broker import client_packets, tcp, tls_failures
+from shoal_broker.bus_errors import LinkError, RefusedByBrokerError, TrustError
 from shoal_broker.client_packets import FAILURE_REASON, reason_text
 from shoal_broker.codec import (
     ConnAckPacket,
@@ -49,6 +49,7 @@ from shoal_broker.link import (
     Will,
 )
 from shoal_broker.outgoing import Outgoing, fail
+from shoal_broker.tls import TlsFiles, client_context
 
 log = structlog.get_logger(__name__)
 
@@ -69,7 +70,7 @@ _PINGREQ = encode(PingReqPacket())
 async def connect(config: SessionConfig, will: Will | None) -> AsyncIterator[CodecLink]:
     """Make one connection; leaving the context drops it.
 
-    Raises LinkError, or IdentityRefusedError when the broker refuses who we are.
+    Raises LinkError, or TrustError when one end does not take the other.
     """
     hello = client_packets.connect_packet(config, will)
     link = await _open(config)
@@ -96,11 +97,13 @@ class CodecLink(asyncio.Protocol):
         "_lost",
         "_out",
         "_reader",
+        "_tls",
         "_transport",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, tls: TlsFiles | None = None) -> None:
         loop = asyncio.get_running_loop()
+        self._tls = tls
         self._transport: asyncio.Transport
         self._out: Outgoing
         self._reader = PacketReader(client_packets.MAX_PACKET_BYTES)
@@ -139,13 +142,20 @@ class CodecLink(asyncio.Protocol):
         return found
 
     async def greet(self, hello: bytes, config: SessionConfig) -> None:
-        """Send the CONNECT `hello` and wait for the CONNACK. Raises LinkError, IdentityRefusedError."""
+        """Send the CONNECT `hello` and wait for the CONNACK. Raises LinkError, TrustError."""
         self._out.send(hello)
         try:
             async with asyncio.timeout(config.connect_timeout_s):
                 await self._greeted
         except TimeoutError as exc:
             raise LinkError(f"no CONNACK within {config.connect_timeout_s:g} s") from exc
+        except LinkError as exc:
+            if isinstance(self._lost, TrustError):
+                # What waited was given a LinkError of its own; here the kind counts.
+                raise self._lost from self._lost.__cause__
+            if self._tls is None:
+                raise tls_failures.without_tls(exc) from exc.__cause__
+            raise
         self._greeting = client_packets.greeting(self._granted(), config)
         self._out.receive_maximum = self._greeting.receive_maximum
         self._out.maximum_packet_bytes = self._greeting.maximum_packet_bytes
@@ -272,7 +282,10 @@ class CodecLink(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """TCP is gone."""
-        if exc is not None:
+        if self._tls is not None and isinstance(exc, OSError):
+            error = tls_failures.explain(exc, self._tls)
+            error.__cause__ = exc
+        elif exc is not None:
             error = LinkError(f"the connection is gone: {exc}")
             error.__cause__ = exc
         elif self._is_leaving:
@@ -391,9 +404,11 @@ class CodecLink(asyncio.Protocol):
 
 
 async def _open(config: SessionConfig) -> CodecLink:
-    """A link whose TCP connection stands."""
+    """A link whose TCP connection, and TLS where it is wanted, stands."""
     sock = await tcp.open_socket(config)
     try:
+        if config.tls is not None:
+            return await _secure(sock, config, config.tls)
         _, link = await asyncio.get_running_loop().create_connection(CodecLink, sock=sock)
     except OSError as exc:
         sock.close()
@@ -401,6 +416,22 @@ async def _open(config: SessionConfig) -> CodecLink:
     except BaseException:
         sock.close()
         raise
+    return link
+
+
+async def _secure(sock: socket.socket, config: SessionConfig, tls: TlsFiles) -> CodecLink:
+    """Raises LinkError, TrustError."""
+    async with tls_failures.handshake_within(config.connect_timeout_s, tls):
+        context = await asyncio.to_thread(client_context, tls)
+        _, link = await asyncio.get_running_loop().create_connection(
+            partial(CodecLink, tls),
+            sock=sock,
+            ssl=context,
+            server_hostname=tls.server_name or config.host,
+            # It is bounded above; a broker that does not say goodbye is not waited for.
+            ssl_handshake_timeout=2 * config.connect_timeout_s,
+            ssl_shutdown_timeout=LINGER_S,
+        )
     return link
 
 

@@ -12,6 +12,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from shoal_broker.tls import TlsFiles
+
 Transport = Literal["aiomqtt", "codec"]
 
 # A PUBACK's reason: taken, but nobody has subscribed, so it is gone (MQTT 5, 3.4.2.1).
@@ -26,6 +28,7 @@ class SessionConfig:
     `half_open_timeout_s` is how long the line may be silent (None: 1.5 x keepalive);
     `ack_timeout_s` how long the broker may leave every publish in flight without an answer.
     `transport`: aiomqtt is in every role's install; codec, a quarter of the CPU, needs mqtt5.
+    `tls`: None is a plain connection.
     """
 
     host: str
@@ -46,6 +49,7 @@ class SessionConfig:
     # Bounds what an urgent message waits behind on a slow uplink.
     in_flight_bytes: int = 128 << 10
     transport: Transport = "aiomqtt"
+    tls: TlsFiles | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,5 +171,5 @@ class Link(Protocol):
         ...
 
 
-# Makes one connection, or raises LinkError or IdentityRefusedError; leaving it drops the link.
+# Makes one connection, or raises LinkError, TrustError included; leaving it drops the link.
 Connect = Callable[[SessionConfig, Will | None], AbstractAsyncContextManager[Link]]

@@ -22,14 +22,15 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_random_exponential
 
 from shoal_broker import transports
+from shoal_broker.alarms import Alarms
 from shoal_broker.bus_errors import (
     AnswerTimeoutError,
     BusError,
-    IdentityRefusedError,
     LinkError,
     NotConnectedError,
     Redeliver,
     RefusedByBrokerError,
+    TrustError,
 )
 from shoal_broker.dispatch import Dispatcher, SideBySide, Subscriber, Subscription
 from shoal_broker.link import Connect, Inbound, Link, Outbound, SessionConfig, Will
@@ -66,6 +67,8 @@ class SessionStats:
     connects: int
     reconnects: int
     identity_refused: int
+    broker_not_trusted: int
+    tls_files_unusable: int
     published: int
     received: int
     handled: int
@@ -110,7 +113,7 @@ class Session:
         self._reply_topics: set[str] = set()
         self._reply_topics_lock = asyncio.Lock()
         self._connects = 0
-        self._identity_refused = 0
+        self._alarms = Alarms()
         self._published = 0
         self._leaving = False
 
@@ -185,7 +188,9 @@ class Session:
         return SessionStats(
             connects=self._connects,
             reconnects=max(0, self._connects - 1),
-            identity_refused=self._identity_refused,
+            identity_refused=self._alarms.identity_refused,
+            broker_not_trusted=self._alarms.broker_not_trusted,
+            tls_files_unusable=self._alarms.tls_files_unusable,
             published=published,
             received=inbound.received,
             handled=inbound.handled,
@@ -379,7 +384,7 @@ class Session:
         """Full jitter; slowly when waiting alone does not help."""
         error = None if state.outcome is None else state.outcome.exception()
         longest_s = self.config.backoff_max_s
-        if isinstance(error, IdentityRefusedError):
+        if isinstance(error, TrustError):
             return random.uniform(longest_s / 2, longest_s)  # noqa: S311 - jitter
         first_s = self._first_delay_s()
         return wait_random_exponential(multiplier=first_s, max=max(first_s, longest_s))(state)
@@ -393,10 +398,9 @@ class Session:
                 started_s = time.monotonic()
                 self._connects += 1
                 await self._serve(link)
-        except IdentityRefusedError as exc:
-            self._identity_refused += 1
+        except TrustError as exc:
             self.last_error = str(exc)
-            log.error("identity refused", broker=where, reason_code=exc.reason_code)  # noqa: TRY400 - an alarm
+            self._alarms.sound(exc, broker=where)
             raise
         except LinkError as exc:
             self.last_error = str(exc)

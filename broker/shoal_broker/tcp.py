@@ -1,4 +1,4 @@
-"""A TCP connection to a broker, whichever of its addresses answers. Speaks no MQTT; TLS goes here."""
+"""A TCP connection to a broker, whichever of its addresses answers. Speaks no MQTT and no TLS."""
 
 from __future__ import annotations
 

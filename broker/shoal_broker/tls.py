@@ -1,0 +1,121 @@
+"""TLS towards a broker: from the files that a configuration names to an `ssl.SSLContext`.
+
+TLS 1.3, and the broker's certificate and name are always verified. Files are read anew for each
+connection, so a renewed certificate needs no restart. No X.509 of our own: OpenSSL judges, and
+`tls_failures` says in words what it found.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from shoal_broker.bus_errors import TlsFilesError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """PEM files: who may vouch for the broker, and, where it asks, who we are.
+
+    `server_name` is the name in the broker's certificate where that is not the address we connect to.
+    """
+
+    ca_file: str
+    cert_file: str | None = None
+    key_file: str | None = None
+    server_name: str | None = None
+
+
+def configured(
+    *, ca_file: str | None, cert_file: str | None, key_file: str | None, server_name: str | None
+) -> TlsFiles | None:
+    """What the keys of a configuration say together; None: no TLS. Reads nothing.
+
+    Raises TlsFilesError for a key that needs another one.
+    """
+    if ca_file is None:
+        for key, value in (
+            ("cert_file", cert_file),
+            ("key_file", key_file),
+            ("server_name", server_name),
+        ):
+            if value is not None:
+                raise TlsFilesError(f"{key} needs ca_file: TLS is used with it only", key=key)
+        return None
+    if (cert_file is None) != (key_file is None):
+        given, missing = (
+            ("key_file", "cert_file") if cert_file is None else ("cert_file", "key_file")
+        )
+        raise TlsFilesError(f"{given} needs {missing}", key=missing)
+    if server_name is not None and not server_name.strip("."):
+        raise TlsFilesError(f"server_name {server_name!r} is no name", key="server_name")
+    return TlsFiles(
+        ca_file=ca_file, cert_file=cert_file, key_file=key_file, server_name=server_name
+    )
+
+
+def client_context(files: TlsFiles) -> ssl.SSLContext:
+    """Read the files. Blocks for as long as the disk does. Raises TlsFilesError."""
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    made.minimum_version = ssl.TLSVersion.TLSv1_3
+    _trust(made, files.ca_file)
+    if files.cert_file is not None and files.key_file is not None:
+        _identify(made, files.cert_file, files.key_file)
+    return made
+
+
+def _trust(made: ssl.SSLContext, ca_file: str) -> None:
+    _check_readable("ca_file", ca_file)
+    try:
+        made.load_verify_locations(cafile=ca_file)
+    except OSError as exc:
+        _refuse("ca_file", ca_file, f"holds no certificate in PEM form: {_why(exc)}", exc)
+
+
+def _identify(made: ssl.SSLContext, cert_file: str, key_file: str) -> None:
+    _check_readable("cert_file", cert_file)
+    _check_readable("key_file", key_file)
+
+    def no_password() -> NoReturn:
+        # Without this OpenSSL would ask for it at the terminal.
+        _refuse("key_file", key_file, "is encrypted, and nobody is here to give the password")
+
+    try:
+        made.load_cert_chain(cert_file, key_file, password=no_password)
+    except OSError as exc:
+        if isinstance(exc, ssl.SSLError) and exc.reason == "KEY_VALUES_MISMATCH":
+            _refuse("key_file", key_file, f"does not belong to cert_file {cert_file}", exc)
+        if not _holds_a_certificate(cert_file):
+            _refuse("cert_file", cert_file, f"holds no certificate in PEM form: {_why(exc)}", exc)
+        _refuse("key_file", key_file, f"holds no private key in PEM form: {_why(exc)}", exc)
+
+
+def _check_readable(key: str, path: str) -> None:
+    """OpenSSL does not say which of its files it could not open."""
+    try:
+        with Path(path).open("rb") as file:
+            file.read(1)
+    except (OSError, ValueError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) else str(exc)
+        _refuse(key, path, f"cannot be read: {why}", exc)
+
+
+def _holds_a_certificate(cert_file: str) -> bool:
+    """Nor which of two it could not understand."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=cert_file)
+    except OSError:
+        return False
+    return True
+
+
+def _why(exc: OSError) -> str:
+    if isinstance(exc, ssl.SSLError) and exc.reason:
+        return exc.reason.replace("_", " ").lower()
+    return exc.strerror or str(exc)
+
+
+def _refuse(key: str, path: str, problem: str, cause: Exception | None = None) -> NoReturn:
+    raise TlsFilesError(f"{key} {path} {problem}", key=key, path=path) from cause

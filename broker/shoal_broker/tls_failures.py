@@ -1,0 +1,122 @@
+"""What went wrong with TLS, in words for a person: OpenSSL's errors to the bus's own. Opens nothing.
+
+In TLS 1.3 a broker judges our certificate after our half of the handshake is done: its refusal is an
+alert on the first read. Alerts: RFC 8446, section 6.2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from shoal_broker.bus_errors import (
+    BrokerNotTrustedError,
+    IdentityRefusedError,
+    LinkError,
+    TlsFilesError,
+)
+from shoal_broker.tls import TlsFiles
+
+_ALERT = re.compile(r"alert[ _]([a-z_ ]+)", re.IGNORECASE)
+
+# Alerts that are about our certificate, and what a person can do.
+IDENTITY_ALERTS: Final = {
+    "bad certificate": "it is damaged, or has another name or purpose than the broker wants",
+    "unsupported certificate": "it is not for clients, or of a kind that the broker does not know",
+    "certificate revoked": "the client needs a new one",
+    "certificate expired": "renew it; the file is read again at each attempt",
+    "certificate unknown": "the broker's log may say why",
+    "unknown ca": "the broker does not know the authority that signed it",
+    "access denied": "the broker's rules exclude it",
+    "decrypt error": "its key did not prove it",
+    "certificate required": "the broker wants one: set cert_file and key_file",
+}
+_NOT_YET_VALID: Final = 9
+_EXPIRED: Final = 10
+_WRONG_NAME: Final = (62, 64)
+# What we think of the broker's certificate (X509_V_ERR_...), and what a person can do.
+_ADVICE: Final = {
+    _NOT_YET_VALID: "is the clock of this machine right?",
+    _EXPIRED: "the broker needs a new one; or is the clock of this machine wrong?",
+    18: "it is self-signed, and ca_file does not hold it",
+    19: "ca_file does not hold the authority that signed it",
+    20: "ca_file does not hold the authority that signed it",
+    21: "ca_file does not hold the authority that signed it",
+    62: "connect to a name that is in it, or set server_name",
+    64: "connect to an address that is in it, or set server_name",
+}
+
+
+@asynccontextmanager
+async def handshake_within(timeout_s: float, tls: TlsFiles) -> AsyncIterator[None]:
+    """Bound a handshake, and raise the LinkError for whatever it dies of."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError as exc:
+        raise LinkError(f"no end of the TLS handshake within {timeout_s:g} s") from exc
+    except ConnectionError as exc:
+        raise _hung_up() from exc
+    except OSError as exc:
+        raise explain(exc, tls) from exc
+    except ValueError as exc:
+        raise TlsFilesError(f"no name to verify the broker by: {exc}", key="server_name") from exc
+
+
+def explain(exc: OSError, tls: TlsFiles) -> LinkError:
+    """The error to raise for what the connection, in or after its handshake, died of.
+
+    IdentityRefusedError: the broker does not take us. BrokerNotTrustedError: we do not take it.
+    """
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        advice = _ADVICE.get(exc.verify_code)
+        return BrokerNotTrustedError(
+            f"we do not accept the broker's certificate: {exc.verify_message}"
+            + (f" ({advice})" if advice else ""),
+            reason=exc.verify_message,
+        )
+    if not isinstance(exc, ssl.SSLError):
+        return LinkError(f"the connection is gone: {str(exc) or type(exc).__name__}")
+    alert = alert_in(exc)
+    if alert in IDENTITY_ALERTS:
+        whose = tls.cert_file or "none is configured"
+        return IdentityRefusedError(
+            f"the broker refuses our certificate: {alert} ({whose}: {IDENTITY_ALERTS[alert]})",
+            alert=alert,
+        )
+    if alert == "protocol version" or exc.reason == "UNSUPPORTED_PROTOCOL":
+        return LinkError("the broker does not speak TLS 1.3")
+    if alert is not None:
+        return LinkError(f"the broker ended TLS: {alert}")
+    if exc.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST"):
+        return LinkError("the other end does not speak TLS: is this the broker's TLS port?")
+    if isinstance(exc, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+        return _hung_up()
+    return LinkError(f"TLS failed: {_plain(exc)}")
+
+
+def without_tls(exc: LinkError) -> LinkError:
+    """The error for a connection without TLS that was lost before the CONNACK."""
+    told = LinkError(f"{exc}, before its CONNACK: does this port want TLS ([broker] ca_file)?")
+    told.__cause__ = exc.__cause__
+    return told
+
+
+def alert_in(exc: ssl.SSLError) -> str | None:
+    """The alert that the other end sent, as RFC 8446 spells it but with blanks; None: no alert."""
+    found = _ALERT.search(exc.reason or "") or _ALERT.search(str(exc))
+    return None if found is None else found[1].replace("_", " ").strip().lower()
+
+
+def _hung_up() -> LinkError:
+    return LinkError(
+        "the other end closed the connection in the TLS handshake: is this the broker's TLS port?"
+    )
+
+
+def _plain(exc: ssl.SSLError) -> str:
+    return exc.reason.replace("_", " ").lower() if exc.reason else str(exc)

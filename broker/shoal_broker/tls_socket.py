@@ -1,0 +1,82 @@
+"""TLS on a connected, non-blocking socket for who wants a socket: paho. asyncio has TLS of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any, cast
+
+_AGAIN = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class TlsSocket(ssl.SSLSocket):
+    """A TLS socket that remembers what it died of: paho tells nobody.
+
+    Attributes:
+        failure: the error after which nothing more can be sent or read.
+    """
+
+    failure: OSError | None = None
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        """Read what has been decrypted."""
+        try:
+            return super().recv(buflen, flags)
+        except _AGAIN:
+            raise
+        except OSError as exc:
+            self.failure = exc
+            raise
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Write; after a refusal the reason may wait to be read, and it is what counts."""
+        try:
+            return super().send(data, flags)
+        except _AGAIN:
+            raise
+        except OSError as exc:
+            self.failure = exc
+            with contextlib.suppress(OSError):
+                self.recv(1)
+            raise
+
+
+async def handshake(sock: socket.socket, context: ssl.SSLContext, server_name: str) -> TlsSocket:
+    """Return the socket that stands for `sock`, an empty shell from now on.
+
+    Raises OSError, ssl.SSLError included, and ValueError for a name that cannot be asked for.
+    """
+    context.sslsocket_class = TlsSocket
+    wrapped = context.wrap_socket(sock, server_hostname=server_name, do_handshake_on_connect=False)
+    loop = asyncio.get_running_loop()
+    try:
+        while True:
+            try:
+                wrapped.do_handshake()
+            except ssl.SSLWantReadError:
+                await _once(wrapped.fileno(), loop.add_reader, loop.remove_reader)
+            except ssl.SSLWantWriteError:
+                await _once(wrapped.fileno(), loop.add_writer, loop.remove_writer)
+            else:
+                return cast("TlsSocket", wrapped)
+    except BaseException:
+        wrapped.close()
+        raise
+
+
+def pending_bytes(sock: object) -> int:
+    """What is decrypted and not read: no selector tells of it."""
+    return sock.pending() if isinstance(sock, ssl.SSLSocket) else 0
+
+
+async def _once(number: int, add: Callable[..., None], remove: Callable[[int], object]) -> None:
+    """Return when the file of this number is ready."""
+    ready = asyncio.Event()
+    add(number, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        remove(number)
