@@ -32,10 +32,12 @@ from shoal_agent.pipelines import Pipeline
 from shoal_agent.reporter import Reporter
 from shoal_agent.staging import Staging
 from shoal_agent.update import Updater
+from shoal_broker.bus_errors import TlsFilesError
 from shoal_broker.logs import RecentLines
 from shoal_broker.outbox import Outbox
 from shoal_broker.session import Session, SessionConfig
 from shoal_broker.store import Store
+from shoal_broker.tls import client_context
 from shoal_contract.messages import InferReply, InferRequest
 from shoal_contract.topics import EVERYBODY, Topics
 
@@ -271,6 +273,12 @@ def _session_config(config: AgentConfig) -> SessionConfig:
             password = text.partition("\n")[0].rstrip("\r")
         except (OSError, UnicodeDecodeError) as exc:
             raise ConfigError(f"[broker] password_file cannot be read: {exc}") from exc
+    tls = config.broker.tls
+    if tls is not None:
+        try:
+            client_context(tls)
+        except TlsFilesError as exc:
+            raise ConfigError(f"[broker] {exc}") from exc
     return SessionConfig(
         host=config.broker.host,
         port=config.broker.port,
@@ -278,4 +286,5 @@ def _session_config(config: AgentConfig) -> SessionConfig:
         username=config.broker.username,
         password=password,
         transport=config.broker.transport,
+        tls=tls,
     )

@@ -53,6 +53,15 @@ class AgentCollector(Collector):
             "shoal_agent_connected", "1 with a broker connection", float(self._session.connected)
         )
         yield _counter("reconnects", "broker connections after the first", stats.reconnects)
+        alarms = CounterMetricFamily(
+            "shoal_agent_broker_alarms",
+            "attempts to connect that only a person can put right",
+            labels=["alarm"],
+        )
+        alarms.add_metric(["identity_refused"], stats.identity_refused)
+        alarms.add_metric(["broker_not_trusted"], stats.broker_not_trusted)
+        alarms.add_metric(["tls_files_unusable"], stats.tls_files_unusable)
+        yield alarms
         yield GaugeMetricFamily(
             "shoal_agent_outbox_messages", "messages that wait to leave", len(self._outbox)
         )

@@ -50,6 +50,7 @@ from shoal_broker.link import (
 )
 from shoal_broker.outgoing import Outgoing, fail
 from shoal_broker.tls import TlsFiles, client_context
+from shoal_broker.tls_socket import LastWordsSocket
 
 log = structlog.get_logger(__name__)
 
@@ -264,6 +265,9 @@ class CodecLink(asyncio.Protocol):
         """TCP stands."""
         self._transport = cast("asyncio.Transport", transport)
         self._out = Outgoing(self._transport)
+        # Above nothing: a QoS 0 publish returns when its bytes are the kernel's. asyncio's TLS calls
+        # at the mark, not above it, and holds up to 64 KiB below itself that it does not count.
+        self._transport.set_write_buffer_limits(high=0 if self._tls is None else 1)
 
     def data_received(self, data: bytes) -> None:
         """Bytes came in."""
@@ -406,6 +410,8 @@ class CodecLink(asyncio.Protocol):
 async def _open(config: SessionConfig) -> CodecLink:
     """A link whose TCP connection, and TLS where it is wanted, stands."""
     sock = await tcp.open_socket(config)
+    if config.tls is not None:
+        sock = LastWordsSocket(fileno=sock.detach())
     try:
         if config.tls is not None:
             return await _secure(sock, config, config.tls)

@@ -21,6 +21,7 @@ from typing import Any
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from shoal_broker.bus_errors import TlsFilesError
 from shoal_broker.doctor_client import (
     WAIT_S,
     DoctorError,
@@ -29,6 +30,7 @@ from shoal_broker.doctor_client import (
     UnreachableError,
     connected,
 )
+from shoal_broker.tls import client_context, configured
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -42,8 +44,9 @@ WANTED_PACKET_BYTES = 96 << 10
 WANTED_RECEIVE_MAXIMUM = 16
 SHARED_MESSAGES = 20
 
-EPILOG = """example:
+EPILOG = """examples:
   shoal-broker doctor --host broker.example.net --username probe --password-file secret.txt
+  shoal-broker doctor --host broker.example.net --port 8883 --ca-file ca.crt --cert-file probe.crt --key-file probe.key
 exit codes: 0 every probe ok, 1 a probe failed, 2 usage, 3 broker not reached or identity refused
 """
 
@@ -71,6 +74,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--port", type=int, default=1883, help="TCP port (default: %(default)s)")
     parser.add_argument("--username", help="user name, if the broker asks for one")
     parser.add_argument("--password-file", type=Path, help="file whose first line is the password")
+    parser.add_argument(
+        "--ca-file", metavar="FILE", help="speak TLS 1.3: who vouches for the broker"
+    )
+    parser.add_argument("--cert-file", metavar="FILE", help="our certificate, if it asks for one")
+    parser.add_argument("--key-file", metavar="FILE", help="the key of that certificate")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.set_defaults(func=run)
 
@@ -84,7 +92,19 @@ def run(arguments: argparse.Namespace) -> int:
         except (OSError, UnicodeDecodeError) as exc:
             _print(f"cannot read the password file {arguments.password_file}: {exc}")
             return EXIT_USAGE
-    target = Target(arguments.host, arguments.port, arguments.username, password)
+    try:
+        tls = configured(
+            ca_file=arguments.ca_file,
+            cert_file=arguments.cert_file,
+            key_file=arguments.key_file,
+            server_name=None,
+        )
+        if tls is not None:
+            client_context(tls)
+    except TlsFilesError as exc:
+        _print(str(exc))
+        return EXIT_USAGE
+    target = Target(arguments.host, arguments.port, arguments.username, password, tls)
     try:
         findings = examine(target)
     except UnreachableError as exc:

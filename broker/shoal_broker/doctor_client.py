@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,10 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from shoal_broker import tls_failures
 from shoal_broker.bus_errors import BusError
+from shoal_broker.tls import TlsFiles, client_context
+from shoal_broker.tls_socket import TlsSocket
 
 T = TypeVar("T")
 
@@ -37,6 +41,10 @@ class UnreachableError(DoctorError):
     """There is no broker that takes us."""
 
 
+class BrokenOffError(UnreachableError):
+    """The connection was made and ended without an answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """The broker in question and the names that the probes use on it."""
@@ -45,6 +53,7 @@ class Target:
     port: int
     username: str | None
     password: str | None = field(repr=False)
+    tls: TlsFiles | None = None
     prefix: str = field(default_factory=lambda: f"shoal-doctor/{secrets.token_hex(6)}")
 
     def topic(self, name: str) -> str:
@@ -65,6 +74,7 @@ class ProbeClient:
         self.connack: Properties | None = None
         self.session_present = False
         client.on_connect = self._on_connect
+        client.on_disconnect = lambda *_facts: self._connacked.set()
         client.on_message = lambda _client, _userdata, message: self._messages.put(message)
         client.on_subscribe = lambda *answer: self._suback.put(answer[3])
         client.on_publish = lambda *answer: self._puback.put(answer[3])
@@ -75,7 +85,9 @@ class ProbeClient:
             raise UnreachableError(
                 f"no MQTT 5 CONNACK within {WAIT_S:g} s: is this an MQTT 5 broker?"
             )
-        if self.reason is None or self.reason.value >= FAILURE_REASON:
+        if self.reason is None:
+            raise BrokenOffError("the connection broke before its CONNACK")
+        if self.reason.value >= FAILURE_REASON:
             raise UnreachableError(f"the broker refuses the connection: {self.reason}")
 
     def subscribe(self, topic_filter: str) -> None:
@@ -158,11 +170,21 @@ def connected(
         reconnect_on_failure=False,
     )
     client.connect_timeout = WAIT_S
+    if target.tls is not None:
+        client.tls_set_context(_context(target.tls))
     if target.username is not None:
         client.username_pw_set(target.username, target.password)
     if will_topic is not None:
         client.will_set(will_topic, b"gone", qos=1)
     probe = ProbeClient(client)
+    sockets: list[socket.socket] = []
+
+    def on_socket_open(_client: paho.Client, _userdata: Any, sock: Any) -> None:
+        # On both ends or not at all: our own Nagle would be blamed on the broker.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sockets.append(sock)
+
+    client.on_socket_open = on_socket_open
     properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
     properties.SessionExpiryInterval = session_expiry_s
     try:
@@ -170,14 +192,13 @@ def connected(
             target.host, target.port, keepalive=30, clean_start=clean, properties=properties
         )
     except (OSError, ValueError) as exc:
-        raise UnreachableError(f"cannot be reached: {exc}") from exc
-    sock = client.socket()
-    if isinstance(sock, socket.socket):
-        # On both ends or not at all: our own Nagle would be blamed on the broker.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        raise UnreachableError(_why_not(exc, target.tls)) from exc
     client.loop_start()
     try:
-        probe.wait_connack()
+        try:
+            probe.wait_connack()
+        except BrokenOffError as exc:
+            raise _why_broken_off(exc, sockets, target.tls) from exc
         yield probe
     finally:
         client.disconnect()
@@ -189,3 +210,29 @@ def _get(queue: Queue[T], what: str) -> T:
         return queue.get(timeout=WAIT_S)
     except Empty:
         raise DoctorError(f"{what} (waited {WAIT_S:g} s)") from None
+
+
+def _context(tls: TlsFiles) -> ssl.SSLContext:
+    context = client_context(tls)
+    context.sslsocket_class = TlsSocket
+    return context
+
+
+def _why_not(exc: OSError | ValueError, tls: TlsFiles | None) -> str:
+    if tls is not None and isinstance(exc, ssl.SSLError):
+        return str(tls_failures.explain(exc, tls))
+    if tls is not None and isinstance(exc, ConnectionResetError):
+        return str(tls_failures.hung_up())
+    return f"cannot be reached: {exc}"
+
+
+def _why_broken_off(
+    exc: BrokenOffError, sockets: list[socket.socket], tls: TlsFiles | None
+) -> UnreachableError:
+    if tls is None:
+        return UnreachableError(f"{exc}: does this port want TLS (--ca-file)?")
+    for sock in sockets:
+        # In TLS 1.3 our certificate is refused behind the handshake, and paho keeps it to itself.
+        if isinstance(sock, TlsSocket) and sock.failure is not None:
+            return UnreachableError(_why_not(sock.failure, tls))
+    return exc

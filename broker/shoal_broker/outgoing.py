@@ -64,10 +64,6 @@ class Outgoing:
         self.last_s = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._transport = transport
-        # Above nothing: a QoS 0 publish returns when its bytes are the kernel's. asyncio's TLS says
-        # so at the mark, not above it, and counts what is below it on its own: up to 64 KiB.
-        is_tls = transport.get_extra_info("ssl_object") is not None
-        transport.set_write_buffer_limits(high=1 if is_tls else 0)
         # Packet ids in use, and who waits for their answers: QoS 1 publishes, and the others. One
         # whose caller has left stays until it is answered: its id is not free before.
         self._publishes: dict[int, asyncio.Future[Answer]] = {}

@@ -28,13 +28,24 @@ IDENTITY_ALERTS: Final = {
     "bad certificate": "it is damaged, or has another name or purpose than the broker wants",
     "unsupported certificate": "it is not for clients, or of a kind that the broker does not know",
     "certificate revoked": "the client needs a new one",
-    "certificate expired": "renew it; the file is read again at each attempt",
+    "certificate expired": "renew it",
     "certificate unknown": "the broker's log may say why",
     "unknown ca": "the broker does not know the authority that signed it",
     "access denied": "the broker's rules exclude it",
     "decrypt error": "its key did not prove it",
     "certificate required": "the broker wants one: set cert_file and key_file",
 }
+# What OpenSSL calls bytes that are none of TLS.
+_NOT_TLS: Final = frozenset(
+    {
+        "BAD_RECORD_TYPE",
+        "HTTP_REQUEST",
+        "PACKET_LENGTH_TOO_LONG",
+        "RECORD_LAYER_FAILURE",
+        "UNEXPECTED_MESSAGE",
+        "WRONG_VERSION_NUMBER",
+    }
+)
 _NOT_YET_VALID: Final = 9
 _EXPIRED: Final = 10
 _WRONG_NAME: Final = (62, 64)
@@ -60,7 +71,7 @@ async def handshake_within(timeout_s: float, tls: TlsFiles) -> AsyncIterator[Non
     except TimeoutError as exc:
         raise LinkError(f"no end of the TLS handshake within {timeout_s:g} s") from exc
     except ConnectionError as exc:
-        raise _hung_up() from exc
+        raise hung_up() from exc
     except OSError as exc:
         raise explain(exc, tls) from exc
     except ValueError as exc:
@@ -92,10 +103,10 @@ def explain(exc: OSError, tls: TlsFiles) -> LinkError:
         return LinkError("the broker does not speak TLS 1.3")
     if alert is not None:
         return LinkError(f"the broker ended TLS: {alert}")
-    if exc.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST"):
+    if exc.reason in _NOT_TLS:
         return LinkError("the other end does not speak TLS: is this the broker's TLS port?")
     if isinstance(exc, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
-        return _hung_up()
+        return hung_up()
     return LinkError(f"TLS failed: {_plain(exc)}")
 
 
@@ -112,7 +123,8 @@ def alert_in(exc: ssl.SSLError) -> str | None:
     return None if found is None else found[1].replace("_", " ").strip().lower()
 
 
-def _hung_up() -> LinkError:
+def hung_up() -> LinkError:
+    """The error for an end in the middle of the handshake about which nothing was said."""
     return LinkError(
         "the other end closed the connection in the TLS handshake: is this the broker's TLS port?"
     )

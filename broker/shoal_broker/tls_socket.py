@@ -1,4 +1,8 @@
-"""TLS on a connected, non-blocking socket for who wants a socket: paho. asyncio has TLS of its own."""
+"""Sockets that let a broker's refusal be read, and the handshake for who wants a TLS socket: paho.
+
+A broker that refuses our certificate says why and resets the connection at once. Whoever writes
+before reading (the CONNECT) meets the reset and not the reason, which waits to be read.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +48,25 @@ class TlsSocket(ssl.SSLSocket):
             raise
 
 
+class LastWordsSocket(socket.socket):
+    """A TCP socket for asyncio's TLS: a reset shows when reading, behind the peer's last words."""
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Write, or seem to."""
+        try:
+            return super().send(data, flags)
+        except ConnectionError:
+            return len(data)
+
+
 async def handshake(sock: socket.socket, context: ssl.SSLContext, server_name: str) -> TlsSocket:
     """Return the socket that stands for `sock`, an empty shell from now on.
 
     Raises OSError, ssl.SSLError included, and ValueError for a name that cannot be asked for.
     """
     context.sslsocket_class = TlsSocket
+    # Refuses a name that is none before there is a half-made socket that nobody could close.
+    context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=server_name)
     wrapped = context.wrap_socket(sock, server_hostname=server_name, do_handshake_on_connect=False)
     loop = asyncio.get_running_loop()
     try:

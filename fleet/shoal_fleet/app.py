@@ -25,7 +25,7 @@ from shoal_fleet.access import URL_FILE, load_token
 from shoal_fleet.alarms import Alarms
 from shoal_fleet.blob_store import BlobStore
 from shoal_fleet.commands import Commands
-from shoal_fleet.config import FleetConfig, password
+from shoal_fleet.config import FleetConfig, password, tls
 from shoal_fleet.controller import Controller
 from shoal_fleet.database import Database, FleetBase, ReadingsBase
 from shoal_fleet.deltas import Deltas
@@ -61,7 +61,7 @@ async def run(
     """Run the controller until `stop` is set; `on_ready` gets the API's address.
 
     Raises:
-        ConfigError: the listening address or the password file cannot be used.
+        ConfigError: the listening address, the password file or a file for TLS cannot be used.
         StateError: the state directory cannot be used.
     """
     async with running(config, state_dir) as (_, url):
@@ -152,6 +152,7 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
                 username=config.broker.username,
                 password=password(config),
                 transport=config.broker.transport,
+                tls=tls(config),
                 backoff_initial_s=BACKOFF_INITIAL_S,
                 backoff_max_s=BACKOFF_MAX_S,
             ),

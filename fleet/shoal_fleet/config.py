@@ -6,7 +6,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from shoal_broker.bus_errors import TlsFilesError
 from shoal_broker.link import Transport
+from shoal_broker.tls import TlsFiles, client_context, configured
 from shoal_contract import toml
 from shoal_contract.errors import ContractError
 from shoal_contract.topics import Topics
@@ -20,7 +22,10 @@ Seconds = Annotated[float, msgspec.Meta(gt=0, le=365 * 86400)]
 
 
 class BrokerTable(toml.Table, frozen=True, kw_only=True):
-    """[broker]: where the broker is and who we are there. The password is the file's first line."""
+    """[broker]: where the broker is and who we are there. The password is the file's first line.
+
+    `ca_file` switches TLS on.
+    """
 
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1883
@@ -28,6 +33,23 @@ class BrokerTable(toml.Table, frozen=True, kw_only=True):
     username: str | None = None
     password_file: str | None = None
     transport: Transport = "codec"
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    server_name: str | None = None
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """None: a plain connection. Raises ConfigError."""
+        try:
+            return configured(
+                ca_file=self.ca_file,
+                cert_file=self.cert_file,
+                key_file=self.key_file,
+                server_name=self.server_name,
+            )
+        except TlsFilesError as exc:
+            raise ConfigError(f"[broker] {exc}") from exc
 
 
 class ListenTable(toml.Table, frozen=True, kw_only=True):
@@ -83,6 +105,7 @@ def check(config: FleetConfig) -> FleetConfig:
         Topics(config.root)
     except ContractError as exc:
         raise ConfigError(f"[root] {exc}") from exc
+    _ = config.broker.tls
     if config.webhook_url is not None:
         try:
             url = urlsplit(config.webhook_url)
@@ -111,3 +134,18 @@ def password(config: FleetConfig) -> str | None:
     except UnicodeDecodeError as exc:
         raise ConfigError(f"[broker.password_file] {name}: not UTF-8 text") from exc
     return text.partition("\n")[0].rstrip("\r")
+
+
+def tls(config: FleetConfig) -> TlsFiles | None:
+    """The files for TLS with the broker, once they were read; None: a plain connection.
+
+    Raises:
+        ConfigError: one of them cannot be used.
+    """
+    files = config.broker.tls
+    if files is not None:
+        try:
+            client_context(files)
+        except TlsFilesError as exc:
+            raise ConfigError(f"[broker] {exc}") from exc
+    return files

@@ -68,15 +68,25 @@ def _fleet(controller: Controller) -> Iterator[Metric]:
 
 def _bus(controller: Controller) -> Iterator[Metric]:
     inbox, publisher = controller.inbox, controller.publisher
+    stats = controller.session.stats
     yield GaugeMetricFamily(
         "shoal_broker_connected",
         "Whether the broker is reached.",
         value=float(controller.session.connected),
     )
+    yield _by(
+        "shoal_broker_alarms",
+        "Attempts to connect that only a person can put right.",
+        "alarm",
+        {
+            "identity_refused": stats.identity_refused,
+            "broker_not_trusted": stats.broker_not_trusted,
+            "tls_files_unusable": stats.tls_files_unusable,
+        },
+        counter=True,
+    )
     yield GaugeMetricFamily(
-        "shoal_outbox_waiting",
-        "Messages that wait to leave.",
-        value=controller.session.stats.outbox_waiting,
+        "shoal_outbox_waiting", "Messages that wait to leave.", value=stats.outbox_waiting
     )
     yield _by("shoal_messages", "Messages of nodes.", "channel", inbox.received, counter=True)
     yield _by(

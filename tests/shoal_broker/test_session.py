@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import structlog.testing
+from tests.shoal_broker.render.rendered_mosquitto import Authority
 from tests.support.mosquitto import Mosquitto
 from tests.support.tcp_proxy import TcpProxy
+from tests.support.tls_listener import client_files, tls_listener
 
 from shoal_broker import aiomqtt_transport, codec_transport
 from shoal_broker.bus_errors import (
@@ -41,11 +43,12 @@ class RunningBroker:
     kind: str
     folder: Path
     port: int = 0
+    extra: str = ""
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def start(self) -> None:
         if self.kind == "mosquitto":
-            opened = Mosquitto.open(self.folder, port=self.port)
+            opened = Mosquitto.open(self.folder, port=self.port, extra=self.extra)
         else:
             opened = Broker.open(BrokerConfig(host="127.0.0.1", port=self.port))
         self._broker = await self._stack.enter_async_context(opened)
@@ -70,11 +73,32 @@ def transport(request, monkeypatch):
     return request.param
 
 
-@pytest.fixture(params=["embedded", pytest.param("mosquitto", marks=pytest.mark.system)])
-async def broker(request, tmp_path, transport):
-    if request.param == "mosquitto" and Mosquitto.found() is None:
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+BROKERS = ["embedded", pytest.param("mosquitto", marks=pytest.mark.system)]
+# The core of it runs over TLS always, the rest when there is time.
+over_tls_too = pytest.mark.parametrize(
+    "broker", [*BROKERS, pytest.param("mosquitto-tls", marks=pytest.mark.system)], indirect=True
+)
+
+
+@pytest.fixture(
+    params=[
+        *BROKERS,
+        pytest.param("mosquitto-tls", marks=[pytest.mark.system, pytest.mark.long]),
+    ]
+)
+async def broker(request, tmp_path, transport, monkeypatch):
+    if request.param != "embedded" and Mosquitto.found() is None:
         pytest.skip("mosquitto is not installed (apt-get install mosquitto)")
-    running = RunningBroker(request.param, tmp_path)
+    running = RunningBroker(request.param.partition("-")[0], tmp_path)
+    if request.param == "mosquitto-tls":
+        authority = request.getfixturevalue("authority")
+        running.extra = tls_listener(authority)
+        monkeypatch.setitem(QUICK, "tls", client_files(authority))
     await running.start()
     yield running
     await running._stack.aclose()
@@ -125,6 +149,7 @@ async def until(true) -> None:
             await asyncio.sleep(0.005)
 
 
+@over_tls_too
 async def test_a_message_reaches_its_subscriber_with_all_its_properties(broker):
     sink = Sink()
     async with connected(broker.port, subscriptions={"a/+": sink}):
@@ -147,6 +172,7 @@ async def test_open_returns_at_once_without_a_broker_and_a_direct_publish_says_s
                 await session.wait_connected(0.01)
 
 
+@over_tls_too
 async def test_nagle_is_off(broker):
     async with connected(broker.port) as session:
         sock = session._link.socket
@@ -178,14 +204,17 @@ async def test_a_message_in_work_is_sent_again_when_the_session_dies(broker):
 CHILD = """
 import asyncio, sys
 from shoal_broker.session import Session, SessionConfig
+from shoal_broker.tls import TlsFiles
 
 async def begin(inbound):
     print(inbound.payload.decode(), flush=True)
     await asyncio.Event().wait()
 
 async def main():
+    port, transport, *files = sys.argv[1:]
+    tls = TlsFiles(**dict(zip(("ca_file", "cert_file", "key_file"), files))) if files else None
     config = SessionConfig(
-        host="127.0.0.1", port=int(sys.argv[1]), client_id="node-1", transport=sys.argv[2]
+        host="127.0.0.1", port=int(port), client_id="node-1", transport=transport, tls=tls
     )
     async with Session.open(config, subscriptions={"t": begin}) as session:
         await session.wait_connected(10)
@@ -198,12 +227,14 @@ asyncio.run(main())
 
 @pytest.mark.system
 async def test_a_message_in_work_is_sent_again_after_kill_9(broker, transport):
+    tls = QUICK.get("tls")
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
         CHILD,
         str(broker.port),
         transport,
+        *((tls.ca_file, tls.cert_file, tls.key_file) if tls else ()),
         stdout=asyncio.subprocess.PIPE,
     )
     async with asyncio.timeout(DEADLINE_S):
@@ -218,6 +249,7 @@ async def test_a_message_in_work_is_sent_again_after_kill_9(broker, transport):
     assert sink.payloads == [b"1", b"2", b"3"]
 
 
+@over_tls_too
 async def test_a_message_in_work_while_the_line_breaks_is_worked_on_once(broker):
     gate = asyncio.Event()
     got = []
@@ -278,6 +310,7 @@ async def test_a_message_is_acknowledged_only_after_its_subscriber_returned(brok
         await until(lambda: got == [b"1", b"2", b"3"])
 
 
+@over_tls_too
 async def test_a_session_resumes_and_keeps_what_came_while_it_was_away(broker):
     sink = Sink()
     present = []
@@ -376,6 +409,7 @@ async def test_messages_side_by_side_are_in_work_together_and_each_is_acknowledg
     assert again.payloads == [b"new"], "nothing was left unacknowledged"
 
 
+@over_tls_too
 async def test_a_flood_is_left_on_the_wire_and_nothing_of_it_is_discarded(
     broker, transport, monkeypatch
 ):
@@ -502,6 +536,7 @@ async def test_a_request_gets_its_own_reply(broker):
                 await client.request("nobody", b"", reply_topic="reply/client", timeout_s=0.05)
 
 
+@over_tls_too
 async def test_a_will_is_published_when_the_line_breaks_and_not_on_a_goodbye(broker):
     sink = Sink()
     will = Will("p/node-1", b"offline")
@@ -517,6 +552,7 @@ async def test_a_will_is_published_when_the_line_breaks_and_not_on_a_goodbye(bro
     assert sink.payloads[1] == b"offline"
 
 
+@over_tls_too
 async def test_a_half_open_line_is_noticed_and_replaced(broker):
     async with (
         TcpProxy.open(broker.port) as proxy,
@@ -529,6 +565,7 @@ async def test_a_half_open_line_is_noticed_and_replaced(broker):
         assert session.stats.reconnects >= 1
 
 
+@over_tls_too
 async def test_a_quiet_line_is_kept_alive_by_pings(broker):
     async with (
         TcpProxy.open(broker.port) as proxy,
@@ -552,6 +589,7 @@ async def test_a_broker_that_acknowledges_nothing_is_left(broker):
         await proxy.heal()
 
 
+@over_tls_too
 async def test_leaving_ends_soon_when_the_line_is_dead(broker):
     async with TcpProxy.open(broker.port) as proxy:
         loop = asyncio.get_running_loop()
@@ -641,6 +679,7 @@ async def test_messages_put_while_offline_arrive_afterwards_in_order(broker, tmp
     assert sink.payloads == [b"%d" % n for n in range(50)]
 
 
+@over_tls_too
 async def test_nothing_is_lost_while_the_line_breaks_under_200_messages(broker, tmp_path):
     sink = Sink()
     numbers = [b"%03d" % n for n in range(200)]

@@ -30,8 +30,8 @@ class Authority:
             "-subj", "/CN=authority of a test",
         )  # fmt: skip
 
-    def issue(self, name: str, file: str | None = None) -> tuple[str, str]:
-        """The paths of certificate and key of the client called `name`."""
+    def issue(self, name: str, file: str | None = None, *, days: int = 2) -> tuple[str, str]:
+        """The paths of certificate and key of the client called `name`; -1 days: expired."""
         stem = file or name
         certificate, key = self.folder / f"{stem}.crt", self.folder / f"{stem}.key"
         if not certificate.exists():
@@ -41,9 +41,22 @@ class Authority:
             )  # fmt: skip
             _openssl(
                 self.folder, "x509", "-req", "-in", f"{stem}.csr", "-CA", "ca.crt", "-CAkey",
-                "ca.key", "-CAcreateserial", "-out", f"{stem}.crt", "-days", "2", "-extfile", "names",
+                "ca.key", "-CAcreateserial", "-out", f"{stem}.crt", "-days", str(days), "-extfile", "names",
             )  # fmt: skip
         return str(certificate), str(key)
+
+    def revoke(self, name: str) -> str:
+        """The path of a list of revoked certificates with that of `name` in it."""
+        found = self.folder / f"{name}-revoked.pem"
+        if not found.exists():
+            (self.folder / "revoked.txt").touch()
+            (self.folder / "ca.cnf").write_text(
+                "[ca]\ndefault_ca = it\n[it]\ndatabase = revoked.txt\ndefault_md = sha256\n"
+            )
+            ca = ["ca", "-config", "ca.cnf", "-keyfile", "ca.key", "-cert", "ca.crt"]
+            _openssl(self.folder, *ca, "-revoke", f"{name}.crt")
+            _openssl(self.folder, *ca, "-gencrl", "-crldays", "2", "-out", found.name)
+        return str(found)
 
 
 class RenderedMosquitto:
