@@ -99,11 +99,11 @@ def explain(exc: OSError, tls: TlsFiles) -> LinkError:
             f"the broker refuses our certificate: {alert} ({whose}: {IDENTITY_ALERTS[alert]})",
             alert=alert,
         )
-    if alert == "protocol version" or exc.reason == "UNSUPPORTED_PROTOCOL":
+    if alert == "protocol version" or _reason(exc) == "UNSUPPORTED_PROTOCOL":
         return LinkError("the broker does not speak TLS 1.3")
     if alert is not None:
         return LinkError(f"the broker ended TLS: {alert}")
-    if exc.reason in _NOT_TLS:
+    if _reason(exc) in _NOT_TLS:
         return LinkError("the other end does not speak TLS: is this the broker's TLS port?")
     if isinstance(exc, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return hung_up()
@@ -119,7 +119,7 @@ def without_tls(exc: LinkError) -> LinkError:
 
 def alert_in(exc: ssl.SSLError) -> str | None:
     """The alert that the other end sent, as RFC 8446 spells it but with blanks; None: no alert."""
-    found = _ALERT.search(exc.reason or "") or _ALERT.search(str(exc))
+    found = _ALERT.search(_reason(exc)) or _ALERT.search(str(exc))
     return None if found is None else found[1].replace("_", " ").strip().lower()
 
 
@@ -131,4 +131,9 @@ def hung_up() -> LinkError:
 
 
 def _plain(exc: ssl.SSLError) -> str:
-    return exc.reason.replace("_", " ").lower() if exc.reason else str(exc)
+    return _reason(exc).replace("_", " ").lower() or str(exc)
+
+
+def _reason(exc: ssl.SSLError) -> str:
+    # Python has no word for every one of OpenSSL's, and its own errors have none.
+    return getattr(exc, "reason", None) or ""

@@ -25,6 +25,16 @@ class TlsSocket(ssl.SSLSocket):
 
     failure: OSError | None = None
 
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - as ssl has it
+        """Go on with the handshake; closed when it fails, for paho would leave that to nobody."""
+        try:
+            super().do_handshake(block)
+        except _AGAIN:
+            raise
+        except OSError:
+            self.close()
+            raise
+
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
         """Read what has been decrypted."""
         try:

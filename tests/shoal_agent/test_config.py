@@ -42,6 +42,11 @@ def test_a_good_file_is_read(tmp_path):
             r"\[broker\] .*`hots`|\[broker\] missing key `host`",
         ),
         ('host = "broker.local"', 'host = "x"\nport = 99999', r"\[broker.port\]"),
+        (
+            'host = "broker.local"',
+            'host = "x"\ncert_file = "c"\nkey_file = "k"',
+            r"\[broker\] cert_file needs ca_file",
+        ),
         ('node = "board-1"', 'node = "Board 1"', "not a node id"),
         ('node = "board-1"', "", "missing key `node`"),
         ('state_dir = "/var', 'colour = 1\nstate_dir = "/var', "unknown key `colour`"),

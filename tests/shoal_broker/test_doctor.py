@@ -6,7 +6,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 import structlog.testing
+from tests.shoal_broker.render.rendered_mosquitto import Authority
 from tests.support.mosquitto import Mosquitto
+from tests.support.tls_listener import client_files, tls_listener
 
 from shoal_broker import doctor, doctor_client
 from shoal_broker.server import Broker, BrokerConfig
@@ -120,3 +122,45 @@ async def test_a_server_that_speaks_no_mqtt_is_given_up(capsys, monkeypatch):
 async def test_an_unreadable_password_file_is_a_usage_error(tmp_path, capsys):
     assert await diagnose("--password-file", str(tmp_path / "none")) == 2
     assert "password file" in capsys.readouterr().out
+
+
+def tls_options(files) -> list[str]:
+    given = {"ca": files.ca_file, "cert": files.cert_file, "key": files.key_file}
+    return [word for name, path in given.items() if path for word in (f"--{name}-file", path)]
+
+
+@pytest.mark.system
+async def test_the_doctor_speaks_tls_and_says_which_end_refuses_which(tmp_path, capsys):
+    if Mosquitto.found() is None:
+        pytest.skip("mosquitto is not installed (apt-get install mosquitto)")
+    authority, stranger = Authority(tmp_path / "ours"), Authority(tmp_path / "theirs")
+    authority.issue("expired", days=-1)
+    async with Mosquitto.open(tmp_path, extra=tls_listener(authority)) as broker:
+        port = ["--port", str(broker.port)]
+        assert await diagnose(*port, "--json", *tls_options(client_files(authority))) == 0
+        assert json.loads(capsys.readouterr().out)["ok"] is True
+        for files, told in (
+            (client_files(authority, "expired"), "refuses our certificate: certificate expired"),
+            (
+                client_files(authority, cert_file=None, key_file=None),
+                "refuses our certificate: certificate required",
+            ),
+            (client_files(stranger), "we do not accept the broker's certificate"),
+        ):
+            assert await diagnose(*port, *tls_options(files)) == 3
+            out = capsys.readouterr().out
+            assert told in out
+            assert out.count("\n") == 1
+        assert await diagnose(*port) == 3
+        assert "does this port want TLS" in capsys.readouterr().out
+    async with Mosquitto.open(tmp_path) as plain:
+        files = tls_options(client_files(authority))
+        assert await diagnose("--port", str(plain.port), *files) == 3
+        assert "is this the broker's TLS port" in capsys.readouterr().out
+
+
+async def test_files_for_tls_that_cannot_be_used_are_a_usage_error(tmp_path, capsys):
+    assert await diagnose("--ca-file", str(tmp_path / "none")) == 2
+    assert "ca_file" in capsys.readouterr().out
+    assert await diagnose("--cert-file", "x") == 2
+    assert "cert_file needs ca_file" in capsys.readouterr().out

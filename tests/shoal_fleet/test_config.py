@@ -1,6 +1,6 @@
 import pytest
 
-from shoal_fleet.config import FleetConfig, load, password
+from shoal_fleet.config import FleetConfig, load, password, tls
 from shoal_fleet.errors import ConfigError, UsageError
 from shoal_fleet.serve import settle
 
@@ -21,6 +21,8 @@ def test_an_empty_file_is_the_defaults(tmp_path):
         ("colour = 1", "unknown key `colour`"),
         ("[broker]\nprot = 1", "[broker] unknown key `prot`"),
         ("[broker]\nport = 0", "[broker.port]"),
+        ("[broker]\ncert_file = 'c'\nkey_file = 'k'", "[broker] cert_file needs ca_file"),
+        ("[broker]\nca_file = 'a'\ncert_file = 'c'", "[broker] cert_file needs key_file"),
         ("silent_after_s = -1", "[silent_after_s]"),
         ("root = 'a b'", "[root]"),
         ("webhook_url = 'ftp://x'", "[webhook_url]"),
@@ -45,6 +47,13 @@ def test_the_password_is_the_first_line_of_its_file(tmp_path):
     (tmp_path / "secret").write_text("s3cret\nnote\n")
     config = load(write(tmp_path, f"[broker]\npassword_file = '{tmp_path}/secret'"))
     assert password(config) == "s3cret"
+
+
+def test_a_file_for_tls_that_cannot_be_used_is_named_with_its_key(tmp_path):
+    config = load(write(tmp_path, f"[broker]\nca_file = '{tmp_path}/ca.crt'"))
+    with pytest.raises(ConfigError, match=r"\[broker\] ca_file \S+/ca.crt cannot be read: No such"):
+        tls(config)
+    assert tls(FleetConfig()) is None
 
 
 def test_the_command_line_wins_over_the_file(tmp_path):
