@@ -11,6 +11,7 @@ from tests.deploy import ansible_venv
 from tests.deploy.ansible_venv import COLLECTION, REPOSITORY, ROLE, needs_ansible
 
 from shoal_agent.config import load
+from shoal_broker.tls import TlsFiles
 
 pytestmark = needs_ansible
 
@@ -105,6 +106,7 @@ def test_the_agent_accepts_the_smallest_configuration(tmp_path: Path) -> None:
     assert config.node == "board-1"
     assert config.broker.username is None
     assert config.broker.password_file is None
+    assert config.broker.tls is None
     assert config.state_dir == "/var/lib/shoal"
 
 
@@ -120,6 +122,9 @@ def test_the_agent_accepts_a_configuration_with_everything(tmp_path: Path) -> No
             tmp_path,
             shoal_agent_broker_username=AWKWARD,
             shoal_agent_broker_password="secret",
+            shoal_agent_broker_ca_file="/etc/tls/ca.crt",
+            shoal_agent_broker_cert_file=f"/etc/tls/{AWKWARD}",
+            shoal_agent_broker_key_file="/etc/tls/me.key",
             shoal_agent_peers_upstream="hub.local:9000",
             shoal_agent_role="upstream",
             shoal_agent_devices=[device],
@@ -128,6 +133,9 @@ def test_the_agent_accepts_a_configuration_with_everything(tmp_path: Path) -> No
     )
     assert config.broker.username == AWKWARD
     assert config.broker.password_file is not None
+    assert config.broker.tls == TlsFiles(
+        ca_file="/etc/tls/ca.crt", cert_file=f"/etc/tls/{AWKWARD}", key_file="/etc/tls/me.key"
+    )
     assert config.upstream == ("hub.local", 9000)
     assert config.device[0].socket == f"/run/{AWKWARD}"
     assert config.pipeline[0].deadline_s == 1.5

@@ -12,6 +12,9 @@ import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt import publish
 from tests.deploy.ansible_venv import BIN, COLLECTION, REPOSITORY, needs_ansible
+from tests.shoal_broker.render.rendered_mosquitto import Authority
+from tests.support.mosquitto import Mosquitto
+from tests.support.tls_listener import client_files, tls_listener
 
 from shoal_broker.server import Broker, BrokerConfig
 from shoal_broker.server.passwords import set_password
@@ -90,6 +93,27 @@ async def test_a_wrong_password_is_not_tried_again(tmp_path: Path) -> None:
         answer = await _ping(broker.port, timeout_s=10, username="operator", password="wrong")
     assert "the broker refuses the connection" in answer["msg"]
     assert "wrong" not in json.dumps(answer)
+
+
+@pytest.mark.system
+async def test_over_tls_a_certificate_that_is_refused_is_not_tried_again(tmp_path: Path) -> None:
+    if Mosquitto.found() is None:
+        pytest.skip("mosquitto is not installed (apt-get install mosquitto)")
+    authority, stranger = Authority(tmp_path / "ours"), Authority(tmp_path / "theirs")
+    authority.issue("expired", days=-1)
+    async with Mosquitto.open(tmp_path, extra=tls_listener(authority)) as broker:
+        for files, told in (
+            (client_files(authority), "the node has published no presence"),
+            (client_files(authority, "expired"), "refuses our certificate: certificate expired"),
+            (client_files(stranger), "we do not accept the broker's certificate"),
+        ):
+            names = ("ca_file", "cert_file", "key_file")
+            given = {name: getattr(files, name) for name in names}
+            answer = await _ping(broker.port, timeout_s=1, **given)
+            assert told in answer["msg"]
+            assert ("not online after" in answer["msg"]) == (told.startswith("the node"))
+    answer = await _ping(1, ca_file=str(tmp_path / "none"))
+    assert "cannot be read" in answer["msg"]
 
 
 async def _publish(broker: Broker, payload: bytes) -> None:

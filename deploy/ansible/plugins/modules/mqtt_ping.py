@@ -19,6 +19,10 @@ try:
     from paho.mqtt.enums import CallbackAPIVersion
     from paho.mqtt.reasoncodes import ReasonCode
 
+    from shoal_broker.bus_errors import TlsFilesError, TrustError
+    from shoal_broker.tls import TlsFiles, client_context, configured
+    from shoal_broker.tls_failures import explain
+    from shoal_broker.tls_socket import TlsSocket
     from shoal_contract import messages
     from shoal_contract.errors import ContractError
     from shoal_contract.messages import Presence
@@ -57,6 +61,16 @@ options:
     type: str
   password:
     description: Password at the broker.
+    type: str
+  ca_file:
+    description:
+      - PEM file, where the module runs, with the authority of the broker's certificate. It switches TLS on.
+    type: str
+  cert_file:
+    description: PEM file with a certificate for a broker that asks for one.
+    type: str
+  key_file:
+    description: PEM file with the private key of that certificate.
     type: str
   timeout_s:
     description: How many seconds to wait for the broker and the node together.
@@ -127,6 +141,16 @@ class PresenceWatch:
         self._topic = topic
         self._not_boot = not_boot
 
+    def on_broken(self, failure: OSError, tls: TlsFiles | None) -> None:
+        """Note what a connection broke of; a certificate that is refused stays refused."""
+        if tls is None:
+            self.last = f"the broker was not reached: {failure}"
+            return
+        error = explain(failure, tls)
+        self.last = f"the broker was not reached: {error}"
+        if isinstance(error, TrustError):
+            self.fatal = str(error)
+
     def on_connect(
         self, client: mqtt.Client, _data: object, _flags: object, reason: ReasonCode, _more: object
     ) -> None:
@@ -160,7 +184,12 @@ class PresenceWatch:
 
 
 def wait_online(params: dict, deadline: float) -> PresenceWatch:
-    """Watch until the node is online, the broker refuses or the deadline (monotonic) has passed."""
+    """Watch until the node is online, the broker refuses or the deadline (monotonic) has passed.
+
+    Raises TlsFilesError.
+    """
+    files = {key: params[key] for key in ("ca_file", "cert_file", "key_file")}
+    tls = configured(server_name=None, **files)
     watch = PresenceWatch(Topics(params["root"]).presence(params["node"]), params["not_boot"])
     while not (watch.found or watch.fatal) and time.monotonic() < deadline:
         client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
@@ -168,6 +197,12 @@ def wait_online(params: dict, deadline: float) -> PresenceWatch:
         client.on_connect = watch.on_connect
         client.on_subscribe = watch.on_subscribe
         client.on_message = watch.on_message
+        sockets: list = []
+        client.on_socket_open = lambda _client, _data, opened, kept=sockets: kept.append(opened)
+        if tls is not None:
+            context = client_context(tls)
+            context.sslsocket_class = TlsSocket
+            client.tls_set_context(context)
         if params["username"]:
             client.username_pw_set(params["username"], params["password"])
         try:
@@ -180,8 +215,12 @@ def wait_online(params: dict, deadline: float) -> PresenceWatch:
             ):
                 status = client.loop(LOOP_S)
             client.disconnect()
+            # In TLS 1.3 a certificate is refused behind the handshake, and paho keeps it to itself.
+            for sock in sockets:
+                if isinstance(sock, TlsSocket) and sock.failure is not None:
+                    watch.on_broken(sock.failure, tls)
         except OSError as exc:
-            watch.last = f"the broker was not reached: {exc}"
+            watch.on_broken(exc, tls)
         if not (watch.found or watch.fatal):
             time.sleep(min(RETRY_S, max(0.0, deadline - time.monotonic())))
     return watch
@@ -197,6 +236,9 @@ def main() -> None:
             "port": {"type": "int", "default": 1883},
             "username": {"type": "str"},
             "password": {"type": "str", "no_log": True},
+            "ca_file": {"type": "str"},
+            "cert_file": {"type": "str"},
+            "key_file": {"type": "str", "no_log": False},
             "timeout_s": {"type": "int", "default": 60},
             "not_boot": {"type": "str"},
         },
@@ -213,7 +255,7 @@ def main() -> None:
     started = time.monotonic()
     try:
         watch = wait_online(params, started + params["timeout_s"])
-    except ContractError as exc:
+    except (ContractError, TlsFilesError) as exc:
         module.fail_json(msg=str(exc))
     where = f"{params['node']} on {params['host']}:{params['port']}"
     if watch.fatal:
