@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -411,10 +412,8 @@ async def _open(config: SessionConfig) -> CodecLink:
     """A link whose TCP connection, and TLS where it is wanted, stands."""
     sock = await tcp.open_socket(config)
     if config.tls is not None:
-        sock = LastWordsSocket(fileno=sock.detach())
+        return await _secure(LastWordsSocket(fileno=sock.detach()), config, config.tls)
     try:
-        if config.tls is not None:
-            return await _secure(sock, config, config.tls)
         _, link = await asyncio.get_running_loop().create_connection(CodecLink, sock=sock)
     except OSError as exc:
         sock.close()
@@ -427,17 +426,31 @@ async def _open(config: SessionConfig) -> CodecLink:
 
 async def _secure(sock: socket.socket, config: SessionConfig, tls: TlsFiles) -> CodecLink:
     """Raises LinkError, TrustError."""
+    name = tls.server_name or config.host
     async with tls_failures.handshake_within(config.connect_timeout_s, tls):
-        context = await asyncio.to_thread(client_context, tls)
-        _, link = await asyncio.get_running_loop().create_connection(
-            partial(CodecLink, tls),
-            sock=sock,
-            ssl=context,
-            server_hostname=tls.server_name or config.host,
-            # It is bounded above; a broker that does not say goodbye is not waited for.
-            ssl_handshake_timeout=2 * config.connect_timeout_s,
-            ssl_shutdown_timeout=LINGER_S,
-        )
+        try:
+            context = await asyncio.to_thread(client_context, tls)
+            # Refuses a name that is none while the socket is ours.
+            context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
+        except BaseException:
+            sock.close()
+            raise
+        try:
+            _, link = await asyncio.get_running_loop().create_connection(
+                partial(CodecLink, tls),
+                sock=sock,
+                ssl=context,
+                server_hostname=name,
+                # It is bounded above; a broker that does not say goodbye is not waited for.
+                ssl_handshake_timeout=2 * config.connect_timeout_s,
+                ssl_shutdown_timeout=LINGER_S,
+            )
+        except BaseException:
+            # The socket is asyncio's now, which goes on when it is cancelled before its first
+            # turn: it ends, and closes, when it reads the end.
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            raise
     return link
 
 

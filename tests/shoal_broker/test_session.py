@@ -565,7 +565,6 @@ async def test_a_half_open_line_is_noticed_and_replaced(broker):
         assert session.stats.reconnects >= 1
 
 
-@over_tls_too
 async def test_a_quiet_line_is_kept_alive_by_pings(broker):
     async with (
         TcpProxy.open(broker.port) as proxy,
