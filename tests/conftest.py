@@ -17,6 +17,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail when a test was skipped that is not marked optional (.ci/run)",
     )
+    parser.addoption(
+        "--storm-kills",
+        type=int,
+        default=20,
+        metavar="N",
+        help="kills of the broker and kills of agents in the full storm (make test-long)",
+    )
 
 
 @pytest.hookimpl(wrapper=True)

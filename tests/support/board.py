@@ -39,11 +39,14 @@ class Board:
         self.tty = folder / "tty"
         self.device_log = folder / "device.jsonl"
 
-    def agent_toml(self, broker_port: int, *, device: bool = False, more: str = "") -> Path:
+    def agent_toml(
+        self, broker_port: int, *, device: bool = False, more: str = "", transport: str = "aiomqtt"
+    ) -> Path:
         path = self.folder / "agent.toml"
         path.write_text(
             f'node = "{self.node}"\nstate_dir = "{self.state}"\n'
-            f'[broker]\nhost = "127.0.0.1"\nport = {broker_port}\n[peers]\nenabled = false\n{more}\n'
+            f'[broker]\nhost = "127.0.0.1"\nport = {broker_port}\ntransport = "{transport}"\n'
+            f"[peers]\nenabled = false\n{more}\n"
             + (DEVICE_TOML.format(folder=self.folder) if device else "")
         )
         return path
@@ -57,11 +60,14 @@ class Board:
         more: str = "",
         prefix: tuple[str, ...] = (),
         program: str | Path = "shoal_agent",
+        before: tuple[object, ...] = (),
+        transport: str = "aiomqtt",
     ) -> AsyncIterator[Program]:
-        """`shoal-agent` (or a script that is one), once it runs."""
-        config = self.agent_toml(broker_port, device=device, more=more)
+        """`shoal-agent` (or a script that is one, with arguments of its own `before`), once it runs."""
+        config = self.agent_toml(broker_port, device=device, more=more, transport=transport)
         async with running(
             program,
+            *before,
             "--config",
             config,
             log=self.folder / "agent.log",
