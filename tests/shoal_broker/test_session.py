@@ -19,6 +19,7 @@ from shoal_broker.bus_errors import (
     BusError,
     MessageTooLargeError,
     NotConnectedError,
+    StoreError,
     TopicError,
 )
 from shoal_broker.outbox import Lane, Outbox, OutboxMessage, insert
@@ -766,6 +767,116 @@ async def test_an_urgent_message_overtakes_what_waits(broker, tmp_path):
             await proxy.heal()
             await sink.wait(21)
     assert sink.payloads[0] == b"stop"
+
+
+async def test_a_stop_overtakes_chunks_and_telemetry_that_are_under_way_on_a_slow_line(
+    broker, tmp_path
+):
+    sink = Sink()
+    chunk_bytes, budget_bytes = 16 << 10, 64 << 10
+    async with (
+        TcpProxy.open(broker.port) as line,
+        connected(broker.port, "reader", subscriptions={"t/#": sink}),
+        an_outbox(tmp_path) as outbox,
+        connected(line.port, outbox=outbox, given={"in_flight_bytes": budget_bytes}) as session,
+    ):
+        line.bytes_per_s = 256 << 10
+        chunks = [session.publish("t/b", bytes(chunk_bytes), lane=Lane.BULK) for _ in range(40)]
+        readings = [session.publish("t/r", bytes(1 << 10), lane=Lane.TELEMETRY) for _ in range(200)]
+        await asyncio.gather(*chunks, *readings)
+        await until(lambda: len(sink.got) > 2)
+        await session.publish("t/c", b"stop", lane=Lane.URGENT)
+        put_at = len(sink.got)
+        await until(lambda: b"stop" in sink.payloads)
+        overtaken_by = sink.got[put_at : sink.payloads.index(b"stop")]
+        assert outbox.stats.done < 240, "the line was not slow: nothing was overtaken"
+    # What was in flight already cannot be called back; nothing else is before it.
+    assert sum(len(inbound.payload) for inbound in overtaken_by) <= budget_bytes + chunk_bytes
+
+
+async def test_commands_come_in_their_order_while_the_line_breaks_again_and_again(broker):
+    sink = Sink()
+    numbers = [b"%03d" % n for n in range(200)]
+    async with (
+        TcpProxy.open(broker.port) as line,
+        connected(line.port, subscriptions={"c": sink}) as node,
+        connected(broker.port, "sender") as sender,
+    ):
+        for n, number in enumerate(numbers):
+            await sender.publish("c", number, durable=False)
+            # More than had been sent at the cut before: the line has come back meanwhile.
+            if n in (20, 60, 120):
+                await sink.wait(n // 2 + 10)
+                await line.cut()
+                await line.heal()
+        await until(lambda: set(sink.payloads) == set(numbers))
+        assert node.stats.reconnects >= 3
+    assert list(dict.fromkeys(sink.payloads)) == numbers
+
+
+async def test_what_went_into_a_half_open_line_is_sent_again_on_the_next(broker, tmp_path):
+    sink = Sink()
+    numbers = [b"%03d" % n for n in range(100)]
+    async with (
+        TcpProxy.open(broker.port) as line,
+        connected(broker.port, "reader", subscriptions={"t": sink}),
+        an_outbox(tmp_path) as outbox,
+        connected(line.port, outbox=outbox, given={"half_open_timeout_s": 0.3}) as session,
+    ):
+        for number in numbers[:50]:
+            await session.publish("t", number)
+        await sink.wait(10)
+        # The bytes that the line has taken are gone with it.
+        line.stall()
+        for number in numbers[50:]:
+            await session.publish("t", number)
+        await until(lambda: not session.connected)
+        await line.cut()
+        await line.heal()
+        async with asyncio.timeout(DEADLINE_S):
+            await outbox.wait_empty()
+        await until(lambda: set(sink.payloads) == set(numbers))
+        assert session.stats.reconnects >= 1
+    assert list(dict.fromkeys(sink.payloads)) == numbers
+
+
+async def limit_pages(store: Store, pages: int) -> None:
+    """Let the file grow to so many pages and no further: a full disk, as SQLite sees it."""
+    await store.read(lambda db: db.execute(f"PRAGMA max_page_count = {pages}").fetchall())
+
+
+async def test_a_full_disk_refuses_what_is_new_and_loses_nothing_that_it_took(broker, tmp_path):
+    sink = Sink()
+    taken, refusals = [], []
+    async with (
+        TcpProxy.open(broker.port) as line,
+        connected(broker.port, "reader", subscriptions={"t": sink}),
+        an_outbox(tmp_path) as outbox,
+        connected(line.port, outbox=outbox) as session,
+    ):
+        await line.cut()
+        await until(lambda: not session.connected)
+        await limit_pages(outbox.store, 60)
+        for n in range(100):
+            payload = b"%03d" % n + bytes(4096)
+            try:
+                await session.publish("t", payload)
+                taken.append(payload)
+            except StoreError as exc:
+                refusals.append(str(exc))
+        assert taken
+        assert refusals
+        assert all("the disk is full" in refusal for refusal in refusals)
+        assert len(outbox) == len(taken)
+        await line.heal()
+        await sink.wait(len(taken))
+        # What has left makes room, full disk or not.
+        async with asyncio.timeout(DEADLINE_S):
+            await outbox.wait_empty()
+        await until(lambda: not outbox.deletions_due)
+        await session.publish("t", b"after")
+        await sink.wait(len(taken) + 1)
+    assert sink.payloads == [*taken, b"after"]
 
 
 async def test_a_message_the_broker_will_never_take_does_not_block_the_outbox(broker, tmp_path):

@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that can be cut (connections reset), stalled (bytes held) and healed."""
+"""A TCP proxy on loopback that can be cut (connections reset), stalled (bytes held), slowed and healed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from contextlib import asynccontextmanager
 from typing import Self
 
 CHUNK_BYTES = 65_536
+SLOW_CHUNK_BYTES = 4_096
 
 
 class TcpProxy:
-    """Forwards 127.0.0.1:`port` to 127.0.0.1:target. Build it with `TcpProxy.open`."""
+    """Forwards 127.0.0.1:`port` to 127.0.0.1:target. Build it with `TcpProxy.open`.
+
+    `bytes_per_s`: how fast each direction is; None: as fast as it goes.
+    """
 
     def __init__(self, target_port: int, tasks: asyncio.TaskGroup) -> None:
         self.target_port = target_port
         self.port = 0
+        self.bytes_per_s: int | None = None
         self.forwarded_bytes = 0
         self._tasks = tasks
         self._server: asyncio.Server | None = None
@@ -58,6 +63,10 @@ class TcpProxy:
         """Keep connections open and hold every byte: a half-open line."""
         self._flowing.clear()
 
+    @property
+    def _piece_bytes(self) -> int:
+        return CHUNK_BYTES if self.bytes_per_s is None else SLOW_CHUNK_BYTES
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         try:
@@ -73,11 +82,13 @@ class TcpProxy:
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
-            while piece := await reader.read(CHUNK_BYTES):
+            while piece := await reader.read(self._piece_bytes):
                 await self._flowing.wait()
                 self.forwarded_bytes += len(piece)
                 writer.write(piece)
                 await writer.drain()
+                if self.bytes_per_s is not None:
+                    await asyncio.sleep(len(piece) / self.bytes_per_s)
         self._writers.discard(writer)
         # An abort on one side ends the other: an MQTT connection has no half.
         writer.transport.abort() if reader.exception() else writer.close()
