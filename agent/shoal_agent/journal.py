@@ -172,9 +172,13 @@ def find_answer(db: sqlite3.Connection, command_id: bytes) -> CommandUpdate | No
 
 
 def add_command(db: sqlite3.Connection, command: Command, answer: CommandUpdate) -> None:
-    """A command seen for the first time, with its first answer."""
+    """A command seen for the first time, with its first answer.
+
+    `received_ms` always grows: it is the order in which commands came, also after the clock was set back.
+    """
     db.execute(
-        "INSERT INTO commands VALUES (?, ?, ?, ?, ?)",
+        "INSERT INTO commands VALUES (?, ?, ?, ?,"
+        " max(?, coalesce((SELECT max(received_ms) + 1 FROM commands), 0)))",
         (command.id, messages.encode(command), answer.state, messages.encode(answer), answer.at_ms),
     )
 
