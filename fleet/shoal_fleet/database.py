@@ -23,6 +23,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -36,6 +37,8 @@ from shoal_fleet.errors import StateError
 
 SCHEMA_VERSION: Final = 2
 BUSY_TIMEOUT_S: Final = 10.0
+POOL_TIMEOUT_S: Final = 30.0
+"""How long a read or write waits for one of the connections to the file."""
 
 
 class FleetBase(DeclarativeBase):
@@ -216,7 +219,9 @@ class Database:
             StateError: it cannot be used, or a newer version wrote it.
         """
         engine = create_async_engine(
-            f"sqlite+aiosqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_S}
+            f"sqlite+aiosqlite:///{path}",
+            connect_args={"timeout": BUSY_TIMEOUT_S},
+            pool_timeout=POOL_TIMEOUT_S,
         )
         _set_pragmas(engine.sync_engine)
         try:
@@ -251,8 +256,8 @@ class Database:
         try:
             async with self._sessions() as session:
                 yield session
-        except DBAPIError as exc:
-            raise StateError(f"the database cannot be read: {exc.orig}") from exc
+        except (DBAPIError, PoolTimeoutError) as exc:
+            raise StateError(f"the database cannot be read: {_reason(exc)}") from exc
 
     async def append(self, statement: Insert, rows: Sequence[dict[str, Any]]) -> int:
         """Insert all of `rows` in one commit; how many were added. Cheaper than `write` by half.
@@ -260,16 +265,16 @@ class Database:
         Raises:
             StateError: the disk does not take it.
         """
-        async with self._writing:
-            try:
-                result = await self._connection.execute(statement, rows)
-                await self._connection.commit()
-            except DBAPIError as exc:
-                await self._connection.rollback()
-                raise StateError(f"the database cannot be written: {exc.orig}") from exc
-            except BaseException:
-                await self._connection.rollback()
-                raise
+        try:
+            async with self._writing:
+                try:
+                    result = await self._connection.execute(statement, rows)
+                    await self._connection.commit()
+                except BaseException:
+                    await self._connection.rollback()
+                    raise
+        except DBAPIError as exc:
+            raise StateError(f"the database cannot be written: {_reason(exc)}") from exc
         return result.rowcount
 
     @asynccontextmanager
@@ -282,8 +287,14 @@ class Database:
         try:
             async with self._writing, self._sessions() as session, session.begin():
                 yield session
-        except DBAPIError as exc:
-            raise StateError(f"the database cannot be written: {exc.orig}") from exc
+        except (DBAPIError, PoolTimeoutError) as exc:
+            raise StateError(f"the database cannot be written: {_reason(exc)}") from exc
+
+
+def _reason(exc: DBAPIError | PoolTimeoutError) -> str:
+    if isinstance(exc, DBAPIError):
+        return str(exc.orig)
+    return f"every connection to it was in use for {POOL_TIMEOUT_S:g} s"
 
 
 @dataclass(frozen=True, slots=True)
