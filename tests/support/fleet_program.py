@@ -25,8 +25,8 @@ class FleetProgram:
     @classmethod
     @asynccontextmanager
     async def open(cls, folder: Path, broker_port: int) -> AsyncIterator[Self]:
-        """Started on this broker, with its state below `folder`."""
-        folder.mkdir()  # noqa: ASYNC240 - a test's own folder, before anything runs
+        """Started on this broker, with its state below `folder`, which may be from an earlier run."""
+        folder.mkdir(exist_ok=True)  # noqa: ASYNC240 - a test's own folder, before anything runs
         config, state = folder / "controller.toml", folder / "state"
         config.write_text(
             f'state_dir = "{state}"\n[listen]\nport = 0\n'
@@ -46,6 +46,12 @@ class FleetProgram:
                 base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=False
             ) as api:
                 yield cls(program, api)
+
+    def signal(self, number: int) -> None:
+        self.program.signal(number)
+
+    async def ended(self) -> int:
+        return await self.program.ended()
 
     async def get(self, path: str, **query: Any) -> Any:
         answer = await self.api.get(path, params=query)

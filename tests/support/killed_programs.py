@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Self
+from typing import Generic, Protocol, Self, TypeVar
 
 from tests.support.mosquitto import Mosquitto, free_port
 from tests.support.programs import Program
@@ -29,20 +29,29 @@ DEBIAN_LISTENER = "listener {port} 127.0.0.1\nallow_anonymous true\n"
 BROKERS = ("embedded", "mosquitto", "mosquitto-debian")
 
 
-class Killed:
+class Mortal(Protocol):
+    """What can be killed."""
+
+    def signal(self, number: int) -> None: ...
+
+    async def ended(self) -> int: ...
+
+
+P = TypeVar("P", bound=Mortal)
+
+
+class Killed(Generic[P]):
     """One program under SIGKILL. Build it with `Killed.open`; `program` is the one that runs now."""
 
-    def __init__(self, start: Callable[[], AbstractAsyncContextManager[Program]]) -> None:
-        self.program: Program
+    def __init__(self, start: Callable[[], AbstractAsyncContextManager[P]]) -> None:
+        self.program: P
         self.kills = 0
         self._start = start
         self._stack = AsyncExitStack()
 
     @classmethod
     @asynccontextmanager
-    async def open(
-        cls, start: Callable[[], AbstractAsyncContextManager[Program]]
-    ) -> AsyncIterator[Self]:
+    async def open(cls, start: Callable[[], AbstractAsyncContextManager[P]]) -> AsyncIterator[Self]:
         """`start` makes it run, each time anew; nothing is left of it behind the block."""
         killed = cls(start)
         await killed.start()
@@ -64,7 +73,7 @@ class Killed:
 
 
 @asynccontextmanager
-async def killed_broker(kind: str, folder: Path) -> AsyncIterator[tuple[Killed, int]]:
+async def killed_broker(kind: str, folder: Path) -> AsyncIterator[tuple[Killed[Program], int]]:
     """A broker of one of BROKERS, and its port: the same after every start."""
     folder.mkdir()  # noqa: ASYNC240 - before anything runs
     port = free_port()

@@ -63,6 +63,7 @@ class Account:
     commands: int = 0
     broker_kills: int = 0
     agent_kills: int = 0
+    controller_kills: int = 0
     lost: int = 0
     final: dict[str, int] = field(default_factory=dict)
     cut_short: int = 0
@@ -114,10 +115,14 @@ class Storm:
     """A site under a storm. Build it with `Storm.open`; `blow`, then `account`."""
 
     def __init__(
-        self, fleet: FleetProgram, witness: Witness, broker: Killed, device: Program
+        self,
+        fleet: Killed[FleetProgram],
+        witness: Witness,
+        broker: Killed[Program],
+        device: Program,
     ) -> None:
         self.boards: list[Board] = []
-        self.agents: list[Killed] = []
+        self.agents: list[Killed[Program]] = []
         self.sent: list[Sent] = []
         self.running_when_killed: set[str] = set()
         self._fleet = fleet
@@ -133,7 +138,7 @@ class Storm:
         async with AsyncExitStack() as stack:
             enter = stack.enter_async_context
             broker, port = await enter(killed_broker(kind, folder / "broker"))
-            fleet = await enter(FleetProgram.open(folder / "fleet", port))
+            fleet = await enter(Killed.open(lambda: FleetProgram.open(folder / "fleet", port)))
             witness = await enter(Witness.open(port))
             boards = [
                 Board(stack.enter_context(short_folder()), f"board-{number}") for number in (1, 2)
@@ -147,11 +152,11 @@ class Storm:
             await storm._ready()
             yield storm
 
-    async def blow(self, *, commands: int, rounds: int) -> None:
+    async def blow(self, *, commands: int, rounds: int, kill_controller: bool = False) -> None:
         """Send so many commands; in each round the broker is killed once, and one agent once.
 
         By turns: the broker dies with everything that it acknowledged for an agent that is away; or each dies
-        in the middle of the traffic.
+        in the middle of the traffic. `kill_controller`: and so does the controller, with all answers under way.
         """
         shares = [commands * part // (4 * rounds) for part in range(4 * rounds + 1)]
         sizes = iter([after - before for before, after in itertools.pairwise(shares)])
@@ -176,6 +181,9 @@ class Storm:
                 await self._while_traffic_flows(next(sizes), lambda v=victim: self._kill_agent(v))
                 await self._send(next(sizes))
                 await self.agents[victim].start()
+            if kill_controller:
+                await self._fleet.kill()
+                await self._fleet.start()
 
     async def account(self, kind: str) -> Account:
         """Wait until everything is settled or nothing moves any more, then compare the records."""
@@ -186,10 +194,11 @@ class Storm:
             commands=len(self.sent),
             broker_kills=self._broker.kills,
             agent_kills=sum(agent.kills for agent in self.agents),
+            controller_kills=self._fleet.kills,
         )
         await self._until_nothing_moves()
         account.seconds = round(time.monotonic() - began_s, 1)
-        described = [await self._fleet.get(f"/api/commands/{one.id}") for one in self.sent]
+        described = [await self._fleet.program.get(f"/api/commands/{one.id}") for one in self.sent]
         self._account_commands(account, described)
         self._account_effects(account, described)
         await self._account_samples(account)
@@ -207,7 +216,7 @@ class Storm:
                 args = {"device": "meter", "channel": DISPLAY_CHANNEL, "value": number}
             else:
                 op, args = "tally", {"number": number}
-            command = await self._fleet.send(board.node, op, args, expires_s=EXPIRES_S)
+            command = await self._fleet.program.send(board.node, op, args, expires_s=EXPIRES_S)
             sent.append(Sent(command, number, board, op))
         self.sent += sent
         return sent
@@ -225,10 +234,12 @@ class Storm:
 
     async def _ready(self) -> None:
         await self._until_the_fleet_is_connected()
-        release = await self._fleet.serve_release(self.boards[0].node, digits.release_dir(1))
+        release = await self._fleet.program.serve_release(
+            self.boards[0].node, digits.release_dir(1)
+        )
 
         async def serves() -> bool:
-            node = await self._fleet.get(f"/api/nodes/{self.boards[0].node}")
+            node = await self._fleet.program.get(f"/api/nodes/{self.boards[0].node}")
             return any(model["release"] == release for model in node["reported"]["models"])
 
         await self._until(serves, "the board serves its model")
@@ -236,7 +247,7 @@ class Storm:
 
     async def _until_the_fleet_is_connected(self) -> None:
         async def connected() -> bool:
-            status = await self._fleet.get("/api/status")
+            status = await self._fleet.program.get("/api/status")
             known = status["nodes_online"] == len(self.boards)
             return status["broker_connected"] and known and self._witness.session.connected
 
@@ -270,12 +281,12 @@ class Storm:
             await asyncio.sleep(0.5)
 
     async def _settled(self) -> int:
-        counts = (await self._fleet.get("/api/status"))["commands"]
+        counts = (await self._fleet.program.get("/api/status"))["commands"]
         return sum(count for state, count in counts.items() if state in FINAL)
 
     async def _missing_samples(self) -> set[int]:
         answered = {e["seq"] for e in self.boards[0].told("answered") if e["status"] == Status.OK}
-        have = {row["seq"] for row in await self._fleet.readings(self.boards[0].node)}
+        have = {row["seq"] for row in await self._fleet.program.readings(self.boards[0].node)}
         return answered - have
 
     def _account_commands(self, account: Account, described: list[dict[str, Any]]) -> None:
@@ -323,7 +334,7 @@ class Storm:
                 f"{len(lost)} of {account.answered_samples} answered samples have no reading: "
                 f"{sorted(lost)[:10]}"
             )
-        rows = await self._fleet.readings(self.boards[0].node)
+        rows = await self._fleet.program.readings(self.boards[0].node)
         if len(rows) != len({(row["device"], row["boot"], row["seq"]) for row in rows}):
             account.broken.append("a reading stands in the table twice")
 
