@@ -834,7 +834,7 @@ async def test_what_went_into_a_half_open_line_is_sent_again_on_the_next(broker,
         await line.cut()
         await line.heal()
         async with asyncio.timeout(DEADLINE_S):
-            await outbox.wait_empty()
+            await outbox.wait_sent()
         await until(lambda: set(sink.payloads) == set(numbers))
         assert session.stats.reconnects >= 1
     assert list(dict.fromkeys(sink.payloads)) == numbers
@@ -872,7 +872,7 @@ async def test_a_full_disk_refuses_what_is_new_and_loses_nothing_that_it_took(br
         await sink.wait(len(taken))
         # What has left makes room, full disk or not.
         async with asyncio.timeout(DEADLINE_S):
-            await outbox.wait_empty()
+            await outbox.wait_sent()
         await until(lambda: not outbox.deletions_due)
         await session.publish("t", b"after")
         await sink.wait(len(taken) + 1)
