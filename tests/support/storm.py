@@ -43,6 +43,7 @@ READY_S = 60.0
 LOOK_EVERY_S = 0.1
 FINAL = frozenset(state.name.lower() for state in State if state.is_final)
 LADDER = ["sent", "accepted", "running"]
+MOST_SENTENCES = 12
 
 
 @dataclass(slots=True)
@@ -200,8 +201,10 @@ class Storm:
         account.seconds = round(time.monotonic() - began_s, 1)
         described = [await self._fleet.program.get(f"/api/commands/{one.id}") for one in self.sent]
         self._account_commands(account, described)
-        self._account_effects(account, described)
         await self._account_samples(account)
+        self._account_effects(account, described)
+        if (more := len(account.broken) - MOST_SENTENCES) > 0:
+            account.broken[MOST_SENTENCES:] = [f"and {more} more"]
         return account
 
     # ------------------------------------------------------------- doing
@@ -312,8 +315,9 @@ class Storm:
             if command["state"] in {"refused", "expired", "cancelled"}:
                 account.broken.append(f"nobody asked for that: {what}")
             if command["state"] == "failed" and one.op == "tally":
-                account.cut_short += 1
-                if not cut or "stopped while it ran" not in command["reason"]:
+                if cut and "stopped while it ran" in command["reason"]:
+                    account.cut_short += 1
+                else:
                     account.broken.append(f"failed without need: {what}")
             if times > 1 and cut and one.op != "tally":
                 account.twice_repeatable += 1

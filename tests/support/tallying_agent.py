@@ -25,7 +25,7 @@ def main() -> None:
     sys.argv = ["shoal-agent", *sys.argv[3:]]
     declare = BuiltIn.declare
 
-    async def tally(arguments):
+    async def tally(arguments, _tell):
         # One write of one line: a kill leaves all of it or nothing.
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
