@@ -75,7 +75,10 @@ class BuiltIn:
         add(Operation("device.list", "devices and their links", "read"), self.device_list)
         device = (_DEVICE, _CHANNEL)
         add(Operation("device.get", "read a channel", "read", device), self.device_get)
-        device_set = Operation("device.set", "set a channel", "operate", (*device, _VALUE))
+        # Not repeatable: another one may have set the channel since the power was cut.
+        device_set = Operation(
+            "device.set", "set a channel", "operate", (*device, _VALUE), repeatable=False
+        )
         add(device_set, self.device_set)
         retry = Operation("model.retry", "try a refused release again", "operate", (_RELEASE,))
         add(retry, self.model_retry)

@@ -57,6 +57,7 @@ PRIVATE_NAMES = {
         "_on_publish",
         "_on_socket_close",
         "_on_socket_open",
+        "_on_socket_register_write",
     ),
     paho.Client: ("_create_socket_connection", "_send_pingreq", "_sock_close"),
 }
@@ -356,6 +357,12 @@ class _Client(aiomqtt.Client):
         else:
             self._read_what_is_pending()
 
+    def _write(self) -> None:
+        try:
+            self.engine.loop_write()
+        except Exception as exc:  # noqa: BLE001 - whatever it raises, nothing more can be sent
+            self.drop(_link_error("the connection broke", exc))
+
     def _read_what_is_pending(self) -> None:
         """No selector wakes us for what TLS has decrypted already."""
         if not self._read_is_due and pending_bytes(self.engine.socket()):
@@ -373,6 +380,11 @@ class _Client(aiomqtt.Client):
         # aiomqtt starts a task of its own here that wakes up every second for the keepalive; the
         # session keeps the keepalive instead.
         self._loop.add_reader(sock.fileno(), self._read)
+
+    def _on_socket_register_write(self, client: paho.Client, userdata: Any, sock: Any) -> None:
+        # aiomqtt would do so a turn later, when the socket may be gone already.
+        if sock.fileno() >= 0:
+            self._loop.add_writer(sock.fileno(), self._write)
 
     def _on_socket_close(self, client: paho.Client, userdata: Any, sock: Any) -> None:
         super()._on_socket_close(client, userdata, sock)

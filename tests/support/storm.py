@@ -68,10 +68,8 @@ class Account:
     lost: int = 0
     final: dict[str, int] = field(default_factory=dict)
     cut_short: int = 0
-    """Not repeatable and running when its agent was killed: FAILED, and says so."""
+    """Running when its agent was killed: neither operation may be repeated, so FAILED, and says so."""
     twice: int = 0
-    twice_repeatable: int = 0
-    """Repeatable and running when its agent was killed: done again, as declared."""
     answered_samples: int = 0
     lost_samples: int = 0
     seconds: float = 0.0
@@ -314,14 +312,12 @@ class Storm:
                 account.broken.append(f"succeeded, but nothing was done: {what}")
             if command["state"] in {"refused", "expired", "cancelled"}:
                 account.broken.append(f"nobody asked for that: {what}")
-            if command["state"] == "failed" and one.op == "tally":
+            if command["state"] == "failed":
                 if cut and "stopped while it ran" in command["reason"]:
                     account.cut_short += 1
                 else:
                     account.broken.append(f"failed without need: {what}")
-            if times > 1 and cut and one.op != "tally":
-                account.twice_repeatable += 1
-            elif times > 1:
+            if times > 1:
                 account.twice += 1
                 account.broken.append(f"done {times} times: {what}")
         strange = set(effects) - {one.number for one in self.sent}
