@@ -33,7 +33,7 @@ from shoal_broker.bus_errors import (
     TrustError,
 )
 from shoal_broker.dispatch import Dispatcher, SideBySide, Subscriber, Subscription
-from shoal_broker.link import Connect, Inbound, Link, Outbound, SessionConfig, Will
+from shoal_broker.link import Connect, Greeting, Inbound, Link, Outbound, SessionConfig, Will
 from shoal_broker.liveness import watch
 from shoal_broker.outbox import Lane, Outbox, OutboxMessage
 from shoal_broker.pump import Pump, SendWindow, check
@@ -181,6 +181,16 @@ class Session:
         return self._linked_s
 
     @property
+    def greeting(self) -> Greeting | None:
+        """What the broker granted on the connection that stands; None without one."""
+        return None if self._link is None else self._link.greeting
+
+    @property
+    def last_inbound_s(self) -> float | None:
+        """`time.monotonic()` when bytes last came in on the connection that stands; None without one."""
+        return None if self._link is None else self._link.last_inbound_s
+
+    @property
     def stats(self) -> SessionStats:
         """What has happened so far."""
         inbound = self._dispatcher.stats
@@ -230,9 +240,11 @@ class Session:
             return
 
     async def unsubscribe(self, topic_filter: str) -> None:
-        """Forget the subscription; what has come in already still reaches its subscriber."""
-        if not self._dispatcher.remove(topic_filter):
-            return
+        """Forget the subscription; what has come in already still reaches its subscriber.
+
+        The broker is told of one that this process never made, too: an earlier one may have left it.
+        """
+        self._dispatcher.remove(topic_filter)
         self._subscribed.discard(topic_filter)
         if (link := self._link) is not None:
             try:

@@ -27,10 +27,12 @@ from shoal_fleet.blob_store import BlobStore
 from shoal_fleet.commands import Commands
 from shoal_fleet.config import FleetConfig, password, tls
 from shoal_fleet.controller import Controller
+from shoal_fleet.cuts import Cuts
 from shoal_fleet.database import Database, FleetBase, ReadingsBase
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import ConfigError, ListenError, StateError
 from shoal_fleet.inbox import Inbox, Parts
+from shoal_fleet.needs import Needs
 from shoal_fleet.orders import Orders
 from shoal_fleet.publisher import Publisher
 from shoal_fleet.readings import Readings
@@ -169,16 +171,6 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
         database, session, topics, registry=registry, releases=releases, deltas=deltas
     )
     blobs_wanted = asyncio.Event()
-    publisher = Publisher(
-        database,
-        session,
-        topics,
-        store=store,
-        registry=registry,
-        releases=releases,
-        deltas=deltas,
-        wake=blobs_wanted,
-    )
     rollouts = Rollouts(
         database,
         registry=registry,
@@ -189,7 +181,19 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
         is_listening=lambda: session.connected,
     )
     await rollouts.load()
-    publisher.sources = (wanted.pending, rollouts.expecting)
+    sources = (wanted.pending, rollouts.expecting)
+    publisher = Publisher(
+        database,
+        session,
+        topics,
+        store=store,
+        needs=Needs(sources, registry=registry, releases=releases, deltas=deltas),
+        cuts=Cuts(
+            database, session, topics, store=store, wanted=wanted, chunk_bytes=config.chunk_bytes
+        ),
+        wake=blobs_wanted,
+        retained_bytes_max=config.retained_bytes_max,
+    )
     controller = Controller(
         config=config,
         version=version("shoal"),

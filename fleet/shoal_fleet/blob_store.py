@@ -2,13 +2,14 @@
 
 import asyncio
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from sqlalchemy.dialects.sqlite import insert
 
 from shoal_broker.durable import remove_parts, write_durably
 from shoal_contract import blobs
-from shoal_contract.messages import BlobRef
+from shoal_contract.messages import CHUNK_BYTES, BlobRef
 from shoal_fleet.database import BlobRow, Database
 from shoal_fleet.errors import StateError
 
@@ -16,11 +17,15 @@ from shoal_fleet.errors import StateError
 class BlobStore:
     """The directory of blobs and the table that says how each is cut.
 
+    Attributes:
+        chunk_bytes: what new blobs are cut to.
+
     Raises:
         StateError: the directory cannot be used.
     """
 
     def __init__(self, directory: Path, database: Database) -> None:
+        self.chunk_bytes = CHUNK_BYTES
         self._directory = directory
         self._database = database
         self._refs: dict[bytes, BlobRef] = {}
@@ -40,7 +45,7 @@ class BlobStore:
         Raises:
             StateError: the disk does not take it.
         """
-        ref = await asyncio.to_thread(self._store, content)
+        ref = await asyncio.to_thread(self._store, content, self.chunk_bytes)
         async with self._database.write() as session:
             await session.execute(
                 insert(BlobRow)
@@ -52,8 +57,8 @@ class BlobStore:
                 )
                 .on_conflict_do_nothing()
             )
-        self._refs[ref.digest] = ref
-        return ref
+        # One that was here already keeps its cut.
+        return await self.ref(ref.digest) or ref
 
     async def ref(self, digest: bytes) -> BlobRef | None:
         """How a blob is named and cut; None when it is not here."""
@@ -75,6 +80,33 @@ class BlobStore:
         """
         return await asyncio.to_thread(self._read_chunk, ref, index)
 
+    async def cut_anew(self, digest: bytes, chunk_bytes: int) -> BlobRef:
+        """How the blob would be cut into smaller chunks; nothing is changed yet.
+
+        Raises:
+            StateError: the file is gone or was changed.
+        """
+        return await asyncio.to_thread(self._cut_anew, digest, chunk_bytes)
+
+    def replace(self, refs: Iterable[BlobRef]) -> None:
+        """The table has these cuts now."""
+        self._refs.update((ref.digest, ref) for ref in refs)
+
+    def _cut_anew(self, digest: bytes, chunk_bytes: int) -> BlobRef:
+        path = self.path(digest)
+        whole, listed, size_bytes = hashlib.sha256(), bytearray(), 0
+        try:
+            with path.open("rb") as file:
+                while chunk := file.read(chunk_bytes):
+                    whole.update(chunk)
+                    listed += blobs.chunk_digest(chunk)
+                    size_bytes += len(chunk)
+        except OSError as exc:
+            raise StateError(f"{path}: {exc.strerror}") from exc
+        if whole.digest() != digest:
+            raise StateError(f"{path}: its content is no longer what its name says")
+        return BlobRef(digest, size_bytes, chunk_bytes, bytes(listed))
+
     def _read_chunk(self, ref: BlobRef, index: int) -> bytes:
         path = self.path(ref.digest)
         try:
@@ -87,8 +119,8 @@ class BlobStore:
             raise StateError(f"{path}: its content is no longer what its name says")
         return chunk
 
-    def _store(self, content: bytes) -> BlobRef:
-        ref = blobs.describe(content)
+    def _store(self, content: bytes, chunk_bytes: int) -> BlobRef:
+        ref = blobs.describe(content, chunk_bytes=chunk_bytes)
         path = self.path(ref.digest)
         try:
             if path.is_file() and hashlib.sha256(path.read_bytes()).digest() == ref.digest:

@@ -9,8 +9,9 @@ import msgspec
 from shoal_broker.bus_errors import TlsFilesError
 from shoal_broker.link import Transport
 from shoal_broker.tls import TlsFiles, client_context, configured
-from shoal_contract import toml
+from shoal_contract import blobs, toml
 from shoal_contract.errors import ContractError
+from shoal_contract.messages import CHUNK_BYTES
 from shoal_contract.topics import Topics
 from shoal_fleet.errors import ConfigError
 
@@ -18,6 +19,9 @@ DEFAULT_PORT: Final = 8750
 MAX_PASSWORD_BYTES: Final = 4096
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+ChunkBytes = Annotated[
+    int, msgspec.Meta(ge=blobs.SMALLEST_CHUNK_BYTES, le=blobs.LARGEST_CHUNK_BYTES)
+]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=365 * 86400)]
 
 
@@ -65,6 +69,8 @@ class FleetConfig(toml.Table, frozen=True, kw_only=True):
     `silent_after_s`: a node that says nothing for longer raises an alarm; an agent with nothing to say
     reports every 600 s. `webhook_url`: alarms are
     posted there as JSON. `readings_kept`: the newest this many readings stay in the database.
+    `chunk_bytes`: blobs are cut to this, or smaller where the broker takes less.
+    `retained_bytes_max`: no more of blobs is kept at the broker at any time.
     """
 
     root: str = "shoal"
@@ -72,6 +78,8 @@ class FleetConfig(toml.Table, frozen=True, kw_only=True):
     silent_after_s: Seconds = 1500.0
     webhook_url: str | None = None
     readings_kept: Annotated[int, msgspec.Meta(ge=1)] = 1_000_000
+    chunk_bytes: ChunkBytes = CHUNK_BYTES
+    retained_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 128 << 20
     log_format: Literal["auto", "json", "console"] = "auto"
     broker: BrokerTable = BrokerTable()
     listen: ListenTable = ListenTable()

@@ -87,8 +87,9 @@ class Inbox:
 
     async def connected(self, session: Session, session_present: bool) -> None:  # noqa: FBT001 - the session's signature
         """A broker that does not know us may not know what it retained for us either."""
+        parts = await asyncio.shield(self._parts)
+        parts.publisher.look()
         if not session_present:
-            parts = await asyncio.shield(self._parts)
             parts.publisher.forget()
             parts.wanted.forget()
             if session.linked_s is not None:

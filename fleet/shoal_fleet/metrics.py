@@ -109,6 +109,27 @@ def _bus(controller: Controller) -> Iterator[Metric]:
         "Chunks published again because a node missed them.",
         value=publisher.resent_chunks,
     )
+    yield CounterMetricFamily(
+        "shoal_chunks_on_request",
+        "Chunks sent because a node asked, of blobs that are not retained.",
+        value=publisher.requested_chunks,
+    )
+    yield GaugeMetricFamily(
+        "shoal_chunk_size_bytes",
+        "What new blobs are cut to.",
+        value=publisher.chunk_bytes,
+    )
+    yield GaugeMetricFamily(
+        "shoal_retained_bytes",
+        "Bytes of chunks that the broker retains.",
+        value=publisher.retained_bytes,
+    )
+    yield GaugeMetricFamily(
+        "shoal_retained_bytes_max",
+        "How many it may retain at most.",
+        value=publisher.retained_bytes_max,
+    )
+    yield _by("shoal_blobs", "Blobs that nodes still need.", "state", publisher.states)
 
 
 def _by(

@@ -1,49 +1,59 @@
-"""Blobs on the broker: which are needed now, published once as retained chunks, cleared when nobody is left.
+"""Blobs on the broker: published once as retained chunks, cleared when nobody is left.
 
-What is needed follows from who still has to get which release: the manifest and small files, and of the
-model a delta from what the node has, or the whole file. What a node misses is published again.
+What is needed says `needs`, who gets a place says `shelf`, how blobs are cut says `cuts`. What a node
+misses is published again; what the broker does not retain goes out when it is asked for.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, NoReturn
 
 import structlog
 from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.sqlite import insert
 
-from shoal_broker.bus_errors import BusError
+from shoal_broker.bus_errors import (
+    BusError,
+    LinkError,
+    MessageTooLargeError,
+    NotConnectedError,
+    RefusedByBrokerError,
+)
 from shoal_broker.session import Session
 from shoal_contract import blobs
 from shoal_contract.messages import BlobRef
 from shoal_contract.topics import Topics
+from shoal_fleet import shelf
 from shoal_fleet.blob_store import BlobStore
+from shoal_fleet.chunk_sender import SIDE_BY_SIDE, ChunkSender
+from shoal_fleet.cuts import Cuts
 from shoal_fleet.database import Database, PublishedRow
-from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import FleetError, StateError
-from shoal_fleet.registry import Registry
-from shoal_fleet.releases import Release, Releases
+from shoal_fleet.refusals import Refusals
+from shoal_fleet.repairs import Repairs
+from shoal_fleet.shelf import Held, Plan
 
 log = structlog.get_logger(__name__)
 
-Expecting = Callable[[], Awaitable[set[tuple[str, bytes]]]]
-"""Gives (node, release) for every node that is to get a release and has not got it."""
-
 QUIET_S: Final = 0.1
 RETRY_S: Final = 1.0
-SIDE_BY_SIDE: Final = 8
-ASKED_AT_MOST: Final = 65_536
-AGAIN_AFTER_S: Final = 2.0
-"""Many nodes that miss the same chunk get it with one message."""
+LOOK_S: Final = 5.0
+"""Who waits for a place, or for the broker to relent, is looked at this often."""
+
+SLICE_CHUNKS: Final = 64
+"""So many go out between two looks: a small blob or a repair overtakes a large one."""
 
 
 class Publisher:
-    """Keeps the retained chunks at the broker equal to what is needed.
+    """Keeps the retained chunks at the broker equal to what is needed, as far as there is room.
 
     Attributes:
-        sent_bytes: bytes of chunks handed to the broker since the start.
-        resent_chunks: chunks that were published again because a node missed them.
+        resent_chunks: retained chunks that were published again because a node missed them.
+        requested_chunks: chunks that were sent on request, without being retained.
+        retained_bytes: bytes of chunks that are retained at the broker.
+        states: how many blobs are retained, publishing, waiting, on_request, refused.
     """
 
     def __init__(
@@ -53,25 +63,40 @@ class Publisher:
         topics: Topics,
         *,
         store: BlobStore,
-        registry: Registry,
-        releases: Releases,
-        deltas: Deltas,
+        needs: Callable[[], Awaitable[dict[bytes, BlobRef]]],
+        cuts: Cuts,
         wake: asyncio.Event,
+        retained_bytes_max: int,
     ) -> None:
-        self.sent_bytes = 0
         self.resent_chunks = 0
-        self.sources: Sequence[Expecting] = ()
+        self.requested_chunks = 0
+        self.retained_bytes = 0
+        self.retained_bytes_max = retained_bytes_max
+        self.states: Counter[str] = Counter()
         self._database = database
         self._session = session
-        self._topics = topics
         self._store = store
-        self._registry = registry
-        self._releases = releases
-        self._deltas = deltas
+        self._needs = needs
+        self._cuts = cuts
         self._wake = wake
-        self._asked: dict[tuple[bytes, int], None] = {}
-        self._resent_at: dict[tuple[bytes, int], float] = {}
+        self._sender = ChunkSender(session, topics, store)
+        self._repairs = Repairs()
+        self._refusals = Refusals()
+        # How many chunks of it have gone out, by blob and cut. What a kill forgets goes out again.
+        self._gone: Counter[tuple[bytes, int]] = Counter()
+        self._complete_since_s: dict[bytes, float] = {}
+        self._waiting_since_s: dict[bytes, float] = {}
         self._forget = False
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of chunks handed to the broker since the start."""
+        return self._sender.sent_bytes
+
+    @property
+    def chunk_bytes(self) -> int:
+        """What new blobs are cut to."""
+        return self._store.chunk_bytes
 
     async def ask(self, digest: bytes, indexes: Iterable[int]) -> None:
         """A node misses these chunks; those that do not exist are left out.
@@ -81,18 +106,17 @@ class Publisher:
         """
         ref = await self._store.ref(digest)
         if ref is None:
-            log.info("chunks of an unknown blob asked for", blob=digest.hex()[:12])
+            log.info("chunks of an unknown blob asked for", blob=_short(digest))
             return
-        count = blobs.chunk_count(ref)
-        for index in indexes:
-            if len(self._asked) >= ASKED_AT_MOST:
-                break
-            if 0 <= index < count:
-                self._asked[(digest, index)] = None
+        self._repairs.ask(digest, indexes, count=blobs.chunk_count(ref))
+        self._wake.set()
+
+    def look(self) -> None:
+        """The connection is a new one: what the broker takes may have changed."""
         self._wake.set()
 
     def forget(self) -> None:
-        """The broker may have lost what it retained."""
+        """The broker may have lost what it retained, or may be another one."""
         self._forget = True
         self._wake.set()
 
@@ -101,136 +125,196 @@ class Publisher:
         while True:
             self._wake.clear()
             try:
-                await self.sync()
+                is_unfinished = await self.sync()
             except (BusError, FleetError) as exc:
                 log.info("chunks wait", reason=str(exc))
                 await asyncio.sleep(RETRY_S)
                 continue
-            await self._wake.wait()
+            if is_unfinished:
+                continue
+            look_again = bool(self._waiting_since_s or self._refusals)
+            try:
+                async with asyncio.timeout(LOOK_S if look_again else None):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
             # Changes come in bursts: one look for all of them.
             await asyncio.sleep(QUIET_S)
 
-    async def sync(self) -> None:
-        """One look: publish what is needed and not there, clear what is there and not needed.
+    async def sync(self) -> bool:
+        """One look: clear what is not needed, send what was asked for, publish a slice of what is needed.
+
+        Returns:
+            Whether there is more to do at once.
 
         Raises:
             BusError: the broker is away; what was done stays done.
-            StateError: a blob cannot be read; the others were published.
+            StateError: the database or the store cannot be used.
         """
+        await self._cuts.fit()
         if self._forget:
-            async with self._database.write() as session:
+            async with self._database.write() as change:
                 # Kept as incomplete: what is needed goes out again, what is not is cleared for sure.
-                await session.execute(update(PublishedRow).values(complete=False))
+                await change.execute(update(PublishedRow).values(complete=False))
             self._forget = False
-        needed = await self._needed()
+            self._gone.clear()
+            self._refusals.forget()
+        if (greeting := self._session.greeting) is not None:
+            self._refusals.greeted(retain_available=greeting.retain_available)
+        needed = await self._needs()
+        there = await self._there()
+        now_s = time.monotonic()
+        plan = shelf.plan(
+            {digest: ref.size_bytes for digest, ref in needed.items()},
+            await self._held(there, now_s),
+            waited_s={digest: now_s - since for digest, since in self._waiting_since_s.items()},
+            limit_bytes=self.retained_bytes_max,
+            refused=self._refusals.of(needed, now_s),
+        )
+        self._tell(plan, needed, now_s)
+        for digest in plan.clear:
+            if self._refusals.may_clear(digest, now_s):
+                await self._clear(digest, there.pop(digest).chunks)
+        more = await self._send_asked(plan, there)
+        return await self._publish_slice(plan, needed, there) or more
+
+    async def _there(self) -> dict[bytes, PublishedRow]:
         async with self._database.read() as session:
-            rows = (await session.scalars(select(PublishedRow))).all()
-        there = {row.digest: row for row in rows}
-        await self._send_missing({digest for digest, row in there.items() if row.complete})
+            return {row.digest: row for row in await session.scalars(select(PublishedRow))}
+
+    async def _held(self, there: dict[bytes, PublishedRow], now_s: float) -> dict[bytes, Held]:
+        held, self.retained_bytes = {}, 0
         for digest, row in there.items():
-            if digest not in needed:
-                await self._clear(digest, row.chunks)
-        failure: StateError | None = None
-        for digest, ref in needed.items():
-            if digest not in there or not there[digest].complete:
-                try:
-                    await self._publish(ref)
-                except StateError as exc:
-                    failure = exc
-        if failure is not None:
-            raise failure
+            ref = await self._store.ref(digest)
+            if ref is None:
+                held[digest] = Held(row.chunks * blobs.LARGEST_CHUNK_BYTES)
+                continue
+            if row.complete:
+                since_s = self._complete_since_s.setdefault(digest, now_s)
+                held[digest] = Held(ref.size_bytes, now_s - since_s)
+                self.retained_bytes += ref.size_bytes
+            else:
+                self._complete_since_s.pop(digest, None)
+                held[digest] = Held(ref.size_bytes)
+                gone = self._gone[(digest, ref.chunk_bytes)]
+                self.retained_bytes += min(gone * ref.chunk_bytes, ref.size_bytes)
+        return held
 
-    async def _needed(self) -> dict[bytes, BlobRef]:
-        needed: dict[bytes, BlobRef] = {}
-        by_release: dict[bytes, set[str]] = {}
-        for source in self.sources:
-            for node, release in await source():
-                by_release.setdefault(release, set()).add(node)
-        for release, nodes in sorted(by_release.items()):
-            item = await self._releases.get(release)
-            for ref in await self._blobs_for(item, nodes):
-                needed[ref.digest] = ref
-        return needed
-
-    async def _blobs_for(self, item: Release, nodes: set[str]) -> list[BlobRef]:
-        files = await self._releases.blobs(item)
-        offers = {offer.base: offer.blob for offer in await self._deltas.offers(item.model_file)}
-        wanted = [await self._releases.blob(item.id)]
-        wanted += [ref for ref in files if ref.digest != item.model_file]
-        bases = {self._model_file(node, item.name) for node in nodes}
-        wanted += [offers[base] for base in sorted(bases & offers.keys())]
-        if not bases <= offers.keys() | {item.model_file}:
-            wanted += [ref for ref in files if ref.digest == item.model_file]
-        return wanted
-
-    def _model_file(self, node: str, model: str) -> bytes:
-        known = self._registry.nodes.get(node)
-        state = None if known is None else known.model(model)
-        return b"" if state is None else state.model_file
-
-    async def _publish(self, ref: BlobRef) -> None:
-        count = blobs.chunk_count(ref)
-        async with self._database.write() as session:
-            await session.execute(
-                insert(PublishedRow)
-                .values(digest=ref.digest, chunks=count, complete=False)
-                .on_conflict_do_update(index_elements=["digest"], set_={"complete": False})
+    def _tell(self, plan: Plan, needed: dict[bytes, BlobRef], now_s: float) -> None:
+        """What an operator sees: who waits for whom, in the log once and in the metrics."""
+        before = self._waiting_since_s
+        self._waiting_since_s = {digest: before.get(digest, now_s) for digest in plan.wait}
+        for digest in self._waiting_since_s.keys() - before.keys():
+            log.info(
+                "blob waits for room",
+                blob=_short(digest),
+                size_bytes=needed[digest].size_bytes,
+                retained_bytes_max=self.retained_bytes_max,
+                waits_for=[_short(other) for other in reversed(plan.retain)][:4],
             )
-        for start in range(0, count, SIDE_BY_SIDE):
-            await self._send(ref, range(start, min(start + SIDE_BY_SIDE, count)), retain=True)
-        async with self._database.write() as session:
-            row = await session.get_one(PublishedRow, ref.digest)
-            row.complete = True
-        log.info(
-            "blob published", blob=ref.digest.hex()[:12], chunks=count, size_bytes=ref.size_bytes
+        refused = self._refusals.of(needed, now_s)
+        complete = plan.retain and self._complete_since_s.keys() & set(plan.retain)
+        self.states = Counter(
+            retained=len(complete),
+            publishing=len(plan.retain) - len(complete),
+            waiting=len(plan.wait),
+            on_request=len(plan.on_request - refused),
+            refused=len(plan.on_request & refused),
         )
 
     async def _clear(self, digest: bytes, chunks: int) -> None:
-        for index in range(chunks):
-            await self._session.publish(
-                self._topics.chunk(digest, index), b"", retain=True, durable=False
-            )
-        async with self._database.write() as session:
-            await session.execute(delete(PublishedRow).where(PublishedRow.digest == digest))
-        log.info("blob cleared", blob=digest.hex()[:12], chunks=chunks)
-
-    async def _send_missing(self, retained: set[bytes]) -> None:
-        """What was asked for; a blob that is not retained any more is sent without being retained."""
-        asked, self._asked = self._asked, {}
-        now = time.monotonic()
-        self._resent_at = {
-            key: at for key, at in self._resent_at.items() if now - at < AGAIN_AFTER_S
-        }
-        by_blob: dict[bytes, list[int]] = {}
-        for digest, index in asked:
-            if (digest, index) not in self._resent_at:
-                by_blob.setdefault(digest, []).append(index)
-        for digest, indexes in by_blob.items():
-            ref = await self._releases.blob(digest)
-            retain = digest in retained
-            try:
-                for start in range(0, len(indexes), SIDE_BY_SIDE):
-                    await self._send(ref, indexes[start : start + SIDE_BY_SIDE], retain=retain)
-            except StateError as exc:
-                log.error("chunks cannot be read", blob=digest.hex()[:12], reason=str(exc))  # noqa: TRY400 - the message says it all
-                continue
-            self._resent_at.update(dict.fromkeys(((digest, index) for index in indexes), now))
-            self.resent_chunks += len(indexes)
-
-    async def _send(self, ref: BlobRef, indexes: Iterable[int], *, retain: bool) -> None:
-        async def send(index: int) -> None:
-            chunk = await self._store.chunk(ref, index)
-            await self._session.publish(
-                self._topics.chunk(ref.digest, index), chunk, retain=retain, durable=False
-            )
-            self.sent_bytes += len(chunk)
-
         try:
-            async with asyncio.TaskGroup() as tasks:
-                for index in indexes:
-                    tasks.create_task(send(index), name=f"publisher.chunk {index}")
-        except* (BusError, FleetError) as group:
-            failure = group.exceptions[0]
-        else:
+            await self._sender.clear(digest, range(chunks))
+        except RefusedByBrokerError as exc:
+            self._refusals.refuse_clearing(digest, str(exc), time.monotonic())
             return
-        raise failure
+        async with self._database.write() as change:
+            await change.execute(delete(PublishedRow).where(PublishedRow.digest == digest))
+        self._complete_since_s.pop(digest, None)
+        for key in [key for key in self._gone if key[0] == digest]:
+            del self._gone[key]
+        log.info("blob cleared", blob=_short(digest), chunks=chunks)
+
+    async def _send_asked(self, plan: Plan, there: dict[bytes, PublishedRow]) -> bool:
+        """Chunks that nodes miss, one window a blob; whether there are more."""
+        now_s = time.monotonic()
+        more = False
+        for digest in self._repairs.blobs(now_s):
+            indexes = self._repairs.of(digest, at_most=SLICE_CHUNKS)
+            more = more or len(indexes) == SLICE_CHUNKS
+            ref = await self._store.ref(digest)
+            if ref is None or digest in plan.wait:
+                # It comes in its turn, to everybody.
+                self._repairs.drop(digest, indexes)
+                continue
+            retain = digest in plan.retain
+            if retain and not (digest in there and there[digest].complete):
+                gone = self._gone[(digest, ref.chunk_bytes)]
+                self._repairs.drop(digest, [index for index in indexes if index >= gone])
+                indexes = [index for index in indexes if index < gone]
+            try:
+                await self._sender.send(ref, indexes, retain=retain)
+            except (StateError, RefusedByBrokerError, MessageTooLargeError) as exc:
+                # A broker says so of one session that has no room, too: the others got it.
+                log.warning("chunks cannot be sent again", blob=_short(digest), reason=str(exc))
+            self._repairs.sent(digest, indexes, now_s)
+            if retain:
+                self.resent_chunks += len(indexes)
+            else:
+                self.requested_chunks += len(indexes)
+        return more
+
+    async def _publish_slice(
+        self, plan: Plan, needed: dict[bytes, BlobRef], there: dict[bytes, PublishedRow]
+    ) -> bool:
+        """The next chunks of what is to be retained and is not yet; whether there are more."""
+        room = SLICE_CHUNKS
+        for digest in plan.retain:
+            if digest in there and there[digest].complete:
+                continue
+            if room <= 0:
+                return True
+            ref = needed[digest]
+            start = self._gone[(digest, ref.chunk_bytes)]
+            end = min(start + room, blobs.chunk_count(ref))
+            room -= max(1, end - start)
+            if not await self._publish(ref, start, end):
+                return True
+        return room <= 0
+
+    async def _publish(self, ref: BlobRef, start: int, end: int) -> bool:
+        """Whether the broker has taken these chunks; one that will not is left alone."""
+        digest, count = ref.digest, blobs.chunk_count(ref)
+        if not start:
+            async with self._database.write() as change:
+                await change.execute(
+                    insert(PublishedRow)
+                    .values(digest=digest, chunks=count, complete=False)
+                    .on_conflict_do_nothing()
+                )
+        try:
+            for first in range(start, end, SIDE_BY_SIDE):
+                last = min(first + SIDE_BY_SIDE, end)
+                await self._sender.send(ref, range(first, last), retain=True)
+                self._gone[(digest, ref.chunk_bytes)] = last
+                self._refusals.progressed(digest)
+        except NotConnectedError:
+            raise
+        except (StateError, RefusedByBrokerError, MessageTooLargeError) as exc:
+            # The connection may be a new one, to a broker that takes less.
+            if not (isinstance(exc, MessageTooLargeError) and await self._cuts.fit()):
+                self._refusals.refuse(digest, str(exc), time.monotonic())
+            return False
+        except LinkError as exc:
+            self._refusals.lost(digest, str(exc), time.monotonic())
+            raise
+        if end == count:
+            async with self._database.write() as change:
+                row = await change.get_one(PublishedRow, digest)
+                row.complete = True
+            log.info("blob published", blob=_short(digest), chunks=count, size_bytes=ref.size_bytes)
+        return True
+
+
+def _short(digest: bytes) -> str:
+    return digest.hex()[:12]

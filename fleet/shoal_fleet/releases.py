@@ -83,7 +83,9 @@ class Releases:
             await _receive(upload, archive)
             await asyncio.to_thread(_unpack, archive, directory)
             archive.unlink()
-            check_can_be_announced(directory, read_spec(directory))
+            check_can_be_announced(
+                directory, read_spec(directory), chunk_bytes=self._store.chunk_bytes
+            )
             figures = await _check(directory)
             return await self._store_all(directory), figures
 
@@ -194,20 +196,22 @@ class Releases:
         return added
 
 
-def check_can_be_announced(directory: Path, spec: release.ReleaseSpec) -> None:
+def check_can_be_announced(
+    directory: Path, spec: release.ReleaseSpec, *, chunk_bytes: int = messages.CHUNK_BYTES
+) -> None:
     """A node is told of a release in one message, with the digest of every chunk of every file.
 
     Raises:
         ReleaseError: it does not fit.
     """
     listed_bytes = sum(
-        -(-(directory / name).stat().st_size // messages.CHUNK_BYTES) * messages.CHUNK_DIGEST_BYTES
+        -(-(directory / name).stat().st_size // chunk_bytes) * messages.CHUNK_DIGEST_BYTES
         for name in spec.files
     )
     if listed_bytes > messages.MAX_MESSAGE_BYTES - ANNOUNCEMENT_BYTES:
         raise ReleaseError(
             f"{spec.model.file}: is too large to be announced in one message"
-            f" ({listed_bytes} bytes of chunk digests)"
+            f" ({listed_bytes} bytes of chunk digests at {chunk_bytes} bytes a chunk)"
         )
 
 

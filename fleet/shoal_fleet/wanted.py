@@ -14,6 +14,7 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shoal_broker.bus_errors import BusError
+from shoal_broker.link import Outbound
 from shoal_broker.session import Session
 from shoal_contract import messages
 from shoal_contract.errors import ContractError, EncodeError
@@ -100,6 +101,14 @@ class WantedStates:
         async with self._database.write() as session:
             await _next_revision(session, node)
         self.changed()
+
+    async def say_all_anew(self, change: AsyncSession) -> None:
+        """Within the caller's transaction: what everybody is told has changed, not what is wanted."""
+        await change.execute(
+            update(NodeRow)
+            .where(NodeRow.name.in_(select(WantedRow.node)))
+            .values(wanted_revision=NodeRow.wanted_revision + 1)
+        )
 
     def changed(self) -> None:
         """A change was committed: send what is due."""
@@ -194,7 +203,7 @@ class WantedStates:
         here = {state.model_file for state in reported.models} if reported else set()
         for bases in (here, set[bytes]()):
             try:
-                return messages.encode(wanted)
+                return self._encode(node, wanted)
             except EncodeError:
                 replace = msgspec.structs.replace
                 models = [
@@ -202,7 +211,18 @@ class WantedStates:
                     for entry in wanted.models
                 ]
                 wanted = replace(wanted, models=models)
-        return messages.encode(wanted)
+        return self._encode(node, wanted)
+
+    def _encode(self, node: str, wanted: Wanted) -> bytes:
+        payload = messages.encode(wanted)
+        greeting = self._session.greeting
+        limit_bytes = None if greeting is None else greeting.maximum_packet_bytes
+        packet = Outbound(topic=self._topics.wanted(node), payload=payload, retain=True)
+        if limit_bytes is not None and packet.packet_bytes > limit_bytes:
+            raise EncodeError(
+                f"a wanted state of {packet.packet_bytes} bytes; the broker takes {limit_bytes}"
+            )
+        return payload
 
     async def _compose(self, node: str, revision: int) -> Wanted:
         models = []

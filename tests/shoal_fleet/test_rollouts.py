@@ -253,7 +253,7 @@ async def test_what_never_existed_is_not_published_whoever_asks_for_it(site):
     model = bytes.fromhex(release["model_file"])
     await publisher.ask(b"?" * 32, range(60_000))
     await publisher.ask(model, [-1, 1 << 80, *range(60_000)])
-    assert list(publisher._asked) == [(model, 0)]
+    assert list(publisher._repairs._asked) == [(model, 0)]
 
 
 async def test_a_wanted_state_with_more_deltas_than_fit_is_said_with_fewer(site, monkeypatch):
