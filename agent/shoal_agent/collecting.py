@@ -112,8 +112,9 @@ class Collector:
                     silences += 1
                     await self._ask(sorted(self._open & self._arriving.missing)[:ASK_AT_MOST])
                     widen()
-            for slot in slots:
-                slot.cancel()
+            if self._arriving.missing:
+                for slot in slots:
+                    slot.cancel()
 
     async def _slot(self) -> None:
         """One chunk after the other."""
@@ -124,14 +125,13 @@ class Collector:
             topic = self._topics.chunk(self._arriving.ref.digest, index)
             try:
                 await self._session.subscribe(topic, self._take)
+                self._open.add(index)
+                await self._arriving.arrival(index)
             except RefusedByBrokerError as exc:
                 # So many subscriptions and no more: the other slots go on.
                 log.info("fewer chunks at a time", reason=str(exc))
                 self._queue.appendleft(index)
                 return
-            self._open.add(index)
-            try:
-                await self._arriving.arrival(index)
             finally:
                 self._open.discard(index)
                 await self._session.unsubscribe(topic)

@@ -145,7 +145,7 @@ class Publisher:
         """One look: clear what is not needed, send what was asked for, publish a slice of what is needed.
 
         Returns:
-            Whether there is more to do at once.
+            Whether something was done or is left: one more look then finds how things stand.
 
         Raises:
             BusError: the broker is away; what was done stays done.
@@ -172,11 +172,14 @@ class Publisher:
             refused=self._refusals.of(needed, now_s),
         )
         self._tell(plan, needed, now_s)
-        for digest in plan.clear:
-            if self._refusals.may_clear(digest, now_s):
-                await self._clear(digest, there.pop(digest).chunks)
+        cleared = [
+            digest
+            for digest in plan.clear
+            if self._refusals.may_clear(digest, now_s)
+            and await self._clear(digest, there.pop(digest).chunks)
+        ]
         more = await self._send_asked(plan, there)
-        return await self._publish_slice(plan, needed, there) or more
+        return await self._publish_slice(plan, needed, there) or more or bool(cleared)
 
     async def _there(self) -> dict[bytes, PublishedRow]:
         async with self._database.read() as session:
@@ -222,18 +225,19 @@ class Publisher:
             refused=len(plan.on_request & refused),
         )
 
-    async def _clear(self, digest: bytes, chunks: int) -> None:
+    async def _clear(self, digest: bytes, chunks: int) -> bool:
         try:
             await self._sender.clear(digest, range(chunks))
         except RefusedByBrokerError as exc:
             self._refusals.refuse_clearing(digest, str(exc), time.monotonic())
-            return
+            return False
         async with self._database.write() as change:
             await change.execute(delete(PublishedRow).where(PublishedRow.digest == digest))
         self._complete_since_s.pop(digest, None)
         for key in [key for key in self._gone if key[0] == digest]:
             del self._gone[key]
         log.info("blob cleared", blob=_short(digest), chunks=chunks)
+        return True
 
     async def _send_asked(self, plan: Plan, there: dict[bytes, PublishedRow]) -> bool:
         """Chunks that nodes miss, one window a blob; whether there are more."""
@@ -267,23 +271,22 @@ class Publisher:
     async def _publish_slice(
         self, plan: Plan, needed: dict[bytes, BlobRef], there: dict[bytes, PublishedRow]
     ) -> bool:
-        """The next chunks of what is to be retained and is not yet; whether there are more."""
+        """The next chunks of what is to be retained and is not yet; whether there were any."""
         room = SLICE_CHUNKS
         for digest in plan.retain:
             if digest in there and there[digest].complete:
                 continue
             if room <= 0:
-                return True
+                break
             ref = needed[digest]
             start = self._gone[(digest, ref.chunk_bytes)]
             end = min(start + room, blobs.chunk_count(ref))
             room -= max(1, end - start)
-            if not await self._publish(ref, start, end):
-                return True
-        return room <= 0
+            await self._publish(ref, start, end)
+        return room < SLICE_CHUNKS
 
-    async def _publish(self, ref: BlobRef, start: int, end: int) -> bool:
-        """Whether the broker has taken these chunks; one that will not is left alone."""
+    async def _publish(self, ref: BlobRef, start: int, end: int) -> None:
+        """Have these chunks retained; a blob that the broker does not take is left alone."""
         digest, count = ref.digest, blobs.chunk_count(ref)
         if not start:
             async with self._database.write() as change:
@@ -304,7 +307,7 @@ class Publisher:
             # The connection may be a new one, to a broker that takes less.
             if not (isinstance(exc, MessageTooLargeError) and await self._cuts.fit()):
                 self._refusals.refuse(digest, str(exc), time.monotonic())
-            return False
+            return
         except LinkError as exc:
             self._refusals.lost(digest, str(exc), time.monotonic())
             raise
@@ -313,7 +316,6 @@ class Publisher:
                 row = await change.get_one(PublishedRow, digest)
                 row.complete = True
             log.info("blob published", blob=_short(digest), chunks=count, size_bytes=ref.size_bytes)
-        return True
 
 
 def _short(digest: bytes) -> str:

@@ -1,11 +1,16 @@
 import asyncio
+import errno
 import os
 from contextlib import asynccontextmanager
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.shoal_agent.until import until
 from tests.support.hub import Hub
 
-from shoal_agent import fetch
+from shoal_agent import collecting, fetch
+from shoal_agent.arriving import Arriving
 from shoal_agent.errors import UpdateError
 from shoal_agent.fetch import BlobFetcher
 from shoal_agent.files import ContentStore
@@ -19,6 +24,8 @@ from shoal_contract.topics import Topics
 
 BLOB = os.urandom(150_000)
 REF = blobs.describe(BLOB)
+LONG = os.urandom(60 * 1024)
+LONG_REF = blobs.describe(LONG, chunk_bytes=1024)
 
 
 @asynccontextmanager
@@ -119,3 +126,168 @@ async def test_right_chunks_of_a_wrong_whole_are_refused(tmp_path):
         with pytest.raises(UpdateError, match="the whole is not"):
             await fetcher.fetch(liar)
         assert not content.part(bytes(32)).exists()
+
+
+async def publish(hub, content, ref, indexes, *, retain=True):
+    chunks = dict(blobs.cut(content, chunk_bytes=ref.chunk_bytes))
+    for index in indexes:
+        topic = hub.topics.chunk(ref.digest, index)
+        await hub.session.publish(topic, chunks[index], retain=retain, durable=False)
+
+
+def asked(hub):
+    return [index for message in missing(hub) for index in message.indexes]
+
+
+async def test_a_fetch_that_is_resumed_has_only_the_missing_chunks_sent(tmp_path):
+    async with site(tmp_path) as (hub, fetcher, content):
+        held = LONG[: 40 * 1024]
+        content.part(LONG_REF.digest).write_bytes(held)
+        await publish(hub, LONG, LONG_REF, range(60))
+        await fetcher.fetch(LONG_REF)
+        assert content.path(LONG_REF.digest).read_bytes() == LONG
+        assert fetcher.received_bytes == len(LONG) - len(held)
+        assert fetcher.asked_chunks == 0
+
+
+async def test_what_an_earlier_process_listened_to_does_not_come_all_over(tmp_path):
+    async with site(tmp_path) as (hub, fetcher, content):
+        session = fetcher._session
+        content.part(LONG_REF.digest).write_bytes(LONG[: 59 * 1024])
+
+        async def take(message):
+            pass
+
+        # As a process that was killed leaves it: the broker knows of it, this process does not.
+        every = hub.topics.every_chunk(LONG_REF.digest)
+        await session.subscribe(every, take)
+        session._dispatcher.remove(every)
+        await publish(hub, LONG, LONG_REF, [59])
+        await fetcher.fetch(LONG_REF)
+        received = session.stats.received
+        await publish(hub, LONG, LONG_REF, range(10), retain=False)
+        await session.subscribe("marker", take)
+        await session.publish("marker", b"x", durable=False)
+        await session.publish("marker", b"y", durable=False)
+        assert session.stats.received - received <= 2
+
+
+async def test_never_more_than_a_window_waits_at_the_broker_for_a_board(tmp_path, monkeypatch):
+    async with site(tmp_path) as (hub, fetcher, content):
+        filters = set()
+        most = 0
+        subscribe, unsubscribe = fetcher._session.subscribe, fetcher._session.unsubscribe
+
+        async def counted(topic_filter, subscriber):
+            nonlocal most
+            filters.add(topic_filter)
+            most = max(most, len(filters))
+            await subscribe(topic_filter, subscriber)
+
+        async def uncounted(topic_filter):
+            filters.discard(topic_filter)
+            await unsubscribe(topic_filter)
+
+        monkeypatch.setattr(fetcher._session, "subscribe", counted)
+        monkeypatch.setattr(fetcher._session, "unsubscribe", uncounted)
+        await publish(hub, LONG, LONG_REF, range(60))
+        await fetcher.fetch(LONG_REF)
+        assert content.has(LONG_REF.digest)
+        assert 1 < most <= collecting.WINDOW
+        assert not filters
+
+
+async def test_a_chunk_that_is_missing_in_the_middle_holds_up_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "PATIENCE_S", 0.2)
+    async with site(tmp_path) as (hub, fetcher, content):
+        lost = set(range(3, 3 + collecting.WINDOW))
+        await publish(hub, LONG, LONG_REF, set(range(60)) - lost)
+        fetching = asyncio.create_task(fetcher.fetch(LONG_REF))
+        await hub.until(lambda: bool(asked(hub)))
+        assert set(asked(hub)) <= lost
+        await publish(hub, LONG, LONG_REF, lost)
+        await fetching
+        assert content.path(LONG_REF.digest).read_bytes() == LONG
+        # Nothing came twice: it never listened to everything.
+        assert fetcher.received_bytes == len(LONG)
+
+
+async def test_a_blob_that_is_not_retained_comes_by_listening_and_asking(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "PATIENCE_S", 0.1)
+    async with site(tmp_path) as (hub, fetcher, content):
+        fetching = asyncio.create_task(fetcher.fetch(LONG_REF))
+        answered = 0
+        while not fetching.done():
+            hub.changed.clear()
+            for message in missing(hub)[answered:]:
+                assert len(message.indexes) <= collecting.ASK_AT_MOST
+                answered += 1
+                await publish(hub, LONG, LONG_REF, message.indexes, retain=False)
+            changed = asyncio.create_task(hub.changed.wait())
+            await asyncio.wait({changed, fetching}, return_when=asyncio.FIRST_COMPLETED)
+            changed.cancel()
+        await fetching
+        assert content.path(LONG_REF.digest).read_bytes() == LONG
+
+
+async def test_a_blob_cut_anew_in_the_middle_of_a_fetch_goes_on_from_what_is_verified(tmp_path):
+    old, new = blobs.describe(BLOB), blobs.describe(BLOB, chunk_bytes=48 * 1024)
+    async with site(tmp_path) as (hub, fetcher, content):
+        await publish(hub, BLOB, old, [0, 1])
+        fetching = asyncio.create_task(fetcher.fetch(old))
+        await until(lambda: fetcher.received_bytes >= 2 * 65_536)
+        # The new cut lands on the topics of the old one, before the wanted state says so.
+        await publish(hub, BLOB, new, range(4))
+        await until(lambda: fetcher.received_bytes >= 2 * 65_536 + 48 * 1024)
+        assert not fetching.done()
+        fetching.cancel()
+        await asyncio.wait({fetching})
+        before = fetcher.received_bytes
+        await fetcher.fetch(new)
+        assert content.path(REF.digest).read_bytes() == BLOB
+        # 131,072 bytes were there: two chunks of 49,152 and no third.
+        assert fetcher.received_bytes - before == len(BLOB) - 2 * 49_152
+
+
+@given(
+    old=st.integers(1024, 9000),
+    new=st.integers(1024, 9000),
+    held=st.sets(st.integers(0, 40)),
+    damage=st.integers(0, 39_999),
+)
+def test_a_part_file_of_any_cut_keeps_what_can_be_verified_and_nothing_else(
+    tmp_path_factory, old, new, held, damage
+):
+    content = bytes(LONG[:40_000])
+    path = tmp_path_factory.mktemp("part") / "part"
+    first = Arriving(blobs.describe(content, chunk_bytes=old), path)
+    chunks = dict(blobs.cut(content, chunk_bytes=old))
+    for index in held & chunks.keys():
+        first.take(index, chunks[index])
+    first.close()
+    if path.stat().st_size > damage:
+        with path.open("r+b") as file:
+            file.seek(damage)
+            file.write(bytes([content[damage] ^ 1]))
+    here = path.read_bytes()
+    second = Arriving(blobs.describe(content, chunk_bytes=new), path)
+    for index, chunk in blobs.cut(content, chunk_bytes=new):
+        start = index * new
+        assert (index not in second.missing) == (here[start : start + len(chunk)] == chunk)
+        second.take(index, chunk)
+    assert not second.missing
+    second.finish()
+    second.close()
+    assert path.read_bytes() == content
+
+
+async def test_a_disk_that_takes_no_chunk_ends_the_fetch_and_says_why(tmp_path, monkeypatch):
+    async with site(tmp_path) as (hub, fetcher, _content):
+
+        def full(*_arguments):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "pwrite", full)
+        await hub.publish_blob(BLOB)
+        with pytest.raises(UpdateError, match="No space left"):
+            await fetcher.fetch(REF)

@@ -50,7 +50,6 @@ class Cdn:
         retained_bytes_max: int = 128 << 20,
     ) -> AsyncIterator[Self]:
         topics = Topics()
-        folder.mkdir(parents=True, exist_ok=True)
         wake = asyncio.Event()
         cdn: Self
 
