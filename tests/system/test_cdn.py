@@ -1,0 +1,176 @@
+"""Many agents fetch a release through the broker; half of their processes are killed on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.support.cdn import Cdn, retained, until
+from tests.support.mosquitto import Mosquitto
+from tests.support.programs import running
+
+from shoal_contract.messages import CHUNK_BYTES, BlobRef
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+
+AGENTS = Path(__file__).parents[1] / "support" / "cdn_agents.py"
+HOSTS = 4
+KILLED = HOSTS // 2
+# Manifest, description, golden inputs, model.
+SIZES = (400, 900, 30_000, 4 << 20)
+TOTAL_BYTES = sum(SIZES)
+
+
+@asynccontextmanager
+async def embedded(folder):
+    ready = folder / "broker-ready"
+    log = folder / "broker.log"
+    async with running("shoal_broker", "run", "--port", 0, log=log, ready_file=ready):
+        yield int(ready.read_text())
+
+
+@asynccontextmanager
+async def mosquitto(folder):
+    async with Mosquitto.open(folder) as broker:
+        yield broker.port
+
+
+BROKERS = [
+    pytest.param(embedded, id="embedded"),
+    pytest.param(
+        mosquitto,
+        id="mosquitto",
+        marks=pytest.mark.skipif(
+            Mosquitto.found() is None, reason="mosquitto is not installed (apt-get install)"
+        ),
+    ),
+]
+
+
+@dataclass
+class Fleet:
+    """Host processes of agents; one that was killed is started again on the same directories."""
+
+    port: int
+    folder: Path
+    agents_a_host: int
+
+    @asynccontextmanager
+    async def host(self, number: int):
+        first = number * self.agents_a_host
+        async with running(
+            AGENTS,
+            *("--port", self.port, "--state", self.folder, "--refs", self.folder / "refs.json"),
+            *("--first", first, "--count", self.agents_a_host),
+            log=self.folder / f"host-{number}.log",
+        ) as program:
+            yield program
+
+    def tell(self, refs: list[BlobRef]) -> None:
+        (self.folder / "refs.json").write_bytes(msgspec.json.encode(refs))
+
+    def received_bytes(self, number: int) -> int:
+        """How much came to the agents of a host since it was started."""
+        with contextlib.suppress(OSError, ValueError):
+            return int((self.folder / f"progress-{number * self.agents_a_host}").read_text())
+        return 0
+
+    def results(self, number: int) -> list[dict]:
+        """How each agent of a host fared; none before all are through."""
+        with contextlib.suppress(FileNotFoundError):
+            return json.loads((self.folder / f"result-{number * self.agents_a_host}").read_text())
+        return []
+
+    def has(self, ref: BlobRef, content: bytes) -> int:
+        """How many agents have exactly this."""
+        stores = self.folder.glob(f"agent-*/blobs/{ref.digest.hex()}")
+        return sum(path.read_bytes() == content for path in stores)
+
+
+def hold_back(cdn: Cdn, after_bytes: int) -> asyncio.Event:
+    """Let only so much out until the event is set: nobody is through when the kill comes."""
+    gate = asyncio.Event()
+    send = cdn.publisher._sender.send
+
+    async def held_back(ref, indexes, *, retain):
+        if cdn.publisher.sent_bytes >= after_bytes:
+            await gate.wait()
+        await send(ref, indexes, retain=retain)
+
+    cdn.publisher._sender.send = held_back
+    return gate
+
+
+async def a_release_goes_out(broker, folder, *, agents: int, timeout_s: float) -> None:
+    contents = [os.urandom(size) for size in SIZES]
+    agents_a_host = agents // HOSTS
+    async with (
+        broker(folder) as port,
+        Cdn.open(port, folder) as cdn,
+        contextlib.AsyncExitStack() as hosts,
+    ):
+        fleet = Fleet(port, folder, agents_a_host)
+        gate = hold_back(cdn, TOTAL_BYTES // 2)
+        refs = [await cdn.store.add(content) for content in contents]
+        fleet.tell(refs)
+        programs = [await hosts.enter_async_context(fleet.host(n)) for n in range(HOSTS)]
+        cdn.need(*refs)
+        for number in range(KILLED):
+            # Each at another point of its way.
+            share = (number + 1) / (KILLED + 2) / 2
+            await until(
+                lambda number=number, share=share: (
+                    fleet.received_bytes(number) >= share * agents_a_host * TOTAL_BYTES
+                ),
+                timeout_s=timeout_s,
+            )
+            programs[number].signal(signal.SIGKILL)
+            await programs[number].ended()
+            assert not fleet.results(number)
+        gate.set()
+        for number in range(KILLED):
+            await hosts.enter_async_context(fleet.host(number))
+        await until(lambda: all(map(fleet.results, range(HOSTS))), timeout_s=timeout_s)
+        for ref, content in zip(refs, contents, strict=True):
+            assert fleet.has(ref, content) == agents
+
+        resumed = [result for number in range(KILLED) for result in fleet.results(number)]
+        fetched_bytes = sum(result["fetched_bytes"] for result in resumed)
+        held_bytes = sum(result["held_bytes"] for result in resumed)
+        publisher = cdn.publisher
+        print(
+            f"\nagents {agents}, blob bytes {TOTAL_BYTES}, publisher bytes {publisher.sent_bytes},"
+            f" resent chunks {publisher.resent_chunks}, sent on request"
+            f" {publisher.requested_chunks}; resumed agents {len(resumed)}: held {held_bytes},"
+            f" fetched {fetched_bytes} of {len(resumed) * TOTAL_BYTES}"
+        )
+        # Whatever the number of agents: one copy, and what was published again because it was missed.
+        repaired = (publisher.resent_chunks + publisher.requested_chunks) * CHUNK_BYTES
+        assert TOTAL_BYTES <= publisher.sent_bytes <= 1.03 * TOTAL_BYTES + repaired
+        assert repaired <= TOTAL_BYTES
+        assert held_bytes > 0
+        assert fetched_bytes <= len(resumed) * TOTAL_BYTES - held_bytes // 2
+
+        cdn.need_no_more()
+        await until(lambda: publisher.retained_bytes == 0 and not publisher.states["retained"])
+        assert not await retained(port)
+
+
+@pytest.mark.parametrize("broker", BROKERS)
+async def test_40_agents_fetch_a_release_and_half_of_them_are_killed_on_the_way(broker, tmp_path):
+    await a_release_goes_out(broker, tmp_path, agents=40, timeout_s=40)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("broker", BROKERS)
+async def test_300_agents_fetch_a_release_and_half_of_them_are_killed_on_the_way(broker, tmp_path):
+    await a_release_goes_out(broker, tmp_path, agents=300, timeout_s=240)
