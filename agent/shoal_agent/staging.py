@@ -137,10 +137,10 @@ class Staging:
             return Installed(spec.version, sha256_of(path))
         return Installed(spec.version, digests[spec.model.file])
 
-    def sweep(self, releases: Iterable[bytes]) -> None:
-        """Keep these releases with their files; delete everything else."""
+    def sweep(self, releases: Iterable[bytes], *, arriving: Iterable[bytes] = ()) -> None:
+        """Keep these releases with their files, and blobs under way; delete everything else."""
         kept = set(releases)
-        blobs = set(kept)
+        blobs = kept | set(arriving)
         for release in kept:
             # One that cannot be read keeps nothing: it is refused, or will be fetched again.
             with contextlib.suppress(UnusableReleaseError):

@@ -309,12 +309,19 @@ class Updater:
         await self._on_change()
 
     async def _sweep(self) -> None:
-        """Keep what serves, what served before, and what is still wanted."""
+        """Keep what serves, what served before, and what is still wanted, deltas on the way to it too."""
         wanted = await self._journal.wanted()
-        releases = {entry.release for entry in wanted.models} if wanted is not None else set()
+        models = wanted.models if wanted is not None else []
+        releases = {entry.release for entry in models}
+        arriving = {
+            offer.blob.digest
+            for entry in models
+            if self._engine.serving(entry.model) != entry.release
+            for offer in entry.deltas
+        }
         for serving in (await self._journal.serving()).values():
             releases.update(filter(None, (serving.release, serving.previous)))
-        self._staging.sweep(releases)
+        self._staging.sweep(releases, arriving=arriving)
 
 
 class _SupersededError(AgentError):

@@ -12,6 +12,7 @@ from tests.shoal_agent.inference import tiny_release
 from tests.shoal_agent.until import until
 from tests.support.hub import Hub, Release
 
+import shoal_delta
 from shoal_agent import update
 from shoal_agent.background import Background
 from shoal_agent.fetch import BlobFetcher
@@ -27,7 +28,7 @@ from shoal_broker.server import Broker, BrokerConfig
 from shoal_broker.session import Session, SessionConfig
 from shoal_broker.store import Store
 from shoal_contract import blobs, messages
-from shoal_contract.messages import ModelWanted, Phase
+from shoal_contract.messages import DeltaOffer, ModelWanted, Phase
 from shoal_contract.topics import Topics
 from shoal_fleet import digits
 
@@ -185,8 +186,6 @@ async def test_an_update_with_a_delta_fetches_the_delta_and_not_the_file(tmp_pat
 async def test_a_delta_that_leads_nowhere_is_left_for_the_whole_file(
     tmp_path, hub, v1, v2, damage, monkeypatch
 ):
-    import shoal_delta  # noqa: PLC0415 - the module whose output is spoilt below
-
     good = shoal_delta.diff(v1.model, v2.model)
     bad = {
         "wrong base": shoal_delta.diff(v1.model + b"x", v2.model),
@@ -401,6 +400,54 @@ async def test_chunks_that_never_come_hold_up_neither_another_release_nor_anothe
         assert node.phase() is Phase.FETCHING
         await hub.want(v2)
         await node.until_serving(v2)
+
+
+def offer_cut_to(chunk_bytes: int, release: Release, base: Release, delta: bytes) -> ModelWanted:
+    def cut(data: bytes):
+        return blobs.describe(data, chunk_bytes=chunk_bytes)
+
+    bases = (hashlib.sha256(base.model).digest(), hashlib.sha256(release.model).digest())
+    return ModelWanted(
+        release.spec.name,
+        release.id,
+        cut(release.manifest),
+        [cut(data) for data in release.files.values()],
+        [DeltaOffer(*bases, cut(delta))],
+    )
+
+
+async def test_a_delta_cut_anew_in_the_middle_of_its_fetch_goes_on_from_what_is_here(
+    tmp_path, hub, v1, v2
+):
+    delta = shoal_delta.diff(v1.model, v2.model)
+    digest = hashlib.sha256(delta).digest()
+    async with board(tmp_path, hub.port, EngineSimulator()) as node:
+        await hub.want(v1)
+        await node.until_serving(v1)
+        for data in (v2.manifest, *v2.files.values()):
+            if data != v2.model:
+                await hub.publish_blob(data)
+        before = node.fetcher.received_bytes
+        small = len(v2.manifest) + sum(map(len, v2.files.values())) - len(v2.model)
+        # Chunks 0 to 5 of 1 KiB, then the whole of it in chunks of 2 KiB.
+        for index, chunk in list(blobs.cut(delta, chunk_bytes=1024))[:6]:
+            await hub.session.publish(
+                hub.topics.chunk(digest, index), chunk, retain=True, durable=False
+            )
+        await hub.send_wanted([offer_cut_to(1024, v2, v1, delta)])
+        part = node.content.part(digest)
+        await until(lambda: part.exists() and part.stat().st_size == 6 * 1024)
+        received = node.fetcher.received_bytes
+        assert received - before <= small + 6 * 1024
+        await hub.send_wanted([offer_cut_to(2048, v2, v1, delta)])
+        for index, chunk in list(blobs.cut(delta, chunk_bytes=2048))[3:]:
+            await hub.session.publish(
+                hub.topics.chunk(digest, index), chunk, retain=True, durable=False
+            )
+        await node.until_serving(v2)
+        assert node.content.path(hashlib.sha256(v2.model).digest()).read_bytes() == v2.model
+        # The first six were never published in the new cut: they were there.
+        assert "build" in await node.steps()
 
 
 async def test_a_journal_that_cannot_be_written_is_waited_for(tmp_path, hub, v1, v2, monkeypatch):

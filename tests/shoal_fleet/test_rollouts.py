@@ -1,7 +1,10 @@
 import asyncio
+import contextlib
 
+from tests.shoal_fleet.conftest import Site
 from tests.support.node_simulator import NodeSimulator
 
+from shoal_broker.server import Broker, BrokerConfig
 from shoal_broker.session import Session, SessionConfig
 from shoal_contract.messages import BlobRef, DeltaOffer, ModelState, Phase
 from shoal_contract.topics import Topics
@@ -313,3 +316,37 @@ async def test_a_broker_that_forgot_everything_is_told_again(quiet_site, broker)
             await site.controller.inbox.connected(site.controller.session, False)
             await site.until(lambda: node.wanted is not None)
             assert node.wanted.revision == revision
+
+
+async def test_a_broker_that_takes_less_has_everything_cut_anew_and_said_anew(tmp_path):
+    """The controller stays; the broker is replaced by one that takes packets of 4 KiB at most."""
+    async with contextlib.AsyncExitStack() as stack:
+        first = contextlib.AsyncExitStack()
+        port = (
+            await first.enter_async_context(Broker.open(BrokerConfig(host="127.0.0.1", port=0)))
+        ).port
+        site = await stack.enter_async_context(Site(port, tmp_path).controlled())
+        await site.add_release(digits.release_dir(1))
+        node = await stack.enter_async_context(site.node("n0", mute=True))
+        await site.api.put("/api/nodes/n0/models/digits", json={"release": "digits@1.0.0"})
+        await site.until(lambda: node.wanted is not None and bool(node.wanted.models))
+        await site.until_answer(lambda: retained_chunks(site), lambda count: count == 4)
+        revision = node.wanted.revision
+        await first.aclose()
+        await stack.enter_async_context(
+            Broker.open(BrokerConfig(host="127.0.0.1", port=port, max_packet_bytes=4096))
+        )
+
+        def cuts():
+            return [ref for ref in node.wanted.models[0].files if ref.chunk_bytes <= 4096]
+
+        await site.until(lambda: bool(cuts()), timeout_s=15)
+        assert node.wanted.revision > revision
+        (model,) = cuts()
+        assert (model.size_bytes, model.chunk_bytes) == (34_627, 3 * 1024)
+        # 12 chunks of the model and one of each of the others.
+        await site.until_answer(lambda: retained_chunks(site), lambda count: count == 15)
+        node.mute = False
+        node._updates.put_nowait(node.wanted)
+        await site.until(lambda: serves(node, "1.0.0"), timeout_s=15)
+        await site.until_answer(lambda: retained_chunks(site), lambda count: count == 0)

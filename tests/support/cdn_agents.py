@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from shoal_agent import fetch
 from shoal_agent.fetch import BlobFetcher
 from shoal_agent.files import ContentStore
 from shoal_broker.durable import write_durably
@@ -65,7 +66,9 @@ async def main() -> None:
     parser.add_argument("--first", type=int, required=True)
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--refs", type=Path, required=True)
+    parser.add_argument("--patience", type=float, default=fetch.PATIENCE_S)
     options = parser.parse_args()
+    fetch.PATIENCE_S = options.patience
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     refs = msgspec.json.decode(options.refs.read_bytes(), type=list[BlobRef])
     fetchers: dict[str, BlobFetcher] = {}

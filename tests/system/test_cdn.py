@@ -18,6 +18,7 @@ from tests.support.mosquitto import Mosquitto
 from tests.support.programs import running
 
 from shoal_contract.messages import CHUNK_BYTES, BlobRef
+from shoal_contract.topics import Topics
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
@@ -38,9 +39,13 @@ async def embedded(folder):
 
 
 @asynccontextmanager
-async def mosquitto(folder):
-    async with Mosquitto.open(folder) as broker:
+async def mosquitto(folder, extra=""):
+    async with Mosquitto.open(folder, extra=extra) as broker:
         yield broker.port
+
+
+def retains_nothing(folder):
+    return mosquitto(folder, "allow_anonymous true\nretain_available false")
 
 
 BROKERS = [
@@ -62,6 +67,7 @@ class Fleet:
     port: int
     folder: Path
     agents_a_host: int
+    patience_s: float = 3.0
 
     @asynccontextmanager
     async def host(self, number: int):
@@ -69,7 +75,7 @@ class Fleet:
         async with running(
             AGENTS,
             *("--port", self.port, "--state", self.folder, "--refs", self.folder / "refs.json"),
-            *("--first", first, "--count", self.agents_a_host),
+            *("--first", first, "--count", self.agents_a_host, "--patience", self.patience_s),
             log=self.folder / f"host-{number}.log",
         ) as program:
             yield program
@@ -162,6 +168,59 @@ async def a_release_goes_out(broker, folder, *, agents: int, timeout_s: float) -
         cdn.need_no_more()
         await until(lambda: publisher.retained_bytes == 0 and not publisher.states["retained"])
         assert not await retained(port)
+
+
+@asynccontextmanager
+async def hosts_running(fleet: Fleet):
+    async with contextlib.AsyncExitStack() as hosts:
+        for number in range(HOSTS):
+            await hosts.enter_async_context(fleet.host(number))
+        yield
+
+
+@pytest.mark.parametrize("broker", BROKERS)
+async def test_a_chunk_that_every_agent_misses_is_published_once_more(broker, tmp_path):
+    agents, content = 40, os.urandom(1 << 20)
+    async with broker(tmp_path) as port, Cdn.open(port, tmp_path) as cdn:
+        fleet = Fleet(port, tmp_path, agents // HOSTS, patience_s=1.0)
+        ref = await cdn.add(content)
+        fleet.tell([ref])
+        await cdn.until_published()
+        # The broker loses one behind the publisher's back.
+        topic = Topics().chunk(ref.digest, 5)
+        await cdn.session.publish(topic, b"", retain=True, durable=False)
+        async with hosts_running(fleet):
+            await until(lambda: all(map(fleet.results, range(HOSTS))), timeout_s=60)
+        assert fleet.has(ref, content) == agents
+        asked = sum(r["asked_chunks"] for n in range(HOSTS) for r in fleet.results(n))
+        publisher = cdn.publisher
+        print(
+            f"\nagents {agents}, asked for it {asked}, resent chunks {publisher.resent_chunks},"
+            f" publisher bytes {publisher.sent_bytes} for {len(content)}"
+        )
+        assert 1 <= publisher.resent_chunks <= 3
+        assert publisher.sent_bytes == len(content) + publisher.resent_chunks * CHUNK_BYTES
+
+
+@pytest.mark.skipif(
+    Mosquitto.found() is None, reason="mosquitto is not installed (apt-get install)"
+)
+async def test_agents_share_what_goes_out_on_request_where_nothing_is_retained(tmp_path):
+    agents, content = 40, os.urandom(6 << 20)
+    async with retains_nothing(tmp_path) as port, Cdn.open(port, tmp_path) as cdn:
+        fleet = Fleet(port, tmp_path, agents // HOSTS, patience_s=1.0)
+        ref = await cdn.add(content)
+        fleet.tell([ref])
+        async with hosts_running(fleet):
+            await until(lambda: all(map(fleet.results, range(HOSTS))), timeout_s=90)
+        assert fleet.has(ref, content) == agents
+        publisher = cdn.publisher
+        print(
+            f"\nagents {agents}, nothing retained, sent on request {publisher.requested_chunks},"
+            f" publisher bytes {publisher.sent_bytes} for {len(content)}"
+        )
+        assert publisher.resent_chunks == 0
+        assert publisher.sent_bytes <= 4 * len(content)
 
 
 @pytest.mark.parametrize("broker", BROKERS)
