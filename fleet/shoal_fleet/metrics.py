@@ -122,14 +122,14 @@ def _bus(controller: Controller) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "shoal_retained_bytes",
         "Bytes of chunks that the broker retains.",
-        value=publisher.retained_bytes,
+        value=publisher.places.retained_bytes,
     )
     yield GaugeMetricFamily(
         "shoal_retained_bytes_max",
         "How many it may retain at most.",
         value=publisher.retained_bytes_max,
     )
-    yield _by("shoal_blobs", "Blobs that nodes still need.", "state", publisher.states)
+    yield _by("shoal_blobs", "Blobs that nodes still need.", "state", publisher.places.states)
 
 
 def _by(

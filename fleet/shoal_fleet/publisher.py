@@ -6,7 +6,6 @@ misses is published again; what the broker does not retain goes out when it is a
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, NoReturn
 
@@ -31,9 +30,10 @@ from shoal_fleet.chunk_sender import SIDE_BY_SIDE, ChunkSender
 from shoal_fleet.cuts import Cuts
 from shoal_fleet.database import Database, PublishedRow
 from shoal_fleet.errors import FleetError, StateError
+from shoal_fleet.places import Places
 from shoal_fleet.refusals import Refusals
 from shoal_fleet.repairs import Repairs
-from shoal_fleet.shelf import Held, Plan
+from shoal_fleet.shelf import Plan
 
 log = structlog.get_logger(__name__)
 
@@ -52,8 +52,7 @@ class Publisher:
     Attributes:
         resent_chunks: retained chunks that were published again because a node missed them.
         requested_chunks: chunks that were sent on request, without being retained.
-        retained_bytes: bytes of chunks that are retained at the broker.
-        states: how many blobs are retained, publishing, waiting, on_request, refused.
+        places: who has a place at the broker, and who waits.
     """
 
     def __init__(
@@ -70,9 +69,8 @@ class Publisher:
     ) -> None:
         self.resent_chunks = 0
         self.requested_chunks = 0
-        self.retained_bytes = 0
         self.retained_bytes_max = retained_bytes_max
-        self.states: Counter[str] = Counter()
+        self.places = Places()
         self._database = database
         self._session = session
         self._store = store
@@ -82,10 +80,6 @@ class Publisher:
         self._sender = ChunkSender(session, topics, store)
         self._repairs = Repairs()
         self._refusals = Refusals()
-        # How many chunks of it have gone out, by blob and cut. What a kill forgets goes out again.
-        self._gone: Counter[tuple[bytes, int]] = Counter()
-        self._complete_since_s: dict[bytes, float] = {}
-        self._waiting_since_s: dict[bytes, float] = {}
         self._forget = False
 
     @property
@@ -132,7 +126,7 @@ class Publisher:
                 continue
             if is_unfinished:
                 continue
-            look_again = bool(self._waiting_since_s or self._refusals)
+            look_again = self.places.anybody_waits or self._refusals
             try:
                 async with asyncio.timeout(LOOK_S if look_again else None):
                     await self._wake.wait()
@@ -157,21 +151,26 @@ class Publisher:
                 # Kept as incomplete: what is needed goes out again, what is not is cleared for sure.
                 await change.execute(update(PublishedRow).values(complete=False))
             self._forget = False
-            self._gone.clear()
+            self.places.forget()
             self._refusals.forget()
         if (greeting := self._session.greeting) is not None:
             self._refusals.greeted(retain_available=greeting.retain_available)
         needed = await self._needs()
+        sizes = {digest: ref.size_bytes for digest, ref in needed.items()}
         there = await self._there()
         now_s = time.monotonic()
+        refused = self._refusals.of(needed, now_s)
         plan = shelf.plan(
-            {digest: ref.size_bytes for digest, ref in needed.items()},
-            await self._held(there, now_s),
-            waited_s={digest: now_s - since for digest, since in self._waiting_since_s.items()},
+            sizes,
+            self.places.held(
+                {digest: (row, await self._store.ref(digest)) for digest, row in there.items()},
+                now_s,
+            ),
+            waited_s=self.places.waited_s(now_s),
             limit_bytes=self.retained_bytes_max,
-            refused=self._refusals.of(needed, now_s),
+            refused=refused,
         )
-        self._tell(plan, needed, now_s)
+        self.places.settle(plan, sizes, refused, now_s)
         cleared = [
             digest
             for digest in plan.clear
@@ -185,46 +184,6 @@ class Publisher:
         async with self._database.read() as session:
             return {row.digest: row for row in await session.scalars(select(PublishedRow))}
 
-    async def _held(self, there: dict[bytes, PublishedRow], now_s: float) -> dict[bytes, Held]:
-        held, self.retained_bytes = {}, 0
-        for digest, row in there.items():
-            ref = await self._store.ref(digest)
-            if ref is None:
-                held[digest] = Held(row.chunks * blobs.LARGEST_CHUNK_BYTES)
-                continue
-            if row.complete:
-                since_s = self._complete_since_s.setdefault(digest, now_s)
-                held[digest] = Held(ref.size_bytes, now_s - since_s)
-                self.retained_bytes += ref.size_bytes
-            else:
-                self._complete_since_s.pop(digest, None)
-                held[digest] = Held(ref.size_bytes)
-                gone = self._gone[(digest, ref.chunk_bytes)]
-                self.retained_bytes += min(gone * ref.chunk_bytes, ref.size_bytes)
-        return held
-
-    def _tell(self, plan: Plan, needed: dict[bytes, BlobRef], now_s: float) -> None:
-        """What an operator sees: who waits for whom, in the log once and in the metrics."""
-        before = self._waiting_since_s
-        self._waiting_since_s = {digest: before.get(digest, now_s) for digest in plan.wait}
-        for digest in self._waiting_since_s.keys() - before.keys():
-            log.info(
-                "blob waits for room",
-                blob=_short(digest),
-                size_bytes=needed[digest].size_bytes,
-                retained_bytes_max=self.retained_bytes_max,
-                waits_for=[_short(other) for other in reversed(plan.retain)][:4],
-            )
-        refused = self._refusals.of(needed, now_s)
-        complete = plan.retain and self._complete_since_s.keys() & set(plan.retain)
-        self.states = Counter(
-            retained=len(complete),
-            publishing=len(plan.retain) - len(complete),
-            waiting=len(plan.wait),
-            on_request=len(plan.on_request - refused),
-            refused=len(plan.on_request & refused),
-        )
-
     async def _clear(self, digest: bytes, chunks: int) -> bool:
         try:
             await self._sender.clear(digest, range(chunks))
@@ -233,9 +192,7 @@ class Publisher:
             return False
         async with self._database.write() as change:
             await change.execute(delete(PublishedRow).where(PublishedRow.digest == digest))
-        self._complete_since_s.pop(digest, None)
-        for key in [key for key in self._gone if key[0] == digest]:
-            del self._gone[key]
+        self.places.vacate(digest)
         log.info("blob cleared", blob=_short(digest), chunks=chunks)
         return True
 
@@ -253,7 +210,7 @@ class Publisher:
                 continue
             retain = digest in plan.retain
             if retain and not (digest in there and there[digest].complete):
-                gone = self._gone[(digest, ref.chunk_bytes)]
+                gone = self.places.gone(ref)
                 self._repairs.drop(digest, [index for index in indexes if index >= gone])
                 indexes = [index for index in indexes if index < gone]
             try:
@@ -279,7 +236,7 @@ class Publisher:
             if room <= 0:
                 break
             ref = needed[digest]
-            start = self._gone[(digest, ref.chunk_bytes)]
+            start = self.places.gone(ref)
             end = min(start + room, blobs.chunk_count(ref))
             room -= max(1, end - start)
             await self._publish(ref, start, end)
@@ -299,7 +256,7 @@ class Publisher:
             for first in range(start, end, SIDE_BY_SIDE):
                 last = min(first + SIDE_BY_SIDE, end)
                 await self._sender.send(ref, range(first, last), retain=True)
-                self._gone[(digest, ref.chunk_bytes)] = last
+                self.places.went(ref, last)
                 self._refusals.progressed(digest)
         except NotConnectedError:
             raise

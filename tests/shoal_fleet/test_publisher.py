@@ -74,7 +74,7 @@ async def test_a_blob_is_retained_while_it_is_needed_and_costs_one_copy(tmp_path
         ref = await cdn.add(MODEL)
         assert content_of(await until_retained(broker.port, ref), ref) == MODEL
         await cdn.until_published()
-        assert cdn.publisher.sent_bytes == len(MODEL) == cdn.publisher.retained_bytes
+        assert cdn.publisher.sent_bytes == len(MODEL) == cdn.publisher.places.retained_bytes
         cdn.need_no_more()
         assert not await until_retained(broker.port)
 
@@ -165,9 +165,9 @@ async def test_the_broker_never_retains_more_than_the_limit(tmp_path, heard):
     ):
         small, medium, large, other = [await cdn.add(content) for content in contents]
         # Smallest first: what is left over waits, and says for whom.
-        await until(lambda: cdn.publisher.states["retained"] == 3)
+        await until(lambda: cdn.publisher.places.states["retained"] == 3)
         assert sum(map(len, (await retained(broker.port)).values())) == 391_000
-        assert cdn.publisher.states["waiting"] == 1
+        assert cdn.publisher.places.states["waiting"] == 1
         (waiting,) = [entry for entry in heard if entry["event"] == "blob waits for room"]
         assert waiting["blob"] == large.digest.hex()[:12]
         assert waiting["waits_for"][0] == medium.digest.hex()[:12]
@@ -202,7 +202,7 @@ async def test_a_blob_larger_than_the_limit_is_sent_to_those_who_ask(tmp_path):
         node(broker.port) as session,
     ):
         ref = await cdn.add(MODEL)
-        await until(lambda: cdn.publisher.states["on_request"] == 1)
+        await until(lambda: cdn.publisher.places.states["on_request"] == 1)
         assert cdn.publisher.sent_bytes == 0
         got = {}
 
@@ -231,7 +231,7 @@ async def test_a_broker_that_refuses_retained_chunks_is_one_alarm_and_nodes_are_
         node(broker.port) as session,
     ):
         refs = [await cdn.add(os.urandom(300_000)) for _ in range(2)]
-        await until(lambda: cdn.publisher.states["refused"] == 2)
+        await until(lambda: cdn.publisher.places.states["refused"] == 2)
         assert events(heard, "error") == ["broker does not take a blob's chunks"]
         assert not await until_retained(broker.port)
         sent_bytes = cdn.publisher.sent_bytes

@@ -64,8 +64,9 @@ class Cdn:
             cdn.publisher.look()
             if not session_present:
                 cdn.publisher.forget()
+            greeted.set()
 
-        ready = asyncio.Event()
+        ready, greeted = asyncio.Event(), asyncio.Event()
 
         async def needs() -> dict[bytes, BlobRef]:
             return {
@@ -115,6 +116,10 @@ class Cdn:
             await session.wait_connected(5)
             running = asyncio.create_task(publisher.run(), name="cdn.publisher")
             try:
+                # A first connection makes it forget what it knows: not in the middle of a test.
+                async with asyncio.timeout(5):
+                    await greeted.wait()
+                await until(lambda: not publisher._forget)
                 yield cdn
             finally:
                 running.cancel()
@@ -142,8 +147,8 @@ class Cdn:
         """Return when everything that is needed and has room is retained."""
         await until(
             lambda: (
-                self.publisher.states["retained"] == len(self.needed)
-                and not self.publisher.states["publishing"]
+                self.publisher.places.states["retained"] == len(self.needed)
+                and not self.publisher.places.states["publishing"]
             ),
             timeout_s=timeout_s,
         )

@@ -166,7 +166,9 @@ async def a_release_goes_out(broker, folder, *, agents: int, timeout_s: float) -
         assert fetched_bytes <= len(resumed) * TOTAL_BYTES - held_bytes // 2
 
         cdn.need_no_more()
-        await until(lambda: publisher.retained_bytes == 0 and not publisher.states["retained"])
+        await until(
+            lambda: publisher.places.retained_bytes == 0 and not publisher.places.states["retained"]
+        )
         assert not await retained(port)
 
 
