@@ -9,7 +9,7 @@ from sqlalchemy.dialects.sqlite import insert
 
 from shoal_broker.durable import remove_parts, write_durably
 from shoal_contract import blobs
-from shoal_contract.messages import CHUNK_BYTES, BlobRef
+from shoal_contract.messages import CHUNK_BYTES, MAX_CHUNKS, BlobRef
 from shoal_fleet.database import BlobRow, Database
 from shoal_fleet.errors import StateError
 
@@ -59,6 +59,10 @@ class BlobStore:
             )
         # One that was here already keeps its cut.
         return await self.ref(ref.digest) or ref
+
+    def can_cut(self, size_bytes: int) -> bool:
+        """Whether a blob of this size has few enough chunks."""
+        return size_bytes <= MAX_CHUNKS * self.chunk_bytes
 
     async def ref(self, digest: bytes) -> BlobRef | None:
         """How a blob is named and cut; None when it is not here."""

@@ -73,7 +73,7 @@ class Deltas:
         else:
             ref = await self._store.ref(target)
             full_bytes = ref.size_bytes if ref is not None else 0
-            worthwhile = len(delta) < WORTHWHILE * full_bytes
+            worthwhile = len(delta) < WORTHWHILE * full_bytes and self._store.can_cut(len(delta))
             log.info(
                 "delta built",
                 size_bytes=len(delta),

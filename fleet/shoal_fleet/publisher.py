@@ -147,38 +147,46 @@ class Publisher:
         """
         await self._cuts.fit()
         if self._forget:
-            async with self._database.write() as change:
-                # Kept as incomplete: what is needed goes out again, what is not is cleared for sure.
-                await change.execute(update(PublishedRow).values(complete=False))
-            self._forget = False
-            self.places.forget()
-            self._refusals.forget()
+            await self._forget_all()
         if (greeting := self._session.greeting) is not None:
             self._refusals.greeted(retain_available=greeting.retain_available)
         needed = await self._needs()
         sizes = {digest: ref.size_bytes for digest, ref in needed.items()}
         there = await self._there()
         now_s = time.monotonic()
-        refused = self._refusals.of(needed, now_s)
+        held = self.places.held(
+            {digest: (row, await self._store.ref(digest)) for digest, row in there.items()}, now_s
+        )
+        # What the broker does not let go of takes its room, and nobody counts on it.
+        stuck = {digest for digest in held if not self._refusals.may_clear(digest, now_s)}
+        stuck_bytes = sum(held.pop(digest).size_bytes for digest in stuck)
+        refused = self._refusals.of(needed, now_s) | (stuck & needed.keys())
         plan = shelf.plan(
             sizes,
-            self.places.held(
-                {digest: (row, await self._store.ref(digest)) for digest, row in there.items()},
-                now_s,
-            ),
+            held,
             waited_s=self.places.waited_s(now_s),
-            limit_bytes=self.retained_bytes_max,
+            limit_bytes=max(0, self.retained_bytes_max - stuck_bytes),
             refused=refused,
         )
         self.places.settle(plan, sizes, refused, now_s)
-        cleared = [
-            digest
-            for digest in plan.clear
-            if self._refusals.may_clear(digest, now_s)
-            and await self._clear(digest, there.pop(digest).chunks)
-        ]
+        for digest in plan.clear:
+            if not await self._clear(digest, there.pop(digest).chunks):
+                return True
         more = await self._send_asked(plan, there)
-        return await self._publish_slice(plan, needed, there) or more or bool(cleared)
+        return await self._publish_slice(plan, needed, there) or more or bool(plan.clear)
+
+    async def _forget_all(self) -> None:
+        # First: another connection may be made meanwhile.
+        self._forget = False
+        try:
+            async with self._database.write() as change:
+                # Kept as incomplete: what is needed goes out again, what is not is cleared for sure.
+                await change.execute(update(PublishedRow).values(complete=False))
+        except StateError:
+            self._forget = True
+            raise
+        self.places.forget()
+        self._refusals.forget()
 
     async def _there(self) -> dict[bytes, PublishedRow]:
         async with self._database.read() as session:

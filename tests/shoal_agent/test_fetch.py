@@ -230,6 +230,27 @@ async def test_a_blob_that_is_not_retained_comes_by_listening_and_asking(tmp_pat
         assert content.path(LONG_REF.digest).read_bytes() == LONG
 
 
+async def test_on_a_slow_line_bytes_that_come_in_count_as_patience(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "PATIENCE_S", 1.0)
+    async with site(tmp_path) as (hub, fetcher, _content):
+
+        async def take(message):
+            pass
+
+        # What else comes on the line, in the place of a chunk that takes long.
+        await fetcher._session.subscribe("other", take)
+        fetching = asyncio.create_task(fetcher.fetch(REF))
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + 2.2
+        while loop.time() < until_s:
+            await hub.session.publish("other", b"x", durable=False)
+            await asyncio.sleep(0.01)
+        assert not fetcher.asked_chunks
+        await hub.until(lambda: bool(missing(hub)))
+        fetching.cancel()
+        await asyncio.wait({fetching})
+
+
 async def test_a_blob_cut_anew_in_the_middle_of_a_fetch_goes_on_from_what_is_verified(tmp_path):
     old, new = blobs.describe(BLOB), blobs.describe(BLOB, chunk_bytes=48 * 1024)
     async with site(tmp_path) as (hub, fetcher, content):

@@ -9,12 +9,14 @@ import pytest
 import structlog
 from tests.support.cdn import Cdn, retained, until
 
+from shoal_broker.bus_errors import RefusedByBrokerError
 from shoal_broker.server import Broker, BrokerConfig
 from shoal_broker.session import Session, SessionConfig
 from shoal_contract import blobs, messages
 from shoal_contract.messages import CHUNK_BYTES, ChunksMissing
 from shoal_contract.topics import Topics
 from shoal_fleet import chunk_sender, publisher, repairs, shelf
+from shoal_fleet.chunk_sender import ChunkSender
 
 TOPICS = Topics()
 MODEL = os.urandom(300_000)
@@ -297,3 +299,43 @@ async def test_a_blob_whose_file_is_damaged_holds_up_no_other(tmp_path, heard):
         await until_retained(broker.port, good)
         assert "no longer what its name says" in str(heard)
         assert events(heard, "error") == ["broker does not take a blob's chunks"]
+
+
+async def test_what_the_broker_does_not_let_go_of_takes_room_and_is_said_once(
+    tmp_path, heard, monkeypatch
+):
+    first, second = os.urandom(250_000), os.urandom(200_000)
+
+    async def refused(self, digest, indexes):
+        raise RefusedByBrokerError("not authorised", reason_code=0x87)
+
+    async with (
+        broker_on() as broker,
+        Cdn.open(broker.port, tmp_path, retained_bytes_max=400_000) as cdn,
+    ):
+        stuck = await cdn.add(first)
+        await cdn.until_published()
+        with monkeypatch.context() as patch:
+            patch.setattr(ChunkSender, "clear", refused)
+            cdn.need_no_more(stuck)
+            other = await cdn.add(second)
+            await until(lambda: cdn.publisher.places.states["on_request"] == 1)
+        assert events(heard, "error") == ["broker does not clear a blob"]
+        assert (await retained(broker.port)).keys() == topics_of(stuck)
+        cdn.publisher.forget()
+        await until_retained(broker.port, other)
+
+
+async def test_a_broker_that_is_reached_again_and_takes_less_is_no_refusal(tmp_path, heard):
+    async with contextlib.AsyncExitStack() as stack:
+        running = contextlib.AsyncExitStack()
+        port = (await running.enter_async_context(broker_on())).port
+        cdn = await stack.enter_async_context(Cdn.open(port, tmp_path))
+        ref = await cdn.add(MODEL)
+        await cdn.until_published()
+        await running.aclose()
+        await stack.enter_async_context(broker_on(port, max_packet_bytes=20_000))
+        cut = blobs.describe(MODEL, chunk_bytes=19 * 1024)
+        assert content_of(await until_retained(port, cut), cut) == MODEL
+        assert (await cdn.store.ref(ref.digest)) == cut
+        assert not events(heard, "error")

@@ -119,7 +119,7 @@ class Cdn:
                 # A first connection makes it forget what it knows: not in the middle of a test.
                 async with asyncio.timeout(5):
                     await greeted.wait()
-                await until(lambda: not publisher._forget)
+                await until(lambda: not publisher._forget and bool(publisher.places.states))
                 yield cdn
             finally:
                 running.cancel()

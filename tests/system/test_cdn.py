@@ -17,12 +17,15 @@ from tests.support.cdn import Cdn, retained, until
 from tests.support.mosquitto import Mosquitto
 from tests.support.programs import running
 
+from shoal_broker.server import Broker, BrokerConfig
 from shoal_contract.messages import CHUNK_BYTES, BlobRef
 from shoal_contract.topics import Topics
+from shoal_fleet.chunk_sender import SIDE_BY_SIDE
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
-AGENTS = Path(__file__).parents[1] / "support" / "cdn_agents.py"
+SUPPORT = Path(__file__).parents[1] / "support"
+AGENTS, PUBLISHER = SUPPORT / "cdn_agents.py", SUPPORT / "killed_publisher.py"
 HOSTS = 4
 KILLED = HOSTS // 2
 # Manifest, description, golden inputs, model.
@@ -180,7 +183,9 @@ async def hosts_running(fleet: Fleet):
         yield
 
 
-@pytest.mark.parametrize("broker", BROKERS)
+@pytest.mark.parametrize(
+    "broker", [BROKERS[0], pytest.param(mosquitto, id="mosquitto", marks=pytest.mark.long)]
+)
 async def test_a_chunk_that_every_agent_misses_is_published_once_more(broker, tmp_path):
     agents, content = 40, os.urandom(1 << 20)
     async with broker(tmp_path) as port, Cdn.open(port, tmp_path) as cdn:
@@ -223,6 +228,38 @@ async def test_agents_share_what_goes_out_on_request_where_nothing_is_retained(t
         )
         assert publisher.resent_chunks == 0
         assert publisher.sent_bytes <= 4 * len(content)
+
+
+@pytest.mark.parametrize("batches", [0, 1, 2], ids=["before-a-chunk", "half-way", "all-but-said"])
+@pytest.mark.parametrize("is_needed", [True, False], ids=["needed", "needed-no-more"])
+async def test_a_publisher_killed_at_any_moment_leaves_what_is_needed_and_nothing_else(
+    tmp_path, batches, is_needed
+):
+    content = os.urandom(16 * CHUNK_BYTES)
+    file = tmp_path / "content"
+    file.write_bytes(content)
+    async with Broker.open(BrokerConfig(host="127.0.0.1", port=0)) as broker:
+        port = broker.port
+        async with running(
+            PUBLISHER, port, tmp_path, file, batches, log=tmp_path / "killed.log"
+        ) as program:
+            assert await program.ended() == -signal.SIGKILL, program.log
+        assert len(await retained(port)) == batches * SIDE_BY_SIDE
+        async with Cdn.open(port, tmp_path) as cdn:
+            ref = await cdn.store.add(content)
+            if is_needed:
+                cdn.need(ref)
+                await cdn.until_published()
+                chunks = await retained(port)
+                topics = [Topics().chunk(ref.digest, index) for index in range(16)]
+                assert b"".join(chunks[topic] for topic in topics) == content
+                cdn.need_no_more()
+                await until(lambda: cdn.publisher.places.retained_bytes == 0)
+            else:
+                cdn.publisher.look()
+            async with asyncio.timeout(20):
+                while await retained(port):
+                    pass
 
 
 @pytest.mark.parametrize("broker", BROKERS)
