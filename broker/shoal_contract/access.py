@@ -11,16 +11,19 @@ from typing import Final, TypeAlias, assert_never
 
 from shoal_contract.errors import TopicError
 from shoal_contract.topics import (
+    EVERY,
     Address,
     Channel,
     ChunkTopic,
+    DoorTopic,
     GroupTopic,
     NodeTopic,
     Topics,
     UpdateTopic,
 )
 
-EVERY_NODE: Final = "+"
+EVERY_NODE: Final = EVERY
+EVERY_USER: Final = EVERY
 
 
 class Role(StrEnum):
@@ -33,6 +36,8 @@ class Role(StrEnum):
     """Reads."""
     NODE = "node"
     """Speaks for itself only: its identity is the node level of its topics."""
+    DOOR = "door"
+    """Speaks JSON, to the controller alone: its identity is the user level of its topics."""
 
 
 class Fleetwide(Enum):
@@ -43,7 +48,17 @@ class Fleetwide(Enum):
     UPDATES = "updates"
 
 
-Family: TypeAlias = Channel | Fleetwide
+class Door(Enum):
+    """The topics of the JSON door, each with the channel of a node that it stands for."""
+
+    COMMANDS = Channel.COMMANDS
+    RESULTS = Channel.RESULTS
+    PRESENCE = Channel.PRESENCE
+    STATE = Channel.STATE
+    TELEMETRY = Channel.TELEMETRY
+
+
+Family: TypeAlias = Channel | Fleetwide | Door
 
 
 class Access(Flag):
@@ -69,6 +84,7 @@ _TO_NODES: Final = {
     Role.OPERATOR: Access.BOTH,
     Role.OBSERVER: Access.READ,
     Role.NODE: Access.READ,
+    Role.DOOR: Access.NONE,
 }
 _RELEASES: Final = {**_TO_NODES, Role.OPERATOR: Access.READ}
 _FROM_NODES: Final = {
@@ -76,7 +92,17 @@ _FROM_NODES: Final = {
     Role.OPERATOR: Access.READ,
     Role.OBSERVER: Access.READ,
     Role.NODE: Access.WRITE,
+    Role.DOOR: Access.NONE,
 }
+# Whoever else could write into the door would command in its user's name.
+_INTO_DOOR: Final = {
+    Role.CONTROLLER: Access.BOTH,
+    Role.OPERATOR: Access.READ,
+    Role.OBSERVER: Access.READ,
+    Role.NODE: Access.NONE,
+    Role.DOOR: Access.WRITE,
+}
+_OUT_OF_DOOR: Final = {**_INTO_DOOR, Role.DOOR: Access.READ}
 
 TABLE: Final[Mapping[Family, Mapping[Role, Access]]] = {
     Channel.COMMANDS: _TO_NODES,
@@ -90,19 +116,28 @@ TABLE: Final[Mapping[Family, Mapping[Role, Access]]] = {
     Channel.PRESENCE: _FROM_NODES,
     Channel.STATE: _FROM_NODES,
     Channel.TELEMETRY: _FROM_NODES,
+    Door.COMMANDS: _INTO_DOOR,
+    Door.RESULTS: _OUT_OF_DOOR,
+    Door.PRESENCE: _OUT_OF_DOOR,
+    Door.STATE: _OUT_OF_DOOR,
+    Door.TELEMETRY: _OUT_OF_DOOR,
 }
 
 
-def grants(role: Role, topics: Topics, *, node: str = EVERY_NODE) -> list[Grant]:
+def grants(
+    role: Role, topics: Topics, *, node: str = EVERY_NODE, user: str = EVERY_USER
+) -> list[Grant]:
     """Everything that a role may do, as filters of MQTT.
 
     For Role.NODE, `node` is what stands at the node level: a node id, a broker's placeholder (`%u`,
-    `${username}`), or EVERY_NODE for a broker that speaks for all nodes behind it. The other roles
-    may do with every node what they may do with one.
+    `${username}`), or EVERY_NODE for a broker that speaks for all nodes behind it. For Role.DOOR,
+    `user` is the same at the user level. The other roles may do with every node and user what they
+    may do with one.
     """
-    level = node if role is Role.NODE else EVERY_NODE
+    node_level = node if role is Role.NODE else EVERY_NODE
+    user_level = user if role is Role.DOOR else EVERY_USER
     return [
-        Grant(family, _filter(family, topics, level), by_role[role])
+        Grant(family, _filter(family, topics, node_level, user_level), by_role[role])
         for family, by_role in TABLE.items()
         if by_role[role]
     ]
@@ -119,6 +154,8 @@ def access(role: Role, identity: str, topic: str, topics: Topics) -> Access:
         return Access.NONE
     if role is Role.NODE and isinstance(address, NodeTopic) and address.node != identity:
         return Access.NONE
+    if role is Role.DOOR and isinstance(address, DoorTopic) and address.user != identity:
+        return Access.NONE
     return TABLE[family_of(address)][role]
 
 
@@ -133,12 +170,16 @@ def family_of(address: Address) -> Family:
             return Fleetwide.CHUNKS
         case UpdateTopic():
             return Fleetwide.UPDATES
+        case DoorTopic():
+            return Door(address.channel)
         case _:
             assert_never(address)
 
 
-def _filter(family: Family, topics: Topics, node: str) -> str:
+def _filter(family: Family, topics: Topics, node: str, user: str) -> str:
     match family:
+        case Door():
+            return topics.every_door(family.value, user=user)
         case Channel():
             # The first wildcard is the node: a root has none.
             return topics.every(family).replace("+", node, 1)

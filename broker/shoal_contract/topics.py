@@ -6,6 +6,7 @@ Topics are short because links are metered, and of fixed arity so that one `+` r
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from shoal_contract.errors import TopicError
 
@@ -13,7 +14,11 @@ _NODE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _LEAF = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _ROOT = re.compile(r"[A-Za-z0-9_-]{1,32}(?:/[A-Za-z0-9_-]{1,32}){0,3}")
+_USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _MAX_CHUNKS = 1 << 20
+
+EVERY: Final = "+"
+"""Stands for one level of any name in a filter."""
 
 
 EVERYBODY = "all"
@@ -33,6 +38,14 @@ class Channel(StrEnum):
 
 
 _LEAFED = frozenset({Channel.TELEMETRY, Channel.INFERENCE})
+DOOR_CHANNELS: Final = (
+    Channel.COMMANDS,
+    Channel.RESULTS,
+    Channel.PRESENCE,
+    Channel.STATE,
+    Channel.TELEMETRY,
+)
+"""The channels of a node that stand in the JSON door, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +79,20 @@ class UpdateTopic:
     name: str
 
 
-Address = NodeTopic | GroupTopic | ChunkTopic | UpdateTopic
+@dataclass(frozen=True, slots=True)
+class DoorTopic:
+    """`<root>/j/<user>/n/<node>/<channel>[/<leaf>]`: what a node's topic is in JSON, for one user.
+
+    A subscriber is not told who published, but the broker lets only `user` write here.
+    """
+
+    user: str
+    node: str
+    channel: Channel
+    leaf: str | None = None
+
+
+Address = NodeTopic | GroupTopic | ChunkTopic | UpdateTopic | DoorTopic
 
 
 def check_node_id(node: str) -> str:
@@ -83,6 +109,16 @@ def check_leaf(name: str) -> str:
     if not _LEAF.fullmatch(name):
         raise TopicError(f"{name!r} is not a name: 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'")
     return name
+
+
+def check_user(user: str) -> str:
+    """The name of a client of the broker that may stand in a topic, or TopicError."""
+    if not _USER.fullmatch(user):
+        raise TopicError(
+            f"{user!r} is not a user: 1 to 64 of A-Z, a-z, 0-9, '.', '_', '@' and '-', "
+            "a letter or digit first"
+        )
+    return user
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +175,25 @@ class Topics:
         """Update metadata."""
         return f"{self.root}/u/{check_leaf(name)}"
 
+    def door(self, user: str, node: str, channel: Channel, leaf: str | None = None) -> str:
+        """The JSON door's topic for one of DOOR_CHANNELS of a node; the leaf as the channel has it."""
+        if channel not in DOOR_CHANNELS or (leaf is None) is (channel in _LEAFED):
+            raise TopicError(f"{channel.value!r} with leaf {leaf!r} is no topic of the JSON door")
+        tail = "" if leaf is None else f"/{check_leaf(leaf)}"
+        return f"{self.root}/j/{check_user(user)}/n/{check_node_id(node)}/{channel}{tail}"
+
     def every(self, channel: Channel) -> str:
         """The filter that reads one channel of every node (all leaves, where it has them)."""
         tail = "/+" if channel in _LEAFED else ""
         return f"{self.root}/n/+/{channel}{tail}"
+
+    def every_door(self, channel: Channel, *, user: str = EVERY) -> str:
+        """The filter that reads one channel of every node in the JSON door of one user, or of all.
+
+        `user` may be a broker's placeholder; it is put in as it is.
+        """
+        tail = "/+" if channel in _LEAFED else ""
+        return f"{self.root}/j/{user}/n/+/{channel}{tail}"
 
     def every_model(self, node: str) -> str:
         """The filter for inference requests to any model of one node."""
@@ -176,6 +227,12 @@ class Topics:
                 return ChunkTopic(bytes.fromhex(digest), int(index))
             case ["u", name]:
                 return UpdateTopic(check_leaf(name))
+            case ["j", user, "n", node, channel] if channel in _DOOR_PLAIN_NAMES:
+                return DoorTopic(check_user(user), check_node_id(node), Channel(channel))
+            case ["j", user, "n", node, Channel.TELEMETRY, leaf]:
+                return DoorTopic(
+                    check_user(user), check_node_id(node), Channel.TELEMETRY, check_leaf(leaf)
+                )
         raise TopicError(f"{topic[:80]!r} is not a topic of Shoal")
 
     def _node(self, node: str, channel: Channel) -> str:
@@ -184,6 +241,7 @@ class Topics:
 
 _LEAFED_NAMES = frozenset(channel.value for channel in _LEAFED)
 _PLAIN_NAMES = frozenset(channel.value for channel in Channel) - _LEAFED_NAMES
+_DOOR_PLAIN_NAMES = _PLAIN_NAMES & {channel.value for channel in DOOR_CHANNELS}
 
 
 def _is_index(text: str) -> bool:

@@ -17,7 +17,7 @@ from tests.shoal_broker.render.tls_client import RefusedError, connected
 from tests.support.mosquitto import Mosquitto
 
 from shoal_broker.render.plan import MAX_IN_FLIGHT, MAX_PACKET_BYTES
-from shoal_contract.access import Access, Fleetwide, Role, access
+from shoal_contract.access import Access, Door, Fleetwide, Role, access
 from shoal_contract.messages import MAX_MESSAGE_BYTES
 from shoal_contract.topics import Channel, Topics
 
@@ -31,10 +31,13 @@ pytestmark = [
 TOPICS = Topics("acme/plant-1")
 A, B = "node-a", "node-b"
 CONTROLLER, OPERATOR, OBSERVER = "shoal-controller", "alice", "grafana"
+DOOR, OTHER_DOOR = "homeassistant", "nodered"
 ROLE_OF = {
     CONTROLLER: Role.CONTROLLER,
     OPERATOR: Role.OPERATOR,
     OBSERVER: Role.OBSERVER,
+    DOOR: Role.DOOR,
+    OTHER_DOOR: Role.DOOR,
     A: Role.NODE,
     B: Role.NODE,
 }
@@ -49,13 +52,16 @@ OF_A = {
     Fleetwide.GROUP_COMMANDS: TOPICS.group_commands("north"),
     Fleetwide.CHUNKS: TOPICS.chunk(bytes(32), 7),
     Fleetwide.UPDATES: TOPICS.update("timestamp"),
+    Door.COMMANDS: TOPICS.door(DOOR, A, Channel.COMMANDS),
+    Door.RESULTS: TOPICS.door(DOOR, A, Channel.RESULTS),
+    Door.PRESENCE: TOPICS.door(DOOR, A, Channel.PRESENCE),
+    Door.STATE: TOPICS.door(DOOR, A, Channel.STATE),
+    Door.TELEMETRY: TOPICS.door(DOOR, A, Channel.TELEMETRY, "readings"),
 }
+# Everybody but the door's clients may read the first; each of those may read its own.
 MARKER = TOPICS.group_commands("marker")
-PAIRS = [
-    pytest.param(name, family, id=f"{name}-{family.name.lower()}")
-    for name in ROLE_OF
-    for family in OF_A
-]
+MARKER_OF = {user: TOPICS.door(user, "marker", Channel.RESULTS) for user in (DOOR, OTHER_DOOR)}
+PAIRS = [pytest.param(name, family, id=f"{name}-{family}") for name in ROLE_OF for family in OF_A]
 DENIED = 0x87
 
 
@@ -77,6 +83,7 @@ def broker(tmp_path_factory, authority):
     rendered = RenderedMosquitto(
         tmp_path_factory.mktemp("broker") / "etc", authority,
         "--root", TOPICS.root, "--operator", OPERATOR, "--observer", OBSERVER,
+        "--door", DOOR, "--door", OTHER_DOOR,
     )  # fmt: skip
     with rendered.running():
         yield rendered
@@ -100,10 +107,13 @@ def seen(broker, authority):
         for one in clients.values():
             # Asked for in every way: each topic itself, a level too many, everything.
             one.subscribe(*OF_A.values(), TOPICS.every(Channel.COMMANDS), "#", MARKER)
+        for user, marker in MARKER_OF.items():
+            clients[user].subscribe(TOPICS.every_door(Channel.RESULTS), marker)
         for name, one in clients.items():
             for family, topic in OF_A.items():
-                one.publish(topic, f"{name} {family.name}".encode())
-        assert clients[CONTROLLER].publish(MARKER, b"end of all") == 0
+                one.publish(topic, f"{name} {family}".encode())
+        for marker in (MARKER, *MARKER_OF.values()):
+            assert clients[CONTROLLER].publish(marker, b"end of all") == 0
         arrived = {
             name: {(m.topic, m.payload.decode()) for m in one.until(b"end of all")}
             for name, one in clients.items()
@@ -112,7 +122,7 @@ def seen(broker, authority):
     for reader, messages in arrived.items():
         for topic, label in messages:
             writer, _, family = label.partition(" ")
-            kind = next(k for k in OF_A if k.name == family)
+            kind = next(k for k in OF_A if str(k) == family)
             assert topic == OF_A[kind]
             written.add((writer, kind))
             read.add((reader, kind))
@@ -134,7 +144,7 @@ def test_who_may_read_gets_deliveries_and_nobody_else(seen, name, family):
 # --- ways around
 
 
-@pytest.mark.parametrize("name", [CONTROLLER, OPERATOR, OBSERVER])
+@pytest.mark.parametrize("name", [CONTROLLER, OPERATOR, OBSERVER, DOOR])
 def test_a_client_that_is_no_node_cannot_play_a_node_of_its_own_name(client, name):
     watcher = client(OPERATOR if name != OPERATOR else OBSERVER)
     watcher.subscribe("#", MARKER)
@@ -205,6 +215,21 @@ def test_a_last_will_speaks_for_its_own_node_only(client, broker, authority):
     with connected(broker.port, authority, A, will=(TOPICS.presence(A), b"true")) as node:
         node.drop()
         assert watcher.until(b"true") == []
+
+
+def test_retained_answers_of_the_door_are_its_users_alone(client):
+    controller = client(CONTROLLER)
+    presence = OF_A[Door.PRESENCE]
+    try:
+        assert controller.publish(presence, b"online", retain=True) < 0x80
+        late = {user: client(user) for user in MARKER_OF}
+        for user, one in late.items():
+            one.subscribe("#", TOPICS.every_door(Channel.PRESENCE), presence, MARKER_OF[user])
+            controller.publish(MARKER_OF[user], b"end")
+        assert {m.payload for m in late[DOOR].until(b"end")} == {b"online"}
+        assert late[OTHER_DOOR].until(b"end") == []
+    finally:
+        controller.publish(presence, b"", retain=True)
 
 
 def test_controllers_share_what_nodes_report(client):

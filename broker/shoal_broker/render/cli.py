@@ -10,6 +10,7 @@ from shoal_broker.errors import BrokerError, ConfigError
 from shoal_broker.render import emqx, mosquitto
 from shoal_broker.render.files import Written, write_all
 from shoal_broker.render.plan import Plan, Rendering, Site, Upstream
+from shoal_contract.access import Role
 from shoal_contract.errors import TopicError
 from shoal_contract.exits import Exit
 from shoal_contract.topics import Topics
@@ -22,7 +23,7 @@ examples:
   shoal-broker render mosquitto --out mosquitto/
   shoal-broker render mosquitto --out site/ --upstream broker.example.net:8883
   shoal-broker render mosquitto --out central/ --site site-berlin --operator alice
-  shoal-broker render emqx --out emqx/ --observer grafana
+  shoal-broker render emqx --out emqx/ --observer grafana --door homeassistant
 """
 
 
@@ -46,6 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         ("controller", f" (default: {DEFAULT_CONTROLLER})"),
         ("operator", ": commands and reads"),
         ("observer", ": reads"),
+        ("door", ": commands and reads in JSON, through the controller"),
     ):
         parser.add_argument(
             f"--{role}",
@@ -53,7 +55,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             action="append",
             default=[],
             metavar="NAME",
-            help=f"a client that is {'an' if role[0] == 'o' else 'a'} {role}{extra}; may be repeated",
+            help=f"a client {_as_what(role)}{extra}; may be repeated",
         )
     parser.add_argument(
         "--site",
@@ -115,6 +117,12 @@ def run(arguments: argparse.Namespace) -> int:
     return Exit.OK
 
 
+def _as_what(role: str) -> str:
+    if role == Role.DOOR:
+        return "of the JSON door"
+    return f"that is {'an' if role[0] == 'o' else 'a'} {role}"
+
+
 def _plan(arguments: argparse.Namespace) -> Plan:
     broker = BROKERS[arguments.broker]
     install_dir = arguments.install_dir or PurePosixPath(broker.DEFAULT_INSTALL_DIR)
@@ -129,6 +137,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         controllers=tuple(arguments.controllers) or (DEFAULT_CONTROLLER,),
         operators=tuple(arguments.operators),
         observers=tuple(arguments.observers),
+        doors=tuple(arguments.doors),
         sites=tuple(_site(text) for text in arguments.sites),
         upstream=_upstream(arguments.upstream, arguments.nodes),
         install_dir=install_dir,

@@ -134,7 +134,7 @@ def _acl(plan: Plan) -> str:
     ]
     for role, name in plan.people_and_programs():
         lines += ["", f"%% {role}"]
-        lines += _rules(f'{{username, "{name}"}}', grants(role, plan.topics))
+        lines += _rules(f'{{username, "{name}"}}', grants(role, plan.topics, user=name))
         lines.append(f'{{deny, {{username, "{name}"}}, all, ["#"]}}.')
     for site in plan.sites:
         lines += ["", "%% the broker of a site, for the nodes behind it"]

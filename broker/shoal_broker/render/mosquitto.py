@@ -177,12 +177,15 @@ def _acl(plan: Plan) -> str:
     ]
     for role, name in plan.people_and_programs():
         # The rules for nodes are for every user: without this line a client that is no node
-        # could play one of its own name.
-        own = [f"topic deny {grant.topic_filter}" for grant in _own(plan, name)]
-        rules = [f"topic {_WORDS[g.access]} {g.topic_filter}" for g in grants(role, plan.topics)]
+        # could play one of its own name. Who may read less than a node is denied that, too.
+        own = [f"topic deny {grant.topic_filter}" for grant in _not_theirs(plan, role, name)]
+        rules = [
+            f"topic {_WORDS[g.access]} {g.topic_filter}"
+            for g in grants(role, plan.topics, user=name)
+        ]
         blocks.append(_block(f"# {role}", f"user {name}", own + rules))
     for site in plan.sites:
-        own = [f"topic deny {grant.topic_filter}" for grant in _own(plan, site.name)]
+        own = [f"topic deny {grant.topic_filter}" for grant in _not_theirs(plan, None, site.name)]
         blocks.append(
             _block(
                 "# the broker of a site, for the nodes behind it",
@@ -212,10 +215,12 @@ def _acl(plan: Plan) -> str:
     return "\n".join(blocks)
 
 
-def _own(plan: Plan, name: str) -> list[Grant]:
-    """What the rules for nodes would let a client of this name write."""
+def _not_theirs(plan: Plan, role: Role | None, name: str) -> list[Grant]:
+    """What the rules for nodes would let a client of this name do, and its role does not."""
     return [
-        grant for grant in grants(Role.NODE, plan.topics, node=name) if Access.WRITE in grant.access
+        grant
+        for grant in grants(Role.NODE, plan.topics, node=name)
+        if Access.WRITE in grant.access or role is Role.DOOR
     ]
 
 

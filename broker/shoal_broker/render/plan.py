@@ -94,6 +94,8 @@ class Plan:
     controllers: tuple[str, ...] = ("shoal-controller",)
     operators: tuple[str, ...] = ()
     observers: tuple[str, ...] = ()
+    doors: tuple[str, ...] = ()
+    """Clients of the JSON door."""
     sites: tuple[Site, ...] = ()
     upstream: Upstream | None = None
     install_dir: PurePosixPath
@@ -153,6 +155,7 @@ class Plan:
             (Role.CONTROLLER, self.controllers),
             (Role.OPERATOR, self.operators),
             (Role.OBSERVER, self.observers),
+            (Role.DOOR, self.doors),
         ):
             for name in names:
                 yield role, name

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from shoal_broker import cli
-from shoal_contract.access import TABLE, Access, Fleetwide, Role, access
+from shoal_contract.access import TABLE, Access, Door, Fleetwide, Role, access
 from shoal_contract.topics import Channel, Topics
 
 TOPICS = Topics("acme")
@@ -17,6 +17,8 @@ NAMES = {
     "shoal-controller": Role.CONTROLLER,
     "alice": Role.OPERATOR,
     "grafana": Role.OBSERVER,
+    "homeassistant": Role.DOOR,
+    "nodered": Role.DOOR,
     "a": Role.NODE,
     "b": Role.NODE,
 }
@@ -31,6 +33,11 @@ OF_A = {
     Fleetwide.GROUP_COMMANDS: TOPICS.group_commands("north"),
     Fleetwide.CHUNKS: TOPICS.chunk(bytes(32), 7),
     Fleetwide.UPDATES: TOPICS.update("timestamp"),
+    Door.COMMANDS: TOPICS.door("homeassistant", "a", Channel.COMMANDS),
+    Door.RESULTS: TOPICS.door("homeassistant", "a", Channel.RESULTS),
+    Door.PRESENCE: TOPICS.door("homeassistant", "a", Channel.PRESENCE),
+    Door.STATE: TOPICS.door("homeassistant", "a", Channel.STATE),
+    Door.TELEMETRY: TOPICS.door("homeassistant", "a", Channel.TELEMETRY, "readings"),
 }
 TOKEN = re.compile(r'\s*(?:%[^\n]*\s*)*([{}\[\],.]|"[^"\\\n]*"|[a-z]\w*)')
 
@@ -97,6 +104,7 @@ def allowed(found: list, name: str, action: str, topic: str) -> bool:
 def acl(tmp_path_factory):
     out = tmp_path_factory.mktemp("emqx")
     arguments = ["--root", "acme", "--operator", "alice", "--observer", "grafana"]
+    arguments += ["--door", "homeassistant", "--door", "nodered"]
     arguments += ["--site", "site-1=a", "--site", "site-2"]
     assert cli.run(["render", "emqx", "--out", str(out), *arguments]) == 0
     return (out / "acl.conf").read_text()
@@ -144,10 +152,15 @@ def test_a_name_that_is_no_node_id_gets_nothing(acl, name):
         assert not allowed(found, name, "subscribe", topic)
 
 
-@pytest.mark.parametrize("name", ["shoal-controller", "alice", "grafana"])
+@pytest.mark.parametrize("name", ["shoal-controller", "alice", "grafana", "nodered"])
 def test_a_client_that_is_no_node_cannot_play_a_node_of_its_own_name(acl, name):
     assert not allowed(rules(acl), name, "publish", TOPICS.state("grafana"))
     assert not allowed(rules(acl), name, "publish", f"acme/n/{name}/s")
+
+
+@pytest.mark.parametrize("wide", ["#", "acme/#", "acme/j/#", "acme/j/+/n/+/r", "acme/n/+/s"])
+def test_a_client_of_the_door_cannot_subscribe_to_more_than_its_own(acl, wide):
+    assert not allowed(rules(acl), "nodered", "subscribe", wide)
 
 
 @pytest.mark.parametrize("wide", ["#", "acme/#", "acme/n/+/c", "$SYS/#"])

@@ -13,11 +13,12 @@ FULL = {
     "mosquitto": [
         "--root", "acme", "--controller", "hub-1", "--controller", "hub-2", "--operator", "alice",
         "--observer", "grafana", "--site", "site-1=a,b", "--site", "site-2",
-        "--upstream", "broker.example.net", "--nodes", "c",
+        "--door", "homeassistant", "--upstream", "broker.example.net", "--nodes", "c",
     ],
     "emqx": [
         "--root", "acme", "--controller", "hub-1", "--controller", "hub-2", "--operator", "alice",
         "--observer", "grafana", "--site", "site-1=a,b", "--site", "site-2",
+        "--door", "homeassistant",
     ],
 }  # fmt: skip
 
@@ -109,6 +110,8 @@ def test_a_folder_that_cannot_be_made_is_one_line_and_exit_1(tmp_path, capsys):
         (["--operator", 'a"}'], "name"),
         (["--operator", ""], "name"),
         (["--operator", "alice", "--observer", "alice"], "twice"),
+        (["--door", "#"], "name"),
+        (["--door", "alice", "--operator", "alice"], "twice"),
         (["--site", "site-1="], "--site"),
         (["--site", "site-1=Not-A-Node"], "node id"),
         (["--site", "site-1=a,,b"], "node id"),
