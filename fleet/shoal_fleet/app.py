@@ -32,6 +32,7 @@ from shoal_fleet.database import Database, FleetBase, ReadingsBase
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import ConfigError, ListenError, StateError
 from shoal_fleet.inbox import Inbox, Parts
+from shoal_fleet.json_door import JsonDoor
 from shoal_fleet.needs import Needs
 from shoal_fleet.orders import Orders
 from shoal_fleet.publisher import Publisher
@@ -102,6 +103,7 @@ async def running(config: FleetConfig, state_dir: Path) -> AsyncIterator[tuple[C
                     "receipts": controller.receipts.run,
                     "alarms": controller.alarms.watch,
                     "webhook": controller.alarms.deliver,
+                    "mirror": controller.door.mirror.run,
                 }.items()
             ]
             serving = tasks.create_task(server.serve(sockets=[listener]), name="controller.api")
@@ -145,6 +147,7 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
     readings_file = await enter(Database.open(state_dir / "readings.db", ReadingsBase))
     outbox = await Outbox.load(await enter(Store.open(state_dir / "outbox.db")))
     inbox = Inbox(topics)
+    door = JsonDoor(topics, config.door)
     session = await enter(
         Session.open(
             SessionConfig(
@@ -159,7 +162,7 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
                 backoff_max_s=BACKOFF_MAX_S,
             ),
             outbox=outbox,
-            subscriptions=inbox.subscriptions,
+            subscriptions={**inbox.subscriptions, **door.subscriptions},
             on_connected=inbox.connected,
         )
     )
@@ -200,6 +203,7 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
         database=database,
         session=session,
         inbox=inbox,
+        door=door,
         registry=registry,
         alarms=Alarms(
             registry,
@@ -219,6 +223,13 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
         rollout_views=RolloutViews(database, registry=registry, releases=releases, deltas=deltas),
     )
     await controller.orders.recover()
+    await door.open(
+        database,
+        session,
+        registry=registry,
+        orders=controller.orders,
+        commands=controller.commands,
+    )
     inbox.open(
         Parts(
             registry=registry,
@@ -229,6 +240,7 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
             rollouts=rollouts,
             publisher=publisher,
             wanted=wanted,
+            mirror=door.mirror,
         )
     )
     return controller

@@ -9,7 +9,7 @@ import typer
 
 from shoal_contract.errors import ContractError
 from shoal_contract.exits import Exit
-from shoal_fleet import cli_commands, cli_demo, cli_nodes
+from shoal_fleet import cli_commands, cli_decode, cli_demo, cli_nodes
 from shoal_fleet.cli_output import AsJson, Target, print_json, printable, target
 from shoal_fleet.cli_releases import release_app
 from shoal_fleet.cli_rollouts import rollout_app
@@ -36,6 +36,7 @@ app.command(epilog="Example: shoal ops press-4")(cli_commands.ops)
 app.command(epilog="Example: shoal logs press-4 -n 20")(cli_commands.logs)
 app.command(epilog="Example: shoal bundle press-4 -o press-4.tar.gz")(cli_commands.bundle)
 app.command(epilog="Example: shoal history press-4")(cli_commands.history)
+app.command(epilog="Example: shoal decode 8202483132333435363738")(cli_decode.decode)
 app.command(epilog="Example: shoal demo --nodes 5 --json")(cli_demo.demo)
 
 

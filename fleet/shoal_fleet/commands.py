@@ -7,7 +7,7 @@ commands leave is the business of `orders`.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -63,15 +63,25 @@ class _Arrived:
     settled: bool = False
     error: StateError | None = None
     is_final: bool = False
+    is_news: bool = False
+
+
+# Gets the node, its word, and whether the controller only presumes that.
+Observer = Callable[[str, CommandUpdate, bool], Awaitable[None]]
 
 
 class Commands:
-    """The table of commands and the way to the nodes."""
+    """The table of commands and the way to the nodes.
+
+    Attributes:
+        observer: awaited with every new state of a command, when that is committed.
+    """
 
     def __init__(
         self, database: Database, session: Session, outbox: Outbox, topics: Topics
     ) -> None:
         self.stats = CommandStats()
+        self.observer: Observer | None = None
         self._database = database
         self._session = session
         self._outbox = outbox
@@ -97,6 +107,8 @@ class Commands:
                 await self._commit_arrived()
         if mine.error is not None:
             raise mine.error
+        if mine.is_news and self.observer is not None:
+            await self.observer(node, update, False)
 
     async def _commit_arrived(self) -> None:
         """Whoever comes first commits for everybody who waits."""
@@ -105,7 +117,7 @@ class Commands:
         try:
             async with self._database.write() as session:
                 for arrived in group:
-                    arrived.is_final = await self._apply(session, arrived.node, arrived.update)
+                    arrived.is_final = await self._apply(session, arrived)
             error = None
         except StateError as exc:
             error = exc
@@ -119,8 +131,9 @@ class Commands:
         for arrived in group:
             self._tell(arrived.update.id)
 
-    async def _apply(self, session: AsyncSession, node: str, update: CommandUpdate) -> bool:
+    async def _apply(self, session: AsyncSession, arrived: _Arrived) -> bool:
         """Whether the node's last word on the command stands now."""
+        node, update = arrived.node, arrived.update
         row = await session.get(CommandRow, (update.id, node))
         if row is None:
             self.stats.unknown += 1
@@ -128,6 +141,7 @@ class Commands:
             return True
         if not _is_news(row, update):
             return is_final(row) and not row.presumed
+        arrived.is_news = True
         if update.state != row.state:
             session.add(
                 CommandHistoryRow(
@@ -289,6 +303,9 @@ class Commands:
         for row in rows:
             log.info("command expired", command=row.id.hex(), node=row.node, op=row.op)
             self._tell(row.id)
+            if self.observer is not None:
+                word = CommandUpdate(row.id, State.EXPIRED, at_ms, row.reason)
+                await self.observer(row.node, word, True)
 
     async def _rows(self, command_id: bytes) -> Sequence[CommandRow]:
         async with self._database.read() as session:

@@ -1,5 +1,6 @@
 """The controller's configuration: a TOML file into frozen tables. It reads no environment."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
@@ -12,11 +13,14 @@ from shoal_broker.tls import TlsFiles, client_context, configured
 from shoal_contract import blobs, toml
 from shoal_contract.errors import ContractError
 from shoal_contract.messages import CHUNK_BYTES
-from shoal_contract.topics import Topics
-from shoal_fleet.errors import ConfigError
+from shoal_contract.topics import Topics, check_user
+from shoal_fleet.errors import ConfigError, RequestError
+from shoal_fleet.selection import parse_group
 
 DEFAULT_PORT: Final = 8750
 MAX_PASSWORD_BYTES: Final = 4096
+
+_OPS = re.compile(r"\*|[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*(?:\.\*)?")
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 ChunkBytes = Annotated[
@@ -63,6 +67,20 @@ class ListenTable(toml.Table, frozen=True, kw_only=True):
     port: Port = DEFAULT_PORT
 
 
+class DoorTable(toml.Table, frozen=True, kw_only=True):
+    """[[door]]: a client of the broker that commands and reads in JSON.
+
+    `ops`: what it may command: names, `device.*` for all that begin so, `*` for all. `nodes`: which
+    nodes it commands and sees, a group; empty: every node. `telemetry`: whether readings, presence
+    and state of these nodes are mirrored for it.
+    """
+
+    user: str
+    nodes: str
+    ops: tuple[str, ...] = ()
+    telemetry: bool = False
+
+
 class FleetConfig(toml.Table, frozen=True, kw_only=True):
     """The whole file.
 
@@ -83,6 +101,7 @@ class FleetConfig(toml.Table, frozen=True, kw_only=True):
     log_format: Literal["auto", "json", "console"] = "auto"
     broker: BrokerTable = BrokerTable()
     listen: ListenTable = ListenTable()
+    door: tuple[DoorTable, ...] = ()
 
 
 def load(path: Path) -> FleetConfig:
@@ -122,7 +141,25 @@ def check(config: FleetConfig) -> FleetConfig:
             usable = False
         if not usable:
             raise ConfigError(f"[webhook_url] {config.webhook_url!r} is not an http(s) address")
+    _check_door(config.door)
     return config
+
+
+def _check_door(tables: tuple[DoorTable, ...]) -> None:
+    for table in tables:
+        try:
+            check_user(table.user)
+            parse_group(table.nodes)
+        except (ContractError, RequestError) as exc:
+            raise ConfigError(f"[[door]] {table.user!r}: {exc}") from exc
+        for pattern in table.ops:
+            if not _OPS.fullmatch(pattern):
+                raise ConfigError(
+                    f"[[door]] {table.user!r}: {pattern!r} in ops is no operation, nor 'name.*' or '*'"
+                )
+    users = [table.user for table in tables]
+    if len(set(users)) < len(users):
+        raise ConfigError("[[door]] users must be distinct")
 
 
 def password(config: FleetConfig) -> str | None:

@@ -14,6 +14,7 @@ from shoal_fleet.database import Database
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import RequestError
 from shoal_fleet.inbox import Inbox
+from shoal_fleet.json_door import JsonDoor
 from shoal_fleet.orders import Orders
 from shoal_fleet.plain import plain
 from shoal_fleet.publisher import Publisher
@@ -36,6 +37,7 @@ class Controller:
     database: Database
     session: Session
     inbox: Inbox
+    door: JsonDoor
     registry: Registry
     alarms: Alarms
     orders: Orders

@@ -95,6 +95,30 @@ class CommandHistoryRow(FleetBase):
     reason: Mapped[str] = mapped_column(default="")
 
 
+class DoorCommandRow(FleetBase):
+    """A command that came through the JSON door: who asked, and how the answers are to say so.
+
+    `done`: the final state was handed to the outbox.
+    """
+
+    __tablename__ = "door_commands"
+    command: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    user: Mapped[str]
+    node: Mapped[str]
+    op: Mapped[str]
+    request: Mapped[str | None]
+    correlation: Mapped[bytes | None] = mapped_column(LargeBinary)
+    done: Mapped[bool] = mapped_column(default=False, index=True)
+
+
+class DoorMirrorRow(FleetBase):
+    """A node whose presence or state is retained in the JSON door of a user."""
+
+    __tablename__ = "door_mirrors"
+    user: Mapped[str] = mapped_column(primary_key=True)
+    node: Mapped[str] = mapped_column(primary_key=True)
+
+
 class BlobRow(FleetBase):
     """A content-addressed file in the blob directory and how it is cut."""
 

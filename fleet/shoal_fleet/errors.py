@@ -56,6 +56,20 @@ class ReleaseError(RequestError):
     status: ClassVar[int] = 422
 
 
+class DoorRefusedError(FleetError):
+    """The JSON door does not do what was asked. The message is for who asked, and may quote them.
+
+    Attributes:
+        why: one constant word, for logs and counters.
+        request: the id that the message gave itself, when it could be read.
+    """
+
+    def __init__(self, message: str, *, why: str, request: str | None = None) -> None:
+        super().__init__(message)
+        self.why = why
+        self.request = request
+
+
 # ------------------------------------------------------------------ the environment
 class StateError(FleetError):
     """The controller's own files cannot be read or written, or have another version."""

@@ -26,6 +26,7 @@ from shoal_contract.messages import (
 from shoal_contract.topics import Channel, NodeTopic, Topics
 from shoal_fleet.commands import Commands
 from shoal_fleet.errors import StateError
+from shoal_fleet.json_door_mirror import DoorMirror
 from shoal_fleet.orders import Orders
 from shoal_fleet.publisher import Publisher
 from shoal_fleet.readings import Readings
@@ -52,6 +53,7 @@ class Parts:
     rollouts: Rollouts
     publisher: Publisher
     wanted: WantedStates
+    mirror: DoorMirror
 
 
 class Inbox:
@@ -93,7 +95,9 @@ class Inbox:
             parts.publisher.forget()
             parts.wanted.forget()
             if session.linked_s is not None:
-                await parts.registry.forget_presence(session.linked_s)
+                parts.mirror.presence_unknown(
+                    await parts.registry.forget_presence(session.linked_s)
+                )
 
     async def receive(self, inbound: Inbound) -> None:
         """One message of one node."""
@@ -112,6 +116,7 @@ class Inbox:
             if not await parts.registry.heard(address.node, retained=inbound.retain):
                 return
             await _hand_over(parts, address.node, channel, message)
+            parts.mirror.take(address, message)
         except UnknownKindError as exc:
             self.unknown_kinds += 1
             log.info("message of an unknown kind", topic=inbound.topic, kind=exc.kind)

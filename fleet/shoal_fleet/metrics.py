@@ -22,6 +22,7 @@ async def render(controller: Controller) -> bytes:
             await controller.rollout_views.counts(),
         ),
         *_bus(controller),
+        *_door(controller),
     ]
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Ready(families))
@@ -130,6 +131,30 @@ def _bus(controller: Controller) -> Iterator[Metric]:
         value=publisher.retained_bytes_max,
     )
     yield _by("shoal_blobs", "Blobs that nodes still need.", "state", publisher.places.states)
+
+
+def _door(controller: Controller) -> Iterator[Metric]:
+    door, mirror = controller.door.stats, controller.door.mirror.stats
+    failed = controller.door.answers.failed
+    yield CounterMetricFamily(
+        "shoal_door_messages", "Messages that came to the JSON door.", value=door.received
+    )
+    yield _by("shoal_door_refused", "Those that it refused.", "reason", door.refused, counter=True)
+    yield CounterMetricFamily(
+        "shoal_door_unanswered",
+        "Answers that could not be handed to the bus.",
+        value=failed,
+    )
+    yield _by(
+        "shoal_door_mirrored",
+        "Messages of nodes that were mirrored.",
+        "channel",
+        mirror.mirrored,
+        counter=True,
+    )
+    yield CounterMetricFamily(
+        "shoal_door_mirror_dropped", "Messages that were not.", value=mirror.dropped
+    )
 
 
 def _by(

@@ -66,15 +66,20 @@ class Orders:
         self._outbox = outbox
         self._topics = topics
 
-    async def send(self, node: str, order: Order, *, publish: bool = True) -> Ordered:
+    async def send(
+        self, node: str, order: Order, *, publish: bool = True, command_id: bytes | None = None
+    ) -> Ordered:
         """Record the command and, unless somebody else is to `publish` it, hand it to the bus.
 
-        Returns once both are on the disk.
+        Returns once both are on the disk. With a `command_id` that this node was given before nothing
+        is recorded, whatever the order says, and the command of then is returned.
 
         Raises:
             RequestError: it cannot be said in a message.
         """
-        command, payload = _command(order)
+        command, payload = _command(order, command_id)
+        if command_id is not None and (known := await self._known(command_id, node)) is not None:
+            return known
         await self._record(command, [node], group="")
         if publish:
             await self._say(command, payload, node)
@@ -134,6 +139,18 @@ class Orders:
             )
             self._outbox.hurry([receipt(found, node) for found in ids], in_s=RETURN_GRACE_S)
 
+    async def _known(self, command_id: bytes, node: str) -> Ordered | None:
+        async with self._database.read() as session:
+            row = await session.get(CommandRow, (command_id, node))
+        if row is None:
+            return None
+        command = _of(row)
+        payload = messages.encode(command)
+        if row.state == SENT and row.expires_ms > now_ms():
+            # The outbox may have been full then; if not, it knows the receipt.
+            await self._say(command, payload, node)
+        return Ordered(command_id, self._topics.commands(node), payload)
+
     async def _record(self, command: Command, nodes: Iterable[str], *, group: str) -> None:
         async with self._database.write() as session:
             for node in nodes:
@@ -174,11 +191,11 @@ class Orders:
         )
 
 
-def _command(order: Order) -> tuple[Command, bytes]:
+def _command(order: Order, command_id: bytes | None = None) -> tuple[Command, bytes]:
     """The command and its bytes. Raises RequestError."""
     issued_ms = now_ms()
     command = Command(
-        id=os.urandom(8),
+        id=command_id or os.urandom(8),
         op=order.op,
         args=order.args,
         issued_ms=issued_ms,

@@ -6,7 +6,7 @@ changes with every message and is written behind (`flush`).
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -52,11 +52,16 @@ class Node:
 
 
 class Registry:
-    """All nodes. Build it with `await Registry.load(database)`."""
+    """All nodes. Build it with `await Registry.load(database)`.
+
+    Attributes:
+        on_labels: told of a node whose labels were changed, when that is committed.
+    """
 
     def __init__(self, database: Database) -> None:
         self.nodes: dict[str, Node] = {}
         self.last_seen_ms: dict[str, int] = {}
+        self.on_labels: Callable[[Node], None] = lambda _: None
         self._database = database
         self._unwritten: set[str] = set()
         # Monotonic seconds at which a node's presence was last told.
@@ -172,6 +177,7 @@ class Registry:
                     update(NodeRow).where(NodeRow.name == name).values(labels=labels)
                 )
             self.nodes[name] = replace(self.nodes[name], labels=labels)
+            self.on_labels(self.nodes[name])
             return self.nodes[name]
 
     async def flush(self) -> None:
