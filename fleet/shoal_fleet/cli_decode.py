@@ -68,14 +68,13 @@ def _lines(source: str | None) -> Iterator[bytes]:
         if source is None:
             file = sys.stdin.buffer
         else:
-            path = Path(source)
+            if not _is_file(source):
+                yield source.encode(errors="replace")
+                return
             try:
-                if not path.is_file():
-                    yield source.encode(errors="replace")
-                    return
-                file = stack.enter_context(path.open("rb"))
+                file = stack.enter_context(Path(source).open("rb"))
             except OSError as exc:
-                raise UsageError(f"{source[:80]}: cannot be read: {exc.strerror}") from exc
+                raise UsageError(f"{source}: cannot be read: {exc.strerror}") from exc
         while line := file.readline(MAX_LINE_BYTES):
             if not line.endswith(b"\n"):
                 rest = _skip_line(file)
@@ -83,6 +82,14 @@ def _lines(source: str | None) -> Iterator[bytes]:
                 line = line.ljust(MAX_LINE_BYTES + 1, b"0") if rest else line
             if line.strip():
                 yield line
+
+
+def _is_file(source: str) -> bool:
+    try:
+        return Path(source).is_file()
+    except OSError:
+        # A payload may be longer than the name of a file.
+        return False
 
 
 def _skip_line(file: BinaryIO) -> bool:
