@@ -28,6 +28,14 @@ def test_an_empty_file_is_the_defaults(tmp_path):
         ("webhook_url = 'ftp://x'", "[webhook_url]"),
         ("webhook_url = 'http://[::1'", "[webhook_url]"),
         ("= 3", "not TOML"),
+        ("[[door]]\nuser = 'ha'", "missing key `nodes`"),
+        ("[[door]]\nuser = 'ha'\nnodes = ''\nop = []", "unknown key `op`"),
+        ("[[door]]\nuser = 'a/b'\nnodes = ''", "[[door]] 'a/b'"),
+        ("[[door]]\nuser = '+'\nnodes = ''", "[[door]] '+'"),
+        ("[[door]]\nuser = 'ha'\nnodes = 'site=a b'", "[[door]] 'ha'"),
+        ("[[door]]\nuser = 'ha'\nnodes = ''\nops = ['dev*']", "'dev*' in ops"),
+        ("[[door]]\nuser = 'ha'\nnodes = ''\nops = ['']", "'' in ops"),
+        ("[[door]]\nuser='ha'\nnodes=''\n[[door]]\nuser='ha'\nnodes=''", "distinct"),
     ],
 )
 def test_what_is_wrong_is_named_with_file_and_key(tmp_path, text, complaint):
