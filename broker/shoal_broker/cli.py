@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from shoal_broker import doctor, logs
+from shoal_broker import logs
+from shoal_broker.doctor import cli as doctor
 from shoal_broker.durable import write_durably
 from shoal_broker.errors import BrokerError, ConfigError
 from shoal_broker.render import cli as render

@@ -15,6 +15,8 @@ import shoal_firmware_bridge.config
 import shoal_fleet.config
 from shoal_agent.config import AgentConfig
 from shoal_agent.errors import AgentError
+from shoal_broker.doctor import identities
+from shoal_broker.doctor.errors import DoctorFileError
 from shoal_contract.errors import ContractError
 from shoal_contract.release import ReleaseSpec, parse_spec
 from shoal_contract.toml import Table
@@ -41,6 +43,7 @@ LOADERS = (
     shoal_agent.config.load,
     shoal_firmware_bridge.config.load,
     shoal_fleet.config.load,
+    identities.load,
     lambda path: parse_spec(path.read_bytes()),
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -180,7 +183,7 @@ def test_the_defaults_in_the_agents_table_are_those_of_the_code():
 def accepts(load, path: Path) -> bool:
     try:
         load(path)
-    except (AgentError, BridgeError, FleetError, ContractError):
+    except (AgentError, BridgeError, FleetError, ContractError, DoctorFileError):
         return False
     return True
 

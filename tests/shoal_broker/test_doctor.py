@@ -10,13 +10,19 @@ from tests.shoal_broker.render.rendered_mosquitto import Authority
 from tests.support.mosquitto import Mosquitto
 from tests.support.tls_listener import client_files, tls_listener
 
-from shoal_broker import doctor, doctor_client
+from shoal_broker.doctor import cli as doctor
+from shoal_broker.doctor import client as doctor_client
+from shoal_broker.doctor.client import Target
+from shoal_broker.doctor.probes import SHARED_MESSAGES
+from shoal_broker.doctor.retained_sizes import retained_sizes
+from shoal_broker.doctor.round_trip import NAGLE_SUSPECT_MS, round_trip
 from shoal_broker.server import Broker, BrokerConfig
 
 ALL = [
     "limits",
     "round trip",
     "retained",
+    "retained sizes",
     "persistent session",
     "last will",
     "shared subscription",
@@ -54,8 +60,8 @@ async def test_a_good_broker_passes_every_probe(port, capsys):
     assert report["ok"] is True
     assert [probe["probe"] for probe in report["probes"]] == ALL
     facts = {probe["probe"]: probe["facts"] for probe in report["probes"]}
-    assert 0 < facts["round trip"]["p50_ms"] < doctor.NAGLE_SUSPECT_MS
-    assert sum(facts["shared subscription"]["members"]) == doctor.SHARED_MESSAGES
+    assert 0 < facts["round trip"]["p50_ms"] < NAGLE_SUSPECT_MS
+    assert sum(facts["shared subscription"]["members"]) == SHARED_MESSAGES
 
 
 async def test_for_people_there_is_one_line_a_probe(port, capsys):
@@ -80,7 +86,56 @@ async def test_a_broker_that_breaks_promises_fails_the_probes_concerned(tmp_path
     assert "20000 bytes" in probes["limits"]["means"]
     assert "no retained messages" in probes["limits"]["means"]
     assert not probes["retained"]["ok"]
+    assert not probes["retained sizes"]["ok"]
     assert probes["round trip"]["ok"]
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("nodelay", ["true", "false"])
+async def test_the_round_trip_says_whether_the_brokers_side_has_nodelay(tmp_path, capsys, nodelay):
+    if Mosquitto.found() is None:
+        pytest.skip("mosquitto is not installed (apt-get install mosquitto)")
+    extra = f"allow_anonymous true\nset_tcp_nodelay {nodelay}"
+    async with Mosquitto.open(tmp_path, extra=extra) as broker:
+        target = Target("127.0.0.1", broker.port, None, None)
+        found = await asyncio.to_thread(round_trip, target)
+    assert found.ok is (nodelay == "true")
+    assert ("no TCP_NODELAY" in found.means) is (nodelay == "false")
+    # Without it on our side a delayed ACK is waited for, whatever the broker's side does.
+    assert found.facts["without_nodelay_p50_ms"] > NAGLE_SUSPECT_MS
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(
+    ("packet_bytes", "kept_bytes"),
+    [(80_000, 64 << 10), (60_000, 48 << 10), (40_000, 32 << 10), (20_000, 0)],
+)
+async def test_the_largest_retained_message_is_found(tmp_path, capsys, packet_bytes, kept_bytes):
+    if Mosquitto.found() is None:
+        pytest.skip("mosquitto is not installed (apt-get install mosquitto)")
+    extra = f"allow_anonymous true\nmax_packet_size {packet_bytes}"
+    async with Mosquitto.open(tmp_path, extra=extra) as broker:
+        target = Target("127.0.0.1", broker.port, None, None)
+        found = await asyncio.to_thread(retained_sizes, target)
+    assert found.ok is False
+    assert found.facts["kept_bytes"] == kept_bytes
+    if kept_bytes:
+        assert f"set chunk_bytes = {kept_bytes}" in found.means
+        assert found.facts["at_once_whole"] == found.facts["at_once"]
+
+
+@pytest.mark.system
+async def test_fewer_retained_chunks_than_published_are_counted(tmp_path, capsys, monkeypatch):
+    if Mosquitto.found() is None:
+        pytest.skip("mosquitto is not installed (apt-get install mosquitto)")
+    monkeypatch.setattr(doctor_client, "WAIT_S", 1.0)
+    extra = "allow_anonymous true\nmax_inflight_messages 2\nmax_queued_messages 5"
+    async with Mosquitto.open(tmp_path, extra=extra) as broker:
+        target = Target("127.0.0.1", broker.port, None, None)
+        found = await asyncio.to_thread(retained_sizes, target)
+    assert found.ok is False
+    assert found.facts["at_once_whole"] < found.facts["at_once"]
+    assert "raise what it retains or queues" in found.means
 
 
 @pytest.mark.system

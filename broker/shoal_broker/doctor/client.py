@@ -1,6 +1,6 @@
 """The doctor's MQTT client: synchronous, one-shot, every wait bounded. paho-mqtt without a session.
 
-What the probes conclude from it stands in `shoal_broker.doctor`.
+It draws no conclusions: that is what the probes do.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import secrets
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import Empty, Queue
 from threading import Event
@@ -23,7 +23,13 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from shoal_broker import tls_failures
-from shoal_broker.bus_errors import BusError
+from shoal_broker.doctor.errors import (
+    BrokenOffError,
+    CutError,
+    DoctorError,
+    RefusedError,
+    UnreachableError,
+)
 from shoal_broker.tls import TlsFiles, client_context
 from shoal_broker.tls_socket import TlsSocket
 
@@ -31,18 +37,8 @@ T = TypeVar("T")
 
 WAIT_S = 5.0
 FAILURE_REASON = 0x80
-
-
-class DoctorError(BusError):
-    """A probe could not be carried out; the message says what the broker did not do."""
-
-
-class UnreachableError(DoctorError):
-    """There is no broker that takes us."""
-
-
-class BrokenOffError(UnreachableError):
-    """The connection was made and ended without an answer."""
+# 0xff begins no CBOR item: what starts with it is no message of Shoal.
+NO_CBOR = b"\xff"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +62,16 @@ class ProbeClient:
 
     def __init__(self, client: paho.Client) -> None:
         self._client = client
-        self._messages: Queue[paho.MQTTMessage] = Queue()
+        # None in one of them: the connection is gone, and nothing comes any more.
+        self._messages: Queue[paho.MQTTMessage | None] = Queue()
         self._connacked = Event()
-        self._suback: Queue[list[ReasonCode]] = Queue()
-        self._puback: Queue[ReasonCode] = Queue()
+        self._suback: Queue[list[ReasonCode] | None] = Queue()
+        self._puback: Queue[ReasonCode | None] = Queue()
         self.reason: ReasonCode | None = None
         self.connack: Properties | None = None
         self.session_present = False
         client.on_connect = self._on_connect
-        client.on_disconnect = lambda *_facts: self._connacked.set()
+        client.on_disconnect = self._on_disconnect
         client.on_message = lambda _client, _userdata, message: self._messages.put(message)
         client.on_subscribe = lambda *answer: self._suback.put(answer[3])
         client.on_publish = lambda *answer: self._puback.put(answer[3])
@@ -91,11 +88,11 @@ class ProbeClient:
             raise UnreachableError(f"the broker refuses the connection: {self.reason}")
 
     def subscribe(self, topic_filter: str) -> None:
-        """Subscribe at QoS 1."""
+        """Subscribe at QoS 1. Raises RefusedError, or CutError."""
         self._client.subscribe(topic_filter, options=SubscribeOptions(qos=1))
         for reason in _get(self._suback, f"no SUBACK for {topic_filter}"):
             if reason.value >= FAILURE_REASON:
-                raise DoctorError(f"subscribing to {topic_filter} is refused: {reason}")
+                raise RefusedError(f"subscribing to {topic_filter} is refused: {reason}")
 
     def publish(
         self,
@@ -105,33 +102,31 @@ class ProbeClient:
         retain: bool = False,
         properties: Properties | None = None,
     ) -> None:
-        """Publish at QoS 1."""
+        """Publish at QoS 1. Raises RefusedError, or CutError."""
         sent = self._client.publish(topic, payload, 1, retain, properties)
         if sent.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-            raise DoctorError(f"cannot publish to {topic}: {paho.error_string(sent.rc)}")
+            raise CutError(f"cannot publish to {topic}: {paho.error_string(sent.rc)}")
         reason = _get(self._puback, f"no PUBACK for {topic}")
         if reason.value >= FAILURE_REASON:
-            raise DoctorError(f"publishing to {topic} is refused: {reason}")
+            raise RefusedError(f"publishing to {topic} is refused: {reason}")
 
     def clear_retained(self, topic: str) -> None:
         """Remove the retained message of a topic."""
         self.publish(topic, b"", retain=True)
 
-    def next_message(self) -> paho.MQTTMessage:
-        """Return the next message that came in."""
-        return _get(self._messages, "a message that was acknowledged is not delivered")
+    def next_message(
+        self, otherwise: str = "a message that was acknowledged is not delivered"
+    ) -> paho.MQTTMessage:
+        """Return the next message that came in; `otherwise` says what it means that none does."""
+        return _get(self._messages, otherwise)
 
     def drain(self) -> int:
         """Wait a moment and return how many messages have come in since the last call."""
         count = 0
-        try:
-            self._messages.get(timeout=0.05)
-            count = 1
-            while True:
-                self._messages.get_nowait()
+        with suppress(Empty):
+            while self._messages.get(timeout=0 if count else 0.05) is not None:
                 count += 1
-        except Empty:
-            return count
+        return count
 
     def drop(self) -> None:
         """Break the connection without a goodbye."""
@@ -139,6 +134,11 @@ class ProbeClient:
         sock = self._client.socket()
         if sock is not None:
             sock.close()
+
+    def _on_disconnect(self, *_facts: Any) -> None:
+        self._connacked.set()
+        for queue in (self._messages, self._suback, self._puback):
+            queue.put(None)
 
     def _on_connect(
         self,
@@ -161,13 +161,21 @@ def connected(
     clean: bool = True,
     session_expiry_s: int = 0,
     will_topic: str | None = None,
+    nodelay: bool = True,
+    client_id: str | None = None,
+    takes: bool = True,
 ) -> Iterator[ProbeClient]:
-    """Connect as `name` of this run; leaving says goodbye. Raises UnreachableError."""
+    """Connect as `name` of this run; leaving says goodbye. Raises UnreachableError.
+
+    `client_id` is for a broker that wants a certain one. Without `takes` nothing that comes in is
+    acknowledged: the broker keeps it for whom it was meant.
+    """
     client = paho.Client(
         CallbackAPIVersion.VERSION2,
-        client_id=f"{target.prefix.replace('/', '-')}-{name}",
+        client_id=client_id or f"{target.prefix.replace('/', '-')}-{name}",
         protocol=MQTTProtocolVersion.MQTTv5,
         reconnect_on_failure=False,
+        manual_ack=not takes,
     )
     client.connect_timeout = WAIT_S
     if target.tls is not None:
@@ -180,8 +188,8 @@ def connected(
     sockets: list[socket.socket] = []
 
     def on_socket_open(_client: paho.Client, _userdata: Any, sock: Any) -> None:
-        # On both ends or not at all: our own Nagle would be blamed on the broker.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # On unless its effect is measured: our own Nagle would be blamed on the broker.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, nodelay)
         sockets.append(sock)
 
     client.on_socket_open = on_socket_open
@@ -205,11 +213,15 @@ def connected(
         client.loop_stop()
 
 
-def _get(queue: Queue[T], what: str) -> T:
+def _get(queue: Queue[T | None], what: str) -> T:
     try:
-        return queue.get(timeout=WAIT_S)
+        answer = queue.get(timeout=WAIT_S)
     except Empty:
         raise DoctorError(f"{what} (waited {WAIT_S:g} s)") from None
+    if answer is None:
+        queue.put(None)
+        raise CutError(f"{what}: the broker ended the connection")
+    return answer
 
 
 def _context(tls: TlsFiles) -> ssl.SSLContext:

@@ -1,128 +1,31 @@
-"""`shoal-broker doctor`: does a given broker keep the promises that Shoal builds on?
+"""The doctor's plain probes: limits, retained messages, sessions, wills, sharing, properties.
 
-Synchronous, one-shot probes with paho-mqtt on purpose: they must not share code with the session
-whose behaviour they explain. Everything happens under `shoal-doctor/<random>/` and is cleaned up.
-What it does not do: measure durability across a crash of the broker, or test its ACLs.
+Everything happens under `shoal-doctor/<random>/` and is cleaned up. They look at a broker that runs:
+what it does across a crash (`durability`) and whom it lets do what (`access_rules`) is asked elsewhere.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import secrets
-import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
 
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from shoal_broker.bus_errors import TlsFilesError
-from shoal_broker.doctor_client import (
-    WAIT_S,
-    DoctorError,
-    ProbeClient,
-    Target,
-    UnreachableError,
-    connected,
-)
-from shoal_broker.tls import client_context, configured
+from shoal_broker.doctor.client import WAIT_S, ProbeClient, Target, connected
+from shoal_broker.doctor.errors import DoctorError
+from shoal_broker.doctor.finding import Finding, Report
+from shoal_broker.doctor.retained_sizes import retained_sizes
+from shoal_broker.doctor.round_trip import round_trip
 
-EXIT_OK = 0
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_UNREACHABLE = 3
-
-ROUND_TRIPS = 50
-# Nagle and delayed ACK together cost 40 ms or more; a LAN without them stays far below.
-NAGLE_SUSPECT_MS = 35.0
 WANTED_PACKET_BYTES = 96 << 10
 WANTED_RECEIVE_MAXIMUM = 16
 SHARED_MESSAGES = 20
 
-EPILOG = """examples:
-  shoal-broker doctor --host broker.example.net --username probe --password-file secret.txt
-  shoal-broker doctor --host broker.example.net --port 8883 --ca-file ca.crt --cert-file probe.crt --key-file probe.key
-exit codes: 0 every probe ok, 1 a probe failed, 2 usage, 3 broker not reached or identity refused
-"""
 
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The outcome of one probe: `means` is what it says about a fleet on this broker."""
-
-    probe: str
-    ok: bool
-    means: str
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the `doctor` command; its `func` takes the parsed arguments and returns the exit code."""
-    parser = subparsers.add_parser(
-        "doctor",
-        help="check whether a broker keeps the promises that Shoal needs",
-        description="Probe a broker: one line a probe, ok or fail, and what it means.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="broker address (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=1883, help="TCP port (default: %(default)s)")
-    parser.add_argument("--username", help="user name, if the broker asks for one")
-    parser.add_argument("--password-file", type=Path, help="file whose first line is the password")
-    parser.add_argument(
-        "--ca-file", metavar="FILE", help="speak TLS 1.3: who vouches for the broker"
-    )
-    parser.add_argument("--cert-file", metavar="FILE", help="our certificate, if it asks for one")
-    parser.add_argument("--key-file", metavar="FILE", help="the key of that certificate")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
-    parser.set_defaults(func=run)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Probe, print, and return the exit code."""
-    password = None
-    if arguments.password_file is not None:
-        try:
-            password = arguments.password_file.read_text().partition("\n")[0].rstrip("\r")
-        except (OSError, UnicodeDecodeError) as exc:
-            _print(f"cannot read the password file {arguments.password_file}: {exc}")
-            return EXIT_USAGE
-    try:
-        tls = configured(
-            ca_file=arguments.ca_file,
-            cert_file=arguments.cert_file,
-            key_file=arguments.key_file,
-            server_name=None,
-        )
-        if tls is not None:
-            client_context(tls)
-    except TlsFilesError as exc:
-        _print(str(exc))
-        return EXIT_USAGE
-    target = Target(arguments.host, arguments.port, arguments.username, password, tls)
-    try:
-        findings = examine(target)
-    except UnreachableError as exc:
-        if arguments.json:
-            _print(json.dumps({"ok": False, "error": str(exc), "probes": []}))
-        else:
-            _print(f"{target.host}:{target.port}: {exc}")
-        return EXIT_UNREACHABLE
-    ok = all(finding.ok for finding in findings)
-    if arguments.json:
-        _print(json.dumps({"ok": ok, "probes": [asdict(finding) for finding in findings]}))
-    else:
-        for finding in findings:
-            _print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.probe:<20} {finding.means}")
-    return EXIT_OK if ok else EXIT_FAILED
-
-
-def examine(target: Target) -> list[Finding]:
+def examine(target: Target) -> Report:
     """Run every probe. Raises UnreachableError when there is nothing to probe."""
     with connected(target, "first") as client:
         findings = [_limits(client)]
@@ -131,7 +34,7 @@ def examine(target: Target) -> list[Finding]:
             findings.append(probe(target))
         except (DoctorError, ValueError) as exc:
             findings.append(Finding(name, ok=False, means=str(exc)))
-    return findings
+    return Report(findings)
 
 
 # --- probes
@@ -161,26 +64,6 @@ def _limits(client: ProbeClient) -> Finding:
         "retain_available": retain,
     }
     return Finding("limits", ok=not problems, means="; ".join(problems) or means, facts=facts)
-
-
-def _round_trip(target: Target) -> Finding:
-    topic = target.topic("rtt")
-    times_ms = []
-    with connected(target, "rtt") as client:
-        client.subscribe(topic)
-        for n in range(ROUND_TRIPS):
-            began_s = time.perf_counter()
-            client.publish(topic, b"%d" % n)
-            client.next_message()
-            times_ms.append((time.perf_counter() - began_s) * 1000)
-    p50 = statistics.median(times_ms)
-    p99 = sorted(times_ms)[-1 - ROUND_TRIPS // 100]
-    means = f"p50 {p50:.1f} ms, p99 {p99:.1f} ms over {ROUND_TRIPS} messages at QoS 1"
-    ok = p50 < NAGLE_SUSPECT_MS
-    if not ok:
-        means += ": a far broker, or one without TCP_NODELAY (mosquitto: set_tcp_nodelay true)"
-    facts = {"p50_ms": round(p50, 3), "p99_ms": round(p99, 3), "messages": ROUND_TRIPS}
-    return Finding("round trip", ok=ok, means=means, facts=facts)
 
 
 def _retained(target: Target) -> Finding:
@@ -282,14 +165,11 @@ def _request_properties(target: Target) -> Finding:
 
 
 PROBES: dict[str, Callable[[Target], Finding]] = {
-    "round trip": _round_trip,
+    "round trip": round_trip,
     "retained": _retained,
+    "retained sizes": retained_sizes,
     "persistent session": _persistent_session,
     "last will": _last_will,
     "shared subscription": _shared,
     "request properties": _request_properties,
 }
-
-
-def _print(line: str) -> None:
-    print(line)  # noqa: T201 - what the command is for
