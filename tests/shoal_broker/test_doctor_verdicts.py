@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 from shoal_broker.doctor.access_verdicts import Place, Verdict, Whose, Written, judge
 from shoal_broker.doctor.client import NO_CBOR
 from shoal_contract import messages
-from shoal_contract.access import TABLE, Access, Fleetwide, Role
+from shoal_contract.access import TABLE, Access, Door, Fleetwide, Role
 from shoal_contract.errors import DecodeError
 
 ROLES = (Role.CONTROLLER, Role.NODE)
 PLACES = [
     Place(family, whose, f"{family.name}/{whose}")
     for family in TABLE
-    for whose in ((Whose.FLEET,) if isinstance(family, Fleetwide) else (Whose.OWN, Whose.OTHERS))
+    for whose in (
+        (Whose.FLEET,) if isinstance(family, Fleetwide | Door) else (Whose.OWN, Whose.OTHERS)
+    )
 ]
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from typing import assert_never
 
 from shoal_broker.doctor.access_verdicts import Check, Place, Verdict, Whose, Written, judge
 from shoal_broker.doctor.client import NO_CBOR, ProbeClient, connected
 from shoal_broker.doctor.errors import CutError, DoctorError, RefusedError
 from shoal_broker.doctor.finding import Finding, Report
 from shoal_broker.doctor.identities import Identities, Identity, check_unused
-from shoal_contract.access import TABLE, Access, Family, Fleetwide, Role, access
+from shoal_contract.access import TABLE, Access, Door, Family, Fleetwide, Role, access
 from shoal_contract.topics import Channel, Topics
 
 LEAF = "doctor"
@@ -72,10 +73,17 @@ def _topics_of(family: Family, topics: Topics, node_id: str, other: str) -> list
         Fleetwide.CHUNKS: topics.chunk(secrets.token_bytes(32), 0),
         Fleetwide.UPDATES: topics.update(other),
     }
-    if isinstance(family, Fleetwide):
-        return [(Whose.FLEET, fleetwide[family])]
-    topic = by_channel[family]
-    return [(Whose.OWN, topic(node_id)), (Whose.OTHERS, topic(other))]
+    match family:
+        case Fleetwide():
+            return [(Whose.FLEET, fleetwide[family])]
+        case Door():
+            leaf = LEAF if family is Door.TELEMETRY else None
+            return [(Whose.FLEET, topics.door(other, other, family.value, leaf))]
+        case Channel():
+            topic = by_channel[family]
+            return [(Whose.OWN, topic(node_id)), (Whose.OTHERS, topic(other))]
+        case _:
+            assert_never(family)
 
 
 class _Participant:
@@ -211,7 +219,7 @@ def _report(checks: list[Check]) -> Report:
     facts = [
         {
             "role": str(check.role),
-            "family": check.place.family.name.lower().replace("_", " "),
+            "family": _name(check.place.family),
             "whose": str(check.place.whose),
             "topic": check.place.topic,
             "access": (check.access.name or "").lower(),
@@ -243,3 +251,8 @@ def _report(checks: list[Check]) -> Report:
 def _in_words(fact: dict[str, object]) -> str:
     rule = f"{fact['access']} {fact['whose']} {fact['family']} ({fact['topic']})"
     return f"{fact['verdict']}: {rule}: {fact['why']}"
+
+
+def _name(family: Family) -> str:
+    name = family.name.lower().replace("_", " ")
+    return f"door {name}" if isinstance(family, Door) else name
