@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -150,7 +150,7 @@ def test_device_frames_are_decoded_all_that_stand_on_a_line():
     assert (code, "checksum" in error["error"]) == (1, True)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.binary(max_size=60))
 def test_any_payload_is_one_line(payload):
     for topic in (TOPICS.results("n1"), TOPICS.door("ha", "n1", Channel.COMMANDS)):
