@@ -13,12 +13,13 @@ import asyncio
 import itertools
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
 from shoal_broker.bus_errors import MessageTooLargeError, OutboxFullError
+from shoal_broker.outbox_absences import Absences
 from shoal_broker.outbox_held import HOLD_S, Held
 from shoal_broker.outbox_index import Entry, Index, Stage
 from shoal_broker.outbox_rows import (
@@ -42,9 +43,6 @@ DELETION_BATCH = 256
 # A receipt takes a round trip and a commit: what has none after this long was lost on the way.
 RESEND_S = 10.0
 RESEND_MAX_S = 3600.0
-# The broker said that nobody has subscribed: the receiver is about to come, or to come back.
-NOBODY_S = 1.0
-NOBODY_MAX_S = 60.0
 # Sent so often, about a week has passed: nobody will ever say that he has it.
 MAX_SENDS = 180
 
@@ -88,6 +86,7 @@ class Outbox:
         self._clock_s = clock_s
         self._index = Index()
         self._held = Held(self._write_held)
+        self._absences = Absences()
         self._indexed_through = 0
         self._newest_row = 0
         # Rows that are through but still on disk: deleted many at a time, spared on a re-read.
@@ -299,6 +298,32 @@ class Outbox:
         if self._stale:
             await self.refresh()
         self._index.wake(self._clock_s())
+        taken = self._choose(max_rows=max_rows, max_bytes=max_bytes)
+        if not taken:
+            self._finished.set()
+            return []
+        try:
+            found = await self._messages(taken)
+        except BaseException:
+            self.put_back(entry.handle for entry in taken)
+            raise
+        rows = []
+        now_s = self._clock_s()
+        for entry in taken:
+            message = found.get(entry.handle)
+            if message is None:
+                # A row that a newer one has replaced meanwhile is gone from the table.
+                self._index.discard(entry.handle)
+                self._finished.set()
+            elif entry.receipt and (until_s := self._absences.until_s(message.topic)) > now_s:
+                # Not ahead of those that wait already.
+                self._index.postpone(entry, until_s)
+                self._finished.set()
+            else:
+                rows.append(OutboxRow(entry.handle, message))
+        return rows
+
+    def _choose(self, *, max_rows: int, max_bytes: int) -> list[Entry]:
         taken: list[Entry] = []
         size_bytes = 0
         now_ms = self.clock_ms()
@@ -312,31 +337,21 @@ class Outbox:
             self._index.launch(entry)
             size_bytes += entry.size_bytes
             taken.append(entry)
-        if not taken:
-            self._finished.set()
-            return []
-        held = {entry.handle: entry.message for entry in taken if entry.message is not None}
-        row_ids = [e.row_id for e in taken if e.message is None and e.row_id is not None]
-        on_disk: Mapping[int, OutboxMessage] = {}
-        if row_ids:
-            try:
-                on_disk = await self.store.read(partial(fetch, row_ids=row_ids))
-            except BaseException:
-                self.put_back(entry.handle for entry in taken)
-                raise
-        rows = []
-        for entry in taken:
-            message = held.get(entry.handle) or on_disk.get(entry.row_id or 0)
-            if message is not None:
-                rows.append(OutboxRow(entry.handle, message))
-            else:
-                # A row that a newer one has replaced meanwhile is gone from the table.
-                self._index.discard(entry.handle)
-                self._finished.set()
-        return rows
+        return taken
 
-    def sent(self, handle: int, *, anybody: bool = True) -> None:
-        """The broker has the message; `anybody`: and somebody who subscribed to it."""
+    async def _messages(self, entries: Iterable[Entry]) -> dict[int, OutboxMessage]:
+        """The messages by handle, from memory or from the disk."""
+        found = {entry.handle: entry.message for entry in entries if entry.message is not None}
+        rows = {e.row_id: e.handle for e in entries if e.message is None and e.row_id is not None}
+        if rows:
+            on_disk = await self.store.read(partial(fetch, row_ids=list(rows)))
+            found |= {rows[row_id]: message for row_id, message in on_disk.items()}
+        return found
+
+    def sent(self, handle: int, topic: str, *, anybody: bool = True) -> None:
+        """The broker has the message; `anybody`: and somebody who has subscribed to its topic."""
+        if anybody:
+            self._absences.ended(topic)
         entry = self._index.entries.get(handle)
         if entry is None:
             return
@@ -349,8 +364,9 @@ class Outbox:
             self.stats.unconfirmed += 1
             self._finish(handle)
         else:
-            first_s, longest_s = (RESEND_S, RESEND_MAX_S) if anybody else (NOBODY_S, NOBODY_MAX_S)
-            self._postpone(entry, min(longest_s, first_s * 2.0 ** (entry.sends - 1)))
+            now_s = self._clock_s()
+            delay_s = min(RESEND_MAX_S, RESEND_S * 2.0 ** (entry.sends - 1))
+            self._postpone(entry, now_s + delay_s if anybody else self._absences.met(topic, now_s))
             self._finished.set()
 
     def received(self, receipts: Iterable[bytes]) -> None:
@@ -364,11 +380,13 @@ class Outbox:
 
     def hurry(self, receipts: Iterable[bytes], *, in_s: float) -> None:
         """Whoever is to receive these has come back: send them again, unless their receipts come."""
+        self._absences.forget()
+        due_s = self._clock_s() + in_s
         for receipt in receipts:
             handle = self._index.by_receipt.get(receipt)
             entry = None if handle is None else self._index.entries[handle]
             if entry is not None and entry.stage is Stage.LATER:
-                self._postpone(entry, min(in_s, entry.due_s - self._clock_s()))
+                self._postpone(entry, min(due_s, entry.due_s))
 
     def refuse(self, handle: int) -> None:
         """The message can never be delivered: it is dropped and counted."""
@@ -391,6 +409,7 @@ class Outbox:
         forgotten us, else what was sent once: a broker that died may have forgotten the newest.
         """
         self._held.receipts_are_prompt = False
+        self._absences.forget()
         for entry in self._index.entries.values():
             in_doubt = entry.stage is Stage.LATER and entry.sends
             if entry.stage is Stage.IN_FLIGHT or (
@@ -491,9 +510,9 @@ class Outbox:
             # Rows between came in by `insert`: look for them before sending this one.
             self._stale = True
 
-    def _postpone(self, entry: Entry, delay_s: float) -> None:
+    def _postpone(self, entry: Entry, due_s: float) -> None:
         earlier_s = self._index.next_due_s()
-        self._index.postpone(entry, self._clock_s() + delay_s)
+        self._index.postpone(entry, due_s)
         if earlier_s is None or entry.due_s < earlier_s:
             # Whoever waits for the next one waits too long now.
             self._changed.set()

@@ -148,7 +148,7 @@ class Pump:
             log.error("message refused", topic=row.message.topic, error=str(exc))  # noqa: TRY400 - the message says it all
             self._outbox.refuse(row.id)
         else:
-            self._outbox.sent(row.id, anybody=anybody)
+            self._outbox.sent(row.id, row.message.topic, anybody=anybody)
         finally:
             self._messages -= 1
             self._bytes -= row.message.size_bytes
