@@ -411,9 +411,9 @@ class Outbox:
         self._held.receipts_are_prompt = False
         self._absences.forget()
         for entry in self._index.entries.values():
-            in_doubt = entry.stage is Stage.LATER and entry.sends
+            in_doubt = entry.stage is Stage.LATER and entry.was_tried
             if entry.stage is Stage.IN_FLIGHT or (
-                in_doubt and (not session_present or entry.sends == 1)
+                in_doubt and (not session_present or entry.sends <= 1)
             ):
                 self._index.make_ready(entry)
         self._changed.set()

@@ -30,7 +30,8 @@ class Entry:
 
     `handle` names it for the life of the process: its row id, or, of one that was held in memory
     first, a negative number. `order` is its place within the lane. `stream` is the topic of a
-    droppable message. `message` is there while the disk does not have it.
+    droppable message. `message` is there while the disk does not have it. `sends` counts PUBACKs;
+    `was_tried` says that it was taken to be sent.
     """
 
     handle: int
@@ -45,6 +46,7 @@ class Entry:
     message: OutboxMessage | None = None
     stage: Stage = Stage.READY
     sends: int = 0
+    was_tried: bool = False
     due_s: float = 0.0
 
 
@@ -131,6 +133,7 @@ class Index:
     def launch(self, entry: Entry) -> None:
         """It is being sent."""
         self._leave_stage(entry, Stage.IN_FLIGHT)
+        entry.was_tried = True
 
     def postpone(self, entry: Entry, due_s: float) -> None:
         """It is not to be sent before `due_s`."""
