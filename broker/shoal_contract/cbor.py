@@ -73,15 +73,22 @@ def _refuse(_tag: object, _immutable: bool) -> NoReturn:  # noqa: FBT001 - cbor2
 _REFUSE_BUILT_IN = dict.fromkeys(_BUILT_IN_TAGS, _refuse)
 
 
+_SCALARS = frozenset({str, bytes, int, float, bool, type(None)})
+_KEYS = frozenset({str, int, bytes})
+
+
 def _check_plain(value: object) -> None:
     kind = type(value)
     if kind is list:
         for item in value:  # type: ignore[attr-defined]
-            _check_plain(item)
+            # Most are: no call for each of them.
+            if type(item) not in _SCALARS:
+                _check_plain(item)
     elif kind is dict:
         for key, item in value.items():  # type: ignore[attr-defined]
-            if type(key) not in {str, int, bytes}:
+            if type(key) not in _KEYS:
                 raise DecodeError(f"a map key of type {type(key).__name__}")
-            _check_plain(item)
-    elif kind not in {str, bytes, int, float, bool, type(None)}:
+            if type(item) not in _SCALARS:
+                _check_plain(item)
+    elif kind not in _SCALARS:
         raise DecodeError(f"a value of type {kind.__name__}")

@@ -295,9 +295,10 @@ Message = (
     | Receipt
 )
 
-KINDS: Final[frozenset[int]] = frozenset(
-    int(str(kind.__struct_config__.tag)) for kind in get_args(Message)
-)
+_BY_KIND: Final[dict[int, type[Message]]] = {
+    int(str(kind.__struct_config__.tag)): kind for kind in get_args(Message)
+}
+KINDS: Final[frozenset[int]] = frozenset(_BY_KIND)
 
 
 def encode(message: Message) -> bytes:
@@ -327,10 +328,12 @@ def decode(data: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Message:
     items = cbor.decode(data, max_bytes=max_bytes)
     if not isinstance(items, list) or not items or type(items[0]) is not int:
         raise DecodeError("not an array that starts with a kind")
-    if items[0] not in KINDS:
+    kind = _BY_KIND.get(items[0])
+    if kind is None:
         raise UnknownKindError(items[0])
     try:
-        return msgspec.convert(items, Message, builtin_types=(bytes,))  # type: ignore[no-any-return]
+        # Not the union: msgspec works out anew at every call what that is, a struct only once.
+        return msgspec.convert(items, kind, builtin_types=(bytes,))
     except msgspec.ValidationError as exc:
         raise DecodeError(f"kind {items[0]}: {exc}") from exc
 
