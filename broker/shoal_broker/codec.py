@@ -97,6 +97,10 @@ _TOPIC_ALIAS_INVALID = 0x94
 _PACKET_TOO_LARGE = 0x95
 
 # The codec says every refusal with a ValueError; these are not "malformed" (0x81) in MQTT 5.
+# Properties of a PUBLISH that are numbers of a fixed size: payload format, message expiry, topic alias.
+_NUMBERS = {0x01: 1, 0x02: 4, 0x23: 2}
+_SUBSCRIPTION_ID = 0x0B
+
 _OTHER_REASONS = (
     ("Topic alias must be != 0", _TOPIC_ALIAS_INVALID),
     ("Duplicate value", PROTOCOL_VIOLATION),
@@ -227,7 +231,8 @@ def _decode(packet: memoryview, header_bytes: int) -> Packet:
 def _has_checked_text(packet: memoryview, first_byte: int, header_bytes: int) -> bool:
     """The short way for the packets that a busy broker sees: True when the walk can be saved.
 
-    That is a short acknowledgement, and a PUBLISH without properties whose topic is ASCII without NUL.
+    That is a short acknowledgement, and a PUBLISH without text in its properties, whose topic is ASCII
+    without NUL.
     """
     kind = first_byte >> 4
     size_bytes = len(packet)
@@ -238,10 +243,33 @@ def _has_checked_text(packet: memoryview, first_byte: int, header_bytes: int) ->
     topic_start = header_bytes + 2
     topic_end = topic_start + (packet[header_bytes] << 8 | packet[header_bytes + 1])
     properties_at = topic_end + 2 if first_byte & 0x06 else topic_end
-    if properties_at >= size_bytes or packet[properties_at]:
+    if properties_at >= size_bytes:
+        return False
+    properties_end = properties_at + 1 + packet[properties_at]
+    if properties_end > size_bytes or not _are_numbers(packet, properties_at + 1, properties_end):
         return False
     topic = bytes(packet[topic_start:topic_end])
     return topic.isascii() and b"\0" not in topic
+
+
+def _are_numbers(packet: memoryview, position: int, end: int) -> bool:
+    """Whether these properties of a PUBLISH are whole and hold no text. False: let the walk look."""
+    while position < end:
+        identifier = packet[position]
+        if identifier == _SUBSCRIPTION_ID:
+            # A variable byte integer: as far as the byte without a continuation bit.
+            last = min(position + 4, end - 1)
+            position += 1
+            while position < last and packet[position] & 0x80:
+                position += 1
+            if position > last or packet[position] & 0x80:
+                return False
+            position += 1
+        elif (size_bytes := _NUMBERS.get(identifier)) is not None:
+            position += 1 + size_bytes
+        else:
+            return False
+    return position == end
 
 
 def _check_values(packet: Packet) -> None:

@@ -339,3 +339,30 @@ def test_any_message_survives_the_wire(
         user_properties=properties,
     )
     assert read_all(encode(packet)) == [packet]
+
+
+PROPERTY_BYTES = st.lists(
+    st.one_of(
+        st.sampled_from([b"\x01\x00", b"\x02\x00\x00\x00\x3c", b"\x23\x00\x01", b"\x0b\x85\x01"]),
+        st.sampled_from(
+            [b"\x0b\xff\xff\xff\xff\x01", b"\x0b\x80", b"\x08\x00\x01\xff", b"\x02\x00"]
+        ),
+        st.binary(min_size=1, max_size=4),
+    ),
+    max_size=4,
+).map(b"".join)
+
+
+@given(PROPERTY_BYTES, st.binary(max_size=3))
+def test_where_the_walk_is_saved_it_would_have_found_nothing(properties, payload):
+    body = b"\x00\x01t" + b"\x00\x07" + bytes([len(properties)]) + properties + payload
+    packet = memoryview(bytes([0x32, len(body)]) + body)
+    if codec._has_checked_text(packet, 0x32, 2):
+        codec.check_text(0x32, packet[2:])
+
+
+def test_the_walk_is_saved_for_a_command_with_its_expiry():
+    command = PublishPacket(
+        "shoal/n/1/c", b"x", qos=QoS.AT_LEAST_ONCE, packet_id=7, message_expiry_interval=60
+    )
+    assert codec._has_checked_text(memoryview(encode(command)), 0x32, 2)
