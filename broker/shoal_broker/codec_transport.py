@@ -12,7 +12,6 @@ import contextlib
 import socket
 import ssl
 import time
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -112,7 +111,8 @@ class CodecLink(asyncio.Protocol):
         self._greeted: asyncio.Future[None] = loop.create_future()
         self._connack: ConnAckPacket | None = None
         self._greeting: Greeting | None = None
-        self._arrivals: deque[Arrival] = deque()
+        # A list: READ_AHEAD_MESSAGES bounds it, and an empty deque is 760 bytes a connection.
+        self._arrivals: list[Arrival] = []
         self._arrived: asyncio.Future[None] | None = None
         self._last_inbound_s = time.monotonic()
         self._is_reading = True
@@ -168,7 +168,7 @@ class CodecLink(asyncio.Protocol):
             self._check_alive()
             self._arrived = asyncio.get_running_loop().create_future()
             await self._arrived
-        arrival = self._arrivals.popleft()
+        arrival = self._arrivals.pop(0)
         if not self._is_reading and len(self._arrivals) <= READ_AHEAD_MESSAGES // 2:
             self._take_packets()
         return arrival

@@ -62,6 +62,52 @@ class _Delivery:
     given_up: bool = False
 
 
+class _Queue:
+    """The messages of one subscription that wait; None tells a worker to end.
+
+    The window bounds them to a few dozen: a list is quick enough. An asyncio.Queue is 3 KB even when it
+    is empty, and a process may hold ten thousand sessions.
+    """
+
+    __slots__ = ("_idle", "_waiting")
+
+    def __init__(self) -> None:
+        self._waiting: list[_Delivery | None] = []
+        self._idle: list[asyncio.Future[None]] = []
+
+    def put(self, delivery: _Delivery | None) -> None:
+        """Add one; a worker that waits wakes up."""
+        self._waiting.append(delivery)
+        self._wake()
+
+    async def get(self) -> _Delivery | None:
+        """The next one, in order."""
+        while not self._waiting:
+            woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._idle.append(woken)
+            try:
+                await woken
+            except asyncio.CancelledError:
+                if woken in self._idle:
+                    self._idle.remove(woken)
+                elif self._waiting:
+                    # What it was woken for is another worker's now.
+                    self._wake()
+                raise
+        return self._waiting.pop(0)
+
+    def waiting(self) -> tuple[_Delivery | None, ...]:
+        """All that wait, next first."""
+        return tuple(self._waiting)
+
+    def _wake(self) -> None:
+        while self._idle:
+            woken = self._idle.pop(0)
+            if not woken.done():
+                woken.set_result(None)
+                return
+
+
 @dataclass(slots=True, eq=False)
 class Subscription:
     """A topic filter, who gets its messages, and those that wait."""
@@ -70,7 +116,7 @@ class Subscription:
     subscriber: Subscriber
     qos: int
     id: int
-    queue: asyncio.Queue[_Delivery | None] = field(default_factory=asyncio.Queue)
+    queue: _Queue = field(default_factory=_Queue)
 
     @property
     def workers(self) -> int:
@@ -118,7 +164,7 @@ class Dispatcher:
         subscription = self.subscriptions.pop(topic_filter, None)
         if subscription is not None:
             for _ in range(subscription.workers):
-                subscription.queue.put_nowait(None)
+                subscription.queue.put(None)
         return subscription is not None
 
     def stop(self) -> None:
@@ -164,7 +210,7 @@ class Dispatcher:
         if arrival.inbound.qos:
             self._unacknowledged[arrival.packet_id] = delivery
         for subscription in wanted:
-            subscription.queue.put_nowait(delivery)
+            subscription.queue.put(delivery)
 
     def _recognise(self, link: Link, arrival: Arrival) -> bool:
         """A message sent again that we still work on, or are through with, is not worked on twice."""
@@ -211,11 +257,7 @@ class Dispatcher:
         """The broker is to send it again, and what waits behind it too, so that order is kept."""
         self.stats.redeliver_asked += 1
         log.info("message asked for again", topic=delivery.arrival.inbound.topic)
-        waiting: list[_Delivery | None] = []
-        while not subscription.queue.empty():
-            waiting.append(subscription.queue.get_nowait())
-        for other in waiting:
-            subscription.queue.put_nowait(other)
+        for other in subscription.queue.waiting():
             if other is not None and other.arrival.inbound.qos and other.link is delivery.link:
                 other.given_up = True
         if delivery.arrival.inbound.qos:

@@ -69,7 +69,8 @@ class Outgoing:
         self._publishes: dict[int, asyncio.Future[Answer]] = {}
         self._requests: dict[int, asyncio.Future[Answer]] = {}
         self._last_id = 0
-        self._wishes: deque[_Wish] = deque()
+        # None until one has to wait: an empty deque is 760 bytes a connection.
+        self._wishes: deque[_Wish] | None = None
         self._output: list[bytes] = []
         # QoS 0 publishes that have not left the process.
         self._unwritten: list[asyncio.Future[Answer]] = []
@@ -142,12 +143,12 @@ class Outgoing:
             *self._publishes.values(),
             *self._requests.values(),
             *self._unwritten,
-            *(wish.answer for wish in self._wishes),
+            *(wish.answer for wish in self._wishes or ()),
         ]
         self._publishes.clear()
         self._requests.clear()
         self._unwritten.clear()
-        self._wishes.clear()
+        self._wishes = None
         self._output.clear()
         for answer in waiting:
             fail(answer, error)
@@ -160,6 +161,8 @@ class Outgoing:
         if not self._wishes and self._may_leave(wish):
             self._let_leave(wish)
         else:
+            if self._wishes is None:
+                self._wishes = deque()
             self._wishes.append(wish)
         return answer
 
