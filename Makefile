@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-long bench lock digits picture ansible-env clean
+.PHONY: help setup demo test check test-long bench bench-bus lock digits picture ansible-env clean
 
 PY := .venv/bin/python
 
@@ -33,6 +33,9 @@ digits: setup ## rebuild the demonstration models from the committed scans
 
 picture: setup ## draw docs/demo.svg anew from a real run
 	@.venv/bin/shoal demo --svg docs/demo.svg
+
+bench-bus: setup ## measure the bus against its goals (about 15 minutes)
+	@$(PY) bench/run.py --area bus $(ARGS)
 
 lock: ## resolve requirements/*.txt anew (needs uv)
 	@sh tools/lock

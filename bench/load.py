@@ -43,6 +43,11 @@ def payload(sequence: int) -> bytes:
     return _SEQUENCE.pack(sequence).ljust(PAYLOAD_BYTES, b"\xa5")
 
 
+def single_count(count: int) -> int:
+    """How many of a sample's messages are sent one by one, beside `count` with IN_FLIGHT at a time."""
+    return max(20, count // 10)
+
+
 def sequence_of(message: bytes) -> int:
     """The sequence number in what `payload` made."""
     return int(_SEQUENCE.unpack_from(message)[0])
@@ -119,55 +124,23 @@ class RawClient:
             round_trips_s=[at - sent_at[number] for number, at in back.items()],
         )
 
-    def publish(self, topic: str, count: int, *, in_flight: int) -> None:
-        """Publish `count` messages at QoS 1 and wait for every PUBACK."""
-        sent = acknowledged = 0
-        while acknowledged < count:
-            until = min(count, acknowledged + in_flight)
-            if sent < until:
-                self._socket.sendall(b"".join(_publish(topic, n) for n in range(sent, until)))
-                sent = until
-            acknowledged += len(self._receive())
-
-    def collect(self, count: int, *, quiet_s: float) -> int:
-        """How many distinct messages come in; ends at `count`, or when none comes for `quiet_s`."""
-        seen: set[int] = set()
-        self._socket.settimeout(quiet_s)
-        while len(seen) < count:
-            try:
-                packets = self._receive()
-            except TimeoutError:
-                break
-            arrived = [packet for packet in packets if isinstance(packet, PublishPacket)]
-            seen.update(sequence_of(packet.payload) for packet in arrived)
-            self._socket.sendall(b"".join(encode(PubAckPacket(p.packet_id or 0)) for p in arrived))
-        self._socket.settimeout(WAIT_S)
-        return len(seen)
-
-    def answer(self, count: int, *, quiet_s: float) -> int:
-        """How many distinct requests came in and were answered; ends as `collect` does."""
-        seen: set[int] = set()
-        self._socket.settimeout(quiet_s)
-        while len(seen) < count:
-            try:
-                packets = self._receive()
-            except TimeoutError:
-                break
+    def answer(self, topic: str) -> None:
+        """Send every message that comes in back on `topic`, until the broker hangs up or we are ended."""
+        self._socket.settimeout(None)
+        sent = 0
+        while True:
             answers: list[bytes] = []
-            for packet in packets:
+            for packet in self._receive():
                 if isinstance(packet, PublishPacket):
-                    seen.add(sequence_of(packet.payload))
+                    sent += 1
                     reply = PublishPacket(
-                        packet.response_topic or "",
+                        topic,
                         packet.payload,
                         qos=QoS.AT_LEAST_ONCE,
-                        packet_id=len(seen) % _PACKET_IDS + 1,
-                        correlation_data=packet.correlation_data,
+                        packet_id=sent % _PACKET_IDS + 1,
                     )
                     answers += (encode(PubAckPacket(packet.packet_id or 0)), encode(reply))
             self._socket.sendall(b"".join(answers))
-        self._socket.settimeout(WAIT_S)
-        return len(seen)
 
     def _send(self, packet: Packet) -> None:
         self._socket.sendall(encode(packet))

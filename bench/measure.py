@@ -18,7 +18,18 @@ from pathlib import Path
 from typing import Any
 
 FSYNCS = 30
-PACKAGES = ("shoal", "mqtt5", "aiomqtt", "paho-mqtt", "numpy", "onnxruntime", "zstandard", "cbor2")
+MEMORY_DISKS = frozenset({"tmpfs", "ramfs", "devtmpfs"})
+PACKAGES = (
+    "shoal",
+    "mqtt5",
+    "aiomqtt",
+    "paho-mqtt",
+    "gmqtt",
+    "numpy",
+    "onnxruntime",
+    "zstandard",
+    "cbor2",
+)
 
 
 class BenchError(Exception):
@@ -33,6 +44,12 @@ class Options:
     seed: int
     is_quick: bool
     folder: Path
+    parts: frozenset[str] = frozenset()
+    """Of the area, if it has parts. Empty: all."""
+
+    def wants(self, part: str) -> bool:
+        """Whether this part of the area is to be measured."""
+        return not self.parts or part in self.parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +87,33 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Goal:
+    """A figure that we want to reach; `limit` None: it is only told. The median of the rounds counts."""
+
+    name: str
+    unit: str
+    figure: Figure
+    limit: float | None = None
+    is_minimum: bool = False
+    decimals: int = 0
+
+    @property
+    def is_met(self) -> bool | None:
+        """None without a limit."""
+        if self.limit is None:
+            return None
+        median = self.figure.median
+        return median >= self.limit if self.is_minimum else median <= self.limit
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """One area's result. `settings` and `notes` are lines for a person; `skipped` says what is missing."""
 
     title: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    goals: tuple[Goal, ...] = ()
     settings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
@@ -85,6 +123,7 @@ class Table:
         return {
             "title": self.title,
             "rows": [asdict(row) for row in self.rows],
+            "goals": [asdict(goal) | {"is_met": goal.is_met} for goal in self.goals],
             "settings": list(self.settings),
             "notes": list(self.notes),
             "skipped": list(self.skipped),
@@ -149,10 +188,36 @@ def machine(folder: Path) -> dict[str, str]:
         "cpu": f"{_cpu_name()}, {os.cpu_count()} cores",
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "disk": _disk(folder),
         "disk fsync": f"{fsync.median:.2f} ms ({fsync.low:.2f}..{fsync.high:.2f}), 4 KiB",
         "load before": load,
         "packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
     }
+
+
+def refuse_memory_disk(folder: Path) -> None:
+    """A file system in memory would make every durable figure a lie. Raises BenchError."""
+    device, kind = _file_system(folder)
+    if kind in MEMORY_DISKS:
+        raise BenchError(
+            f"{folder} is on {device} ({kind}), in memory: give --dir a directory on a disk"
+        )
+
+
+def _disk(folder: Path) -> str:
+    device, kind = _file_system(folder)
+    return f"{device}, {kind}"
+
+
+def _file_system(folder: Path) -> tuple[str, str]:
+    """The device and the type of the file system that the folder is on."""
+    longest, device, kind = "", "unknown device", "unknown"
+    for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
+        mounted_device, mounted, mounted_kind, *_ = line.split(" ")
+        # Of two on the same mount point the later one counts.
+        if folder.resolve().is_relative_to(mounted) and len(mounted) >= len(longest):
+            longest, device, kind = mounted, mounted_device, mounted_kind
+    return device, kind
 
 
 def _fsync_ms(folder: Path) -> list[float]:

@@ -89,6 +89,19 @@ def rss_mib(pid: int) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:"))
 
 
+def pss_bytes(pid: int | str = "self") -> int:
+    """The proportional set size: what the process has for itself and its share of what it has not.
+
+    Raises:
+        BenchError: there is no such process.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError as exc:
+        raise BenchError(f"process {pid} ended while it was measured") from exc
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:

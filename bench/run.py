@@ -26,8 +26,9 @@ import measure
 from measure import BenchError, Column, Figure, Options, Row, Table
 
 AREAS = ("bus", "delta", "inference")
-QUICK_ROUNDS = 2
-WIDTH = 120
+PARTS = ("broker", "command", "sessions", "agent", "wire")
+QUICK_ROUNDS = 1
+WIDTH = 144
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 seed=secrets.randbelow(1 << 31) if arguments.seed is None else arguments.seed,
                 is_quick=arguments.quick,
                 folder=Path(folder),
+                parts=frozenset(arguments.part or ()),
             )
+            measure.refuse_memory_disk(options.folder)
             facts = measure.machine(options.folder)
             _print_facts(console, facts, options)
             tables = {
@@ -72,7 +75,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="Example: make bench ARGS='--quick --area delta --json bench.json'",
     )
     parser.add_argument("--area", choices=AREAS, action="append", help="default: all; repeatable")
-    parser.add_argument("--rounds", type=_rounds, help="rounds an area (default 5; 2 with --quick)")
+    parser.add_argument(
+        "--part", choices=PARTS, action="append", help="of bus, default: all; repeatable"
+    )
+    parser.add_argument("--rounds", type=_rounds, help="rounds an area (default 5; 1 with --quick)")
     parser.add_argument("--quick", action="store_true", help="fewer messages: a look, not a figure")
     parser.add_argument("--seed", type=int, help="of the order of the contenders (default: drawn)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
@@ -117,9 +123,14 @@ def _print_table(console: Console, table: Table) -> None:
     for column in table.columns:
         grid.add_column(column.heading, justify="right", no_wrap=True)
     for row in table.rows:
-        cells = (_cell(row, column) for column in table.columns)
-        grid.add_row(row.name + (f" ({row.lost})" if row.lost else ""), *cells)
-    console.print(grid)
+        # What has no figure in a column stands among the goals.
+        if any(column.name in row.figures for column in table.columns if column.spread):
+            cells = (_cell(row, column) for column in table.columns)
+            grid.add_row(row.name + (f" ({row.lost})" if row.lost else ""), *cells)
+    if grid.row_count:
+        console.print(grid)
+    if table.goals:
+        console.print(_goals(table))
     for lines, before in (
         (table.notes, "=> "),
         (table.settings, "   "),
@@ -130,11 +141,27 @@ def _print_table(console: Console, table: Table) -> None:
     console.print()
 
 
+def _goals(table: Table) -> Grid:
+    grid = Grid(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    for heading in ("figure", "measured", "goal", ""):
+        grid.add_column(heading, justify="left" if heading == "figure" else "right", no_wrap=True)
+    for goal in table.goals:
+        as_number = Column(goal.name, goal.name, goal.decimals)
+        measured = f"{_number(goal.figure.median, as_number)} {_spread(goal.figure, as_number)}"
+        wanted, verdict = "-", ""
+        if goal.limit is not None:
+            sign = ">=" if goal.is_minimum else "<="
+            wanted = f"{sign} {goal.limit:,g} {goal.unit}".rstrip()
+            verdict = "met" if goal.is_met else "MISSED"
+        grid.add_row(goal.name, f"{measured} {goal.unit}".rstrip(), wanted, verdict)
+    return grid
+
+
 def _cell(row: Row, column: Column) -> str:
     figure = row.figures.get(column.name)
     if figure is None:
         return "-"
-    if not column.spread:
+    if not column.spread or figure.low == figure.high:
         return _number(figure.median, column)
     return f"{_number(figure.median, column)}\n{_spread(figure, column)}"
 

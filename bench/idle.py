@@ -1,0 +1,252 @@
+"""What an agent costs when nothing happens: memory, bytes on the uplink, writes to flash. For bus.py.
+
+A window of some seconds is watched and told as a day: what comes by the clock (keepalives, reports of
+the state) is counted apart and multiplied by how often it comes, nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import processes
+import traced
+import uplink
+from brokers import Broker
+from idle_agent import idle_agent
+from measure import BenchError, Options
+from shoal_agent.config import AgentConfig
+from uplink import Seen, Uplink
+
+MEMORY_CODEC = "agent: idle, codec"
+MEMORY_AIOMQTT = "agent: idle, aiomqtt"
+DAY = "agent: a day"
+NAIVE = "outbox: naive, 1/s"
+DAY_S = 86_400
+SETTLE_S = 3.0
+LOOK_S = 0.2
+KEEPALIVES_TIMEOUT_S = 120.0
+NEVER_S = 86_400
+WAL_FRAME_BYTES = 4096 + 24
+# SQLite's default: a checkpoint once the log holds so many pages.
+CHECKPOINT_FRAMES = 1000
+# IPv4 and TCP with the timestamps option.
+HEADER_BYTES = 20 + 20 + 12
+# PUBLISH, PUBACK and the acknowledgement of that on TCP's own level, with one to spare.
+REPORT_SEGMENTS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """How long the flash and how many keepalives are watched, and how much the naive outbox writes."""
+
+    watched_s: int
+    report_every_s: float
+    keepalives: int
+    naive_messages: int
+
+
+def contenders(
+    broker: Broker, window: Window, options: Options
+) -> dict[str, Callable[[], Mapping[str, float]]]:
+    """Without strace nothing is said about flash."""
+    found: dict[str, Callable[[], Mapping[str, float]]] = {
+        MEMORY_CODEC: partial(_memory, broker, "codec", options),
+        MEMORY_AIOMQTT: partial(_memory, broker, "aiomqtt", options),
+        DAY: partial(_day, broker, window, options),
+    }
+    if traced.strace_program() is not None:
+        found[NAIVE] = partial(_naive, window, options)
+    return found
+
+
+def _memory(broker: Broker, transport: str, options: Options) -> Mapping[str, float]:
+    with (
+        tempfile.TemporaryDirectory(dir=options.folder) as folder,
+        idle_agent(
+            Path(folder),
+            broker.port,
+            node="bench-memory",
+            transport=transport,
+            report_every_s=NEVER_S,
+        ) as agent,
+    ):
+        time.sleep(SETTLE_S)
+        return {
+            "pss_mib": processes.pss_bytes(agent.pid) / (1 << 20),
+            "rss_mib": processes.rss_mib(agent.pid),
+        }
+
+
+# ------------------------------------------------------------------ a day on the line and on the flash
+def _day(broker: Broker, window: Window, options: Options) -> Mapping[str, float]:
+    """Three at once, for all they do is wait: an idle agent, one that reports often, a 1/s publisher."""
+    with contextlib.ExitStack() as stack:
+        new = partial(_folder, stack, options)
+        line = stack.enter_context(Uplink.open(broker.port))
+        quiet, busy, writer = new(), new(), new()
+        program = traced.strace_program()
+        for node, folder, port, every_s in (
+            ("bench-idle", quiet, line.port, float(NEVER_S)),
+            ("bench-busy", busy, broker.port, window.report_every_s),
+        ):
+            before = traced.prefix(program, folder / "trace") if program else []
+            stack.enter_context(
+                idle_agent(
+                    folder,
+                    port,
+                    node=node,
+                    transport="codec",
+                    report_every_s=every_s,
+                    prefix=before,
+                )
+            )
+        child = _writer(stack, "session", broker.port, window.watched_s, writer, program)
+        time.sleep(SETTLE_S)
+        segments, from_s = line.segments(), time.time()
+        _go(child)
+        _expect(child, b"done\n")
+        done_s = time.time()
+        _wait_for_keepalives(line, window.keepalives, from_s)
+        segments, until_s = line.segments() - segments, time.time()
+        _go(child)
+        child.wait(processes.END_TIMEOUT_S)
+        figures = line_day(line.seen, segments, from_s=from_s, until_s=until_s)
+        if program is not None:
+            other = _written(quiet, from_s, until_s)[0] / (until_s - from_s) * DAY_S
+            report_bytes, report_frames = _written(busy, from_s, done_s)
+            scale = reports_a_day() / (window.watched_s / window.report_every_s)
+            per_s_bytes, per_s_frames = _written(writer, from_s, done_s)
+            end_bytes, _ = _written(writer, done_s, time.time())
+            day = DAY_S / window.watched_s
+            figures |= {
+                "flash_idle_mb": (
+                    other + report_bytes * scale + _checkpoints(report_frames * scale, end_bytes)
+                )
+                / 1e6,
+                "flash_1s_mb": (per_s_bytes * day + _checkpoints(per_s_frames * day, end_bytes))
+                / 1e6,
+            }
+        return figures
+
+
+def _wait_for_keepalives(line: Uplink, count: int, from_s: float) -> None:
+    """Until the broker has answered so many since `from_s`."""
+    until_s = time.monotonic() + KEEPALIVES_TIMEOUT_S
+    while sum(p.kind == uplink.PINGRESP and p.at_s > from_s for p in list(line.seen)) < count:
+        if time.monotonic() > until_s:
+            raise BenchError(f"no {count} keepalives within {KEEPALIVES_TIMEOUT_S:g} s")
+        time.sleep(LOOK_S)
+    # The acknowledgement of the last answer, on TCP's own level.
+    time.sleep(LOOK_S)
+
+
+def line_day(seen: list[Seen], segments: int, *, from_s: float, until_s: float) -> dict[str, float]:
+    """A day on the uplink from the packets of a quiet window and of the connection before it.
+
+    Raises BenchError when the window held no keepalive, or something that is none.
+    """
+    before = [packet for packet in seen if packet.at_s < from_s]
+    inside = [packet for packet in seen if from_s <= packet.at_s <= until_s]
+    pings = [packet for packet in inside if packet.kind == uplink.PINGREQ]
+    strange = {p.kind for p in inside} - {uplink.PINGREQ, uplink.PINGRESP}
+    if not pings or strange:
+        raise BenchError(f"no keepalive on the line of the idle agent, or more: {strange}")
+    # The quiet before each keepalive is how often one comes.
+    silences_s = [
+        ping.at_s - max(other.at_s for other in seen if other.at_s < ping.at_s) for ping in pings
+    ]
+    ping_every_s = sum(silences_s) / len(silences_s)
+    pings_a_day = DAY_S / ping_every_s
+    ping_bytes = sum(packet.size_bytes for packet in inside) / len(pings)
+    # The largest of what it said when it connected is the report of its state; the broker's answer to it.
+    published = [p for p in before if p.kind == uplink.PUBLISH and p.is_up]
+    answers = [p for p in before if p.kind == uplink.PUBACK and not p.is_up]
+    report = max(p.size_bytes for p in published) + max(p.size_bytes for p in answers)
+    connect_bytes = sum(packet.size_bytes for packet in before)
+    data = pings_a_day * ping_bytes + reports_a_day() * report + connect_bytes
+    headers = HEADER_BYTES * (
+        pings_a_day * segments / len(pings) + reports_a_day() * REPORT_SEGMENTS
+    )
+    return {
+        "uplink_kb": data / 1e3,
+        "uplink_ip_kb": (data + headers) / 1e3,
+        "ping_every_s": ping_every_s,
+        "report_bytes": float(report),
+    }
+
+
+def reports_a_day() -> float:
+    """Of an agent whose configuration says nothing about it."""
+    fields = dict(zip(AgentConfig.__struct_fields__[::-1], AgentConfig.__struct_defaults__[::-1]))  # noqa: B905
+    return DAY_S / float(fields["report_every_s"])
+
+
+def _naive(window: Window, options: Options) -> Mapping[str, float]:
+    with contextlib.ExitStack() as stack:
+        folder = _folder(stack, options)
+        child = _writer(stack, "naive", 0, window.naive_messages, folder, traced.strace_program())
+        from_s = time.time()
+        _go(child)
+        _expect(child, b"done\n")
+        until_s = time.time()
+        _go(child)
+        child.wait(processes.END_TIMEOUT_S)
+        size_bytes, _ = _written(folder, from_s, until_s)
+    return {"flash_1s_mb": size_bytes / window.naive_messages * DAY_S / 1e6}
+
+
+def _folder(stack: contextlib.ExitStack, options: Options) -> Path:
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.folder)))
+
+
+def _writer(
+    stack: contextlib.ExitStack,
+    kind: str,
+    port: int,
+    count: int,
+    folder: Path,
+    program: str | None,
+) -> subprocess.Popen[bytes]:
+    script = Path(__file__).with_name("flash_child.py")
+    before = traced.prefix(program, folder / "trace") if program else []
+    arguments = [*before, processes.PYTHON, script, kind, str(port), str(count), folder]
+    child = stack.enter_context(
+        processes.child(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    )
+    _expect(child, b"ready\n")
+    return child
+
+
+def _expect(child: subprocess.Popen[bytes], word: bytes) -> None:
+    assert child.stdout is not None  # noqa: S101 - PIPE; for the type checker
+    if child.stdout.readline() != word:
+        raise BenchError("the process that writes to the outbox ended")
+
+
+def _go(child: subprocess.Popen[bytes]) -> None:
+    assert child.stdin is not None  # noqa: S101 - PIPE; for the type checker
+    child.stdin.write(b"go\n")
+    child.stdin.flush()
+
+
+def _written(folder: Path, from_s: float, until_s: float) -> tuple[int, float]:
+    """Bytes written to the databases below the folder, and pages among them that went into a log."""
+    found = [
+        write
+        for write in traced.writes(folder / "trace", folder)
+        if from_s <= write.at_s <= until_s and Path(write.path).name.startswith("agent.db")
+    ]
+    log_bytes = sum(write.size_bytes for write in found if write.path.endswith("-wal"))
+    return sum(write.size_bytes for write in found), log_bytes / WAL_FRAME_BYTES
+
+
+def _checkpoints(frames: float, bytes_each: float) -> float:
+    """What a day's checkpoints write; each costs what the one at the end did."""
+    return frames / CHECKPOINT_FRAMES * bytes_each
