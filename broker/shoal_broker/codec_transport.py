@@ -96,6 +96,7 @@ class CodecLink(asyncio.Protocol):
         "_is_reading",
         "_last_inbound_s",
         "_lost",
+        "_max_qos",
         "_out",
         "_reader",
         "_tls",
@@ -111,6 +112,7 @@ class CodecLink(asyncio.Protocol):
         self._greeted: asyncio.Future[None] = loop.create_future()
         self._connack: ConnAckPacket | None = None
         self._greeting: Greeting | None = None
+        self._max_qos = 0
         # A list: READ_AHEAD_MESSAGES bounds it, and an empty deque is 760 bytes a connection.
         self._arrivals: list[Arrival] = []
         self._arrived: asyncio.Future[None] | None = None
@@ -159,6 +161,7 @@ class CodecLink(asyncio.Protocol):
                 raise tls_failures.without_tls(exc) from exc.__cause__
             raise
         self._greeting = client_packets.greeting(self._granted(), config)
+        self._max_qos = min(1, int(self._granted().max_qos))
         self._out.receive_maximum = self._greeting.receive_maximum
         self._out.maximum_packet_bytes = self._greeting.maximum_packet_bytes
 
@@ -186,7 +189,7 @@ class CodecLink(asyncio.Protocol):
     async def publish(self, message: Outbound) -> bool:
         """Return at PUBACK (QoS 1) or when written to the socket (QoS 0)."""
         self._check_alive()
-        if message.qos > min(1, int(self._granted().max_qos)):
+        if message.qos > self._max_qos:
             raise RefusedByBrokerError(
                 f"{message.topic}: QoS {message.qos} is not available",
                 reason_code=client_packets.QOS_NOT_SUPPORTED,

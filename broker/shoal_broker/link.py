@@ -12,6 +12,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import msgspec
+
 from shoal_broker.tls import TlsFiles
 
 Transport = Literal["aiomqtt", "codec"]
@@ -62,8 +64,8 @@ class Will:
     qos: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inbound:
+# The values that are made for every message are structs: a frozen dataclass takes ten times as long.
+class Inbound(msgspec.Struct, frozen=True, kw_only=True):
     """A message as it came in. `message_expiry_s` is what was left of it at the broker."""
 
     topic: str
@@ -75,8 +77,7 @@ class Inbound:
     message_expiry_s: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outbound:
+class Outbound(msgspec.Struct, frozen=True, kw_only=True):
     """A message as it goes out. `expiry_s` counts from when it is sent."""
 
     topic: str
@@ -106,8 +107,7 @@ class Greeting:
     keepalive_s: int
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(msgspec.Struct, frozen=True):
     """An inbound message on its link: `packet_id` acknowledges it, `subscription_ids` brought it."""
 
     inbound: Inbound
