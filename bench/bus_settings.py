@@ -70,7 +70,7 @@ def _command(counts: Counts, broker: str) -> tuple[str, ...]:
             f" {counts.commands:,} commands, {IN_FLIGHT} in flight, then p50 and p99 with one"
         ),
         "Session: codec transport, CBOR messages, ids remembered in memory; unsigned (signed: not there yet)",
-        "durable: hub's outbox, node's id and answer in one commit; SQLite WAL, synchronous=FULL",
+        "durable: hub's outbox until the answer, node's id and answer in one commit; SQLite WAL, FULL",
         "aiomqtt + ack + outbox: the same durable path on aiomqtt with manual acknowledgement",
         f"plain echo: {PAYLOAD_BYTES} bytes sent back, nothing decoded, remembered or kept",
     )
@@ -102,6 +102,7 @@ def _agent(counts: Counts) -> tuple[str, ...]:
             "uplink: what MQTT says both ways, counted by a proxy, one connection a day; flash: bytes written"
             " to the database by strace, checkpoints included, without what the file system adds"
         ),
+        "1 message/s: 60 bytes through outbox and Session, receipts as the controller gives them, or none",
         "naive outbox: WAL, FULL, insert and delete each committed, 60 bytes",
     )
 

@@ -1,7 +1,7 @@
 """The two ends of the command path on Shoal's Session: real messages, dedupe on. For ends.py.
 
 `session-memory`: the node remembers ids in memory, nothing is on disk. `session-durable`: the command
-waits in the hub's outbox, and id and answer are one commit of the node before its PUBACK. With
+waits in the hub's outbox for its answer, and id and answer are one commit of the node before its PUBACK. With
 `-aiomqtt` behind it the same on the aiomqtt transport.
 """
 
@@ -39,13 +39,15 @@ def run(role: str, kind: str, task: Task) -> None:
 async def hub(task: Task, *, is_durable: bool, transport: str) -> None:
     """Sends commands as the controller does, and takes the updates."""
     answers = Answers()
-
-    async def on_update(inbound: Inbound) -> None:
-        update = messages.decode_as(inbound.payload, CommandUpdate)
-        answers.came(int.from_bytes(update.id))
-
     async with contextlib.AsyncExitStack() as stack:
         outbox = await _open_outbox(stack, task, "hub.db") if is_durable else None
+
+        async def on_update(inbound: Inbound) -> None:
+            update = messages.decode_as(inbound.payload, CommandUpdate)
+            if outbox is not None:
+                outbox.received((update.id,))
+            answers.came(int.from_bytes(update.id))
+
         session = await stack.enter_async_context(
             _session(task, "bench-hub", transport, outbox, {RESULTS_TOPIC: on_update})
         )
@@ -66,6 +68,7 @@ async def hub(task: Task, *, is_durable: bool, transport: str) -> None:
                 expiry_s=EXPIRES_S,
                 lane=Lane.URGENT,
                 durable=is_durable,
+                receipt=command.id if is_durable else None,
             )
             await answer
 

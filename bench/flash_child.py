@@ -1,6 +1,7 @@
-"""`flash_child.py session|naive PORT COUNT FOLDER`: writes messages to an outbox on disk; started by idle.py.
+"""`flash_child.py KIND PORT COUNT FOLDER`: writes messages to an outbox on disk; started by idle.py.
 
-`session`: one a second as an agent's pipeline does, through Session and outbox, to the broker. `naive`:
+`answered`: one a second as an agent's pipeline does, through Session and outbox, and a `receiver` (another
+process) gives its receipts as the controller does. `unanswered`: the same, and nobody gives any. `naive`:
 what one writes first: WAL, synchronous FULL, a commit to insert a message and one to delete it. Each
 prints `ready`, waits for a line, prints `done`, and waits for another line before it closes the file.
 """
@@ -17,32 +18,75 @@ from pathlib import Path
 import structlog
 
 from shoal_broker.outbox import Lane, Outbox
-from shoal_broker.session import Session, SessionConfig
+from shoal_broker.session import Inbound, Session, SessionConfig
 from shoal_broker.store import Store
+from shoal_contract import messages, receipts
+from shoal_contract.messages import Receipt
 from shoal_contract.topics import Topics
+from shoal_fleet.receipts import Receipts
 
-PAYLOAD = b"\xa5" * 60
+PAYLOAD_BYTES = 60
 TIMEOUT_S = 30.0
-NODE = "bench-flash"
+ANSWERED = "bench-answered"
 
 
-async def session(port: int, count: int, folder: Path) -> None:
-    """One message a second, and a moment for the last one's deletion."""
-    topic = Topics().telemetry(NODE, "digits")
-    config = SessionConfig(host="127.0.0.1", port=port, client_id=NODE, transport="codec")
+async def session(node: str, port: int, count: int, folder: Path) -> None:
+    """One message a second."""
+    topics = Topics()
+    topic = topics.telemetry(node, "digits")
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(Store.open(folder / "agent.db"))
         outbox = await Outbox.load(store)
-        bus = await stack.enter_async_context(Session.open(config, outbox=outbox))
+
+        async def on_receipt(inbound: Inbound) -> None:
+            names = messages.decode_as(inbound.payload, Receipt).names
+            outbox.received(receipts.split(names))
+
+        subscriptions = {topics.commands(node): on_receipt}
+        bus = await stack.enter_async_context(
+            Session.open(_config(node, port), outbox=outbox, subscriptions=subscriptions)
+        )
         await bus.wait_connected(TIMEOUT_S)
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, _say_and_wait, "ready")
         started_s = loop.time()
-        for number in range(count):
-            await asyncio.sleep(max(0.0, started_s + number - loop.time()))
-            await bus.publish(topic, PAYLOAD, lane=Lane.TELEMETRY, droppable=True)
-        await asyncio.sleep(max(0.0, started_s + count - loop.time()))
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(count):
+                await asyncio.sleep(max(0.0, started_s + number - loop.time()))
+                payload = number.to_bytes(PAYLOAD_BYTES)
+                tasks.create_task(
+                    bus.publish(
+                        topic,
+                        payload,
+                        lane=Lane.TELEMETRY,
+                        droppable=True,
+                        receipt=receipts.name(topic, payload),
+                        hold=True,
+                    )
+                )
+            await asyncio.sleep(max(0.0, started_s + count - loop.time()))
         await loop.run_in_executor(None, _say_and_wait, "done")
+
+
+async def receiver(port: int) -> None:
+    """Gives receipts to `answered`; it commits nothing, which would take a few ms more."""
+    topics = Topics()
+
+    async def on_reading(inbound: Inbound) -> None:
+        given.give(ANSWERED, inbound.topic, inbound.payload)
+
+    subscriptions = {topics.telemetry(ANSWERED, "digits"): on_reading}
+    async with Session.open(_config("bench-receiver", port), subscriptions=subscriptions) as bus:
+        await bus.wait_connected(TIMEOUT_S)
+        given = Receipts(bus, topics)
+        _say("ready")
+        await given.run()
+
+
+def _config(client_id: str, port: int) -> SessionConfig:
+    return SessionConfig(
+        host="127.0.0.1", port=port, client_id=client_id, session_expiry_s=0, transport="codec"
+    )
 
 
 def naive(count: int, folder: Path) -> None:
@@ -55,27 +99,38 @@ def naive(count: int, folder: Path) -> None:
         connection.execute("CREATE TABLE outbox (id INTEGER PRIMARY KEY, topic TEXT, payload BLOB)")
         _say_and_wait("ready")
         for number in range(count):
-            connection.execute("INSERT INTO outbox VALUES (?, ?, ?)", (number, "t", PAYLOAD))
+            connection.execute(
+                "INSERT INTO outbox VALUES (?, ?, ?)", (number, "t", number.to_bytes(PAYLOAD_BYTES))
+            )
             connection.execute("DELETE FROM outbox WHERE id = ?", (number,))
         _say_and_wait("done")
 
 
-def _say_and_wait(word: str) -> None:
+def _say(word: str) -> None:
     sys.stdout.write(word + "\n")
     sys.stdout.flush()
+
+
+def _say_and_wait(word: str) -> None:
+    _say(word)
     sys.stdin.readline()
 
 
 def main(kind: str, port: int, count: int, folder: Path) -> None:
-    """Run one of the two."""
+    """Run one of them."""
     structlog.configure(
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
     )
-    if kind == "session":
-        asyncio.run(session(port, count, folder))
-    else:
-        naive(count, folder)
+    match kind:
+        case "answered":
+            asyncio.run(session(ANSWERED, port, count, folder))
+        case "unanswered":
+            asyncio.run(session("bench-unanswered", port, count, folder))
+        case "receiver":
+            asyncio.run(receiver(port))
+        case _:
+            naive(count, folder)
 
 
 if __name__ == "__main__":
