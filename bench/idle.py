@@ -22,7 +22,7 @@ from brokers import Broker
 from idle_agent import idle_agent
 from measure import BenchError, Options
 from shoal_agent.config import AgentConfig
-from uplink import Seen, Uplink
+from uplink import Uplink
 
 MEMORY_CODEC = "agent: idle, codec"
 MEMORY_AIOMQTT = "agent: idle, aiomqtt"
@@ -36,10 +36,6 @@ NEVER_S = 86_400
 WAL_FRAME_BYTES = 4096 + 24
 # SQLite's default: a checkpoint once the log holds so many pages.
 CHECKPOINT_FRAMES = 1000
-# IPv4 and TCP with the timestamps option.
-HEADER_BYTES = 20 + 20 + 12
-# PUBLISH, PUBACK and the acknowledgement of that on TCP's own level, with one to spare.
-REPORT_SEGMENTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +93,12 @@ def _day(broker: Broker, window: Window, options: Options) -> Mapping[str, float
     """At once, for all they do is wait: an idle agent, one that reports often, two 1/s publishers."""
     with contextlib.ExitStack() as stack:
         new = partial(_folder, stack, options)
-        line = stack.enter_context(Uplink.open(broker.port))
+        line, busy_line = (stack.enter_context(Uplink.open(broker.port)) for _ in range(2))
         quiet, busy = new(), new()
         program = traced.strace_program()
         for node, folder, port, every_s in (
             ("bench-idle", quiet, line.port, float(NEVER_S)),
-            ("bench-busy", busy, broker.port, window.report_every_s),
+            ("bench-busy", busy, busy_line.port, window.report_every_s),
         ):
             before = traced.prefix(program, folder / "trace") if program else []
             stack.enter_context(
@@ -135,11 +131,17 @@ def _day(broker: Broker, window: Window, options: Options) -> Mapping[str, float
         for writer in writers.values():
             _go(writer.child)
             writer.child.wait(processes.END_TIMEOUT_S)
-        figures = line_day(line.seen, segments, from_s=from_s, until_s=until_s)
+        figures = uplink.day(
+            line.seen, segments, reports=reports_a_day(), from_s=from_s, until_s=until_s
+        )
         if program is not None:
             other = _written(quiet, from_s, until_s)[0] / (until_s - from_s) * DAY_S
             report_bytes, report_frames = _written(busy, from_s, done_s)
-            scale = reports_a_day() / (window.watched_s / window.report_every_s)
+            reports = sum(
+                packet.kind == uplink.PUBLISH and from_s <= packet.at_s <= done_s
+                for packet in busy_line.seen
+            )
+            scale = reports_a_day() / max(1, reports)
             # What the closing of the file checkpoints is what one checkpoint costs.
             each_bytes = _written(writers["unanswered"].folder, until_s, time.time())[0]
             reports_mb = (
@@ -164,41 +166,6 @@ def _wait_for_keepalives(line: Uplink, count: int, from_s: float) -> None:
         time.sleep(LOOK_S)
     # The acknowledgement of the last answer, on TCP's own level.
     time.sleep(LOOK_S)
-
-
-def line_day(seen: list[Seen], segments: int, *, from_s: float, until_s: float) -> dict[str, float]:
-    """A day on the uplink from the packets of a quiet window and of the connection before it.
-
-    Raises BenchError when the window held no keepalive, or something that is none.
-    """
-    before = [packet for packet in seen if packet.at_s < from_s]
-    inside = [packet for packet in seen if from_s <= packet.at_s <= until_s]
-    pings = [packet for packet in inside if packet.kind == uplink.PINGREQ]
-    strange = {p.kind for p in inside} - {uplink.PINGREQ, uplink.PINGRESP}
-    if not pings or strange:
-        raise BenchError(f"no keepalive on the line of the idle agent, or more: {strange}")
-    # The quiet before each keepalive is how often one comes.
-    silences_s = [
-        ping.at_s - max(other.at_s for other in seen if other.at_s < ping.at_s) for ping in pings
-    ]
-    ping_every_s = sum(silences_s) / len(silences_s)
-    pings_a_day = DAY_S / ping_every_s
-    ping_bytes = sum(packet.size_bytes for packet in inside) / len(pings)
-    # The largest of what it said when it connected is the report of its state; the broker's answer to it.
-    published = [p for p in before if p.kind == uplink.PUBLISH and p.is_up]
-    answers = [p for p in before if p.kind == uplink.PUBACK and not p.is_up]
-    report = max(p.size_bytes for p in published) + max(p.size_bytes for p in answers)
-    connect_bytes = sum(packet.size_bytes for packet in before)
-    data = pings_a_day * ping_bytes + reports_a_day() * report + connect_bytes
-    headers = HEADER_BYTES * (
-        pings_a_day * segments / len(pings) + reports_a_day() * REPORT_SEGMENTS
-    )
-    return {
-        "uplink_kb": data / 1e3,
-        "uplink_ip_kb": (data + headers) / 1e3,
-        "ping_every_s": ping_every_s,
-        "report_bytes": float(report),
-    }
 
 
 def reports_a_day() -> float:

@@ -15,12 +15,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
+from measure import BenchError
+
 _READ_BYTES = 65_536
 _POLL_S = 0.2
 # struct tcp_info, linux/tcp.h: tcpi_segs_out and tcpi_segs_in.
 _SEGMENTS = struct.Struct("@136xII")
 CONNECT, CONNACK, PUBLISH, PUBACK, PINGREQ, PINGRESP = 1, 2, 3, 4, 12, 13
-NAMES = {3: "PUBLISH", 4: "PUBACK", 12: "PINGREQ", 13: "PINGRESP"}
+DAY_S = 86_400
+# IPv4 and TCP with the timestamps option.
+HEADER_BYTES = 20 + 20 + 12
+# PUBLISH, PUBACK and the acknowledgement of that on TCP's own level, with one to spare.
+REPORT_SEGMENTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,3 +118,40 @@ def packet_size(unread: bytes | bytearray) -> int | None:
         if unread[index] < 0x80:
             return 1 + index + remaining
     raise ValueError("a remaining length of more than 4 bytes")
+
+
+def day(
+    seen: list[Seen], segments: int, *, reports: float, from_s: float, until_s: float
+) -> dict[str, float]:
+    """A day on the uplink from the packets of a quiet window and of the connection before it.
+
+    `segments`: of TCP in the window; `reports`: how often a day the state is told.
+
+    Raises BenchError when the window held no keepalive, or something that is none.
+    """
+    before = [packet for packet in seen if packet.at_s < from_s]
+    inside = [packet for packet in seen if from_s <= packet.at_s <= until_s]
+    pings = [packet for packet in inside if packet.kind == PINGREQ]
+    strange = {p.kind for p in inside} - {PINGREQ, PINGRESP}
+    if not pings or strange:
+        raise BenchError(f"no keepalive on the line of the idle agent, or more: {strange}")
+    # The quiet before each keepalive is how often one comes.
+    silences_s = [
+        ping.at_s - max(other.at_s for other in seen if other.at_s < ping.at_s) for ping in pings
+    ]
+    ping_every_s = sum(silences_s) / len(silences_s)
+    pings_a_day = DAY_S / ping_every_s
+    ping_bytes = sum(packet.size_bytes for packet in inside) / len(pings)
+    # The largest of what it said when it connected is the report of its state; the broker's answer to it.
+    published = [p for p in before if p.kind == PUBLISH and p.is_up]
+    answers = [p for p in before if p.kind == PUBACK and not p.is_up]
+    report = max(p.size_bytes for p in published) + max(p.size_bytes for p in answers)
+    connect_bytes = sum(packet.size_bytes for packet in before)
+    data = pings_a_day * ping_bytes + reports * report + connect_bytes
+    headers = HEADER_BYTES * (pings_a_day * segments / len(pings) + reports * REPORT_SEGMENTS)
+    return {
+        "uplink_kb": data / 1e3,
+        "uplink_ip_kb": (data + headers) / 1e3,
+        "ping_every_s": ping_every_s,
+        "report_bytes": float(report),
+    }

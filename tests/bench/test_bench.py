@@ -210,7 +210,7 @@ def test_sessions_are_connected_watched_and_come_back_after_the_broker_was_gone(
 
 
 def test_a_day_on_the_uplink_counts_keepalives_and_reports_apart(bench):
-    uplink, idle = bench("uplink"), bench("idle")
+    uplink = bench("uplink")
     seen = [
         uplink.Seen(0.0, uplink.CONNECT, 100, True),
         uplink.Seen(0.1, uplink.CONNACK, 10, False),
@@ -219,7 +219,7 @@ def test_a_day_on_the_uplink_counts_keepalives_and_reports_apart(bench):
         uplink.Seen(20.3, uplink.PINGREQ, 2, True),
         uplink.Seen(20.3, uplink.PINGRESP, 2, False),
     ]
-    day = idle.line_day(seen, 3, from_s=10.0, until_s=30.0)
+    day = uplink.day(seen, 3, reports=144, from_s=10.0, until_s=30.0)
     assert day["ping_every_s"] == pytest.approx(20)
     assert day["report_bytes"] == 200
     assert day["uplink_kb"] == pytest.approx((4320 * 4 + 144 * 200 + 310) / 1e3)
@@ -227,7 +227,7 @@ def test_a_day_on_the_uplink_counts_keepalives_and_reports_apart(bench):
     assert day["uplink_ip_kb"] == pytest.approx(day["uplink_kb"] + headers / 1e3)
     strange = [*seen, uplink.Seen(25.0, uplink.PUBLISH, 50, True)]
     with pytest.raises(bench("measure").BenchError, match="or more"):
-        idle.line_day(strange, 3, from_s=10.0, until_s=30.0)
+        uplink.day(strange, 3, reports=144, from_s=10.0, until_s=30.0)
 
 
 def test_the_proxy_counts_whole_packets_however_they_are_cut(bench):
