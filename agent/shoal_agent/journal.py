@@ -197,7 +197,6 @@ def forget_old_commands(db: sqlite3.Connection, states: Iterable[State]) -> None
     final = ",".join(str(int(state)) for state in states)
     db.execute(
         f"DELETE FROM commands WHERE state IN ({final}) AND received_ms < ("  # noqa: S608 - integers
-        "SELECT min(received_ms) FROM (SELECT received_ms FROM commands"
-        " ORDER BY received_ms DESC LIMIT ?))",
-        (KEPT_COMMANDS,),
+        "SELECT received_ms FROM commands ORDER BY received_ms DESC LIMIT 1 OFFSET ?)",
+        (KEPT_COMMANDS - 1,),
     )
