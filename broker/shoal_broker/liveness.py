@@ -39,6 +39,7 @@ async def watch(link: Link, window: SendWindow, config: SessionConfig) -> NoRetu
         wake_s = min(
             link.last_inbound_s + silence_s,
             max(due_s, pinged_s + ping_after_s),
-            now_s + config.ack_timeout_s / 2,
+            # Whatever is sent meanwhile cannot be overdue before that.
+            now_s + config.ack_timeout_s - window.stuck_s,
         )
         await asyncio.sleep(max(WATCH_MIN_S, wake_s - now_s))
