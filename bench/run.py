@@ -28,7 +28,7 @@ from measure import BenchError, Column, Figure, Options, Row, Table
 AREAS = ("bus", "delta", "inference")
 PARTS = ("broker", "command", "sessions", "agent", "wire")
 QUICK_ROUNDS = 1
-WIDTH = 144
+WIDTH = 160
 
 
 def main(argv: Sequence[str] | None = None) -> int:
