@@ -198,6 +198,7 @@ def test_the_bus_is_measured_part_by_part_with_nobody_losing_a_command(tmp_path)
 
 
 @pytest.mark.system
+@pytest.mark.timeout(60)
 def test_sessions_are_connected_watched_and_come_back_after_the_broker_was_gone(bench):
     fleet = bench("fleet")
     crowd = fleet.Crowd(sessions=20, idle_s=0.2, returning=5)
@@ -259,6 +260,7 @@ def test_what_strace_saw_is_counted_also_where_a_call_was_interrupted(bench, tmp
 
 
 @pytest.mark.system
+@pytest.mark.optional
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_what_a_naive_outbox_writes_is_at_least_its_pages(bench, tmp_path):
     idle = bench("idle")
