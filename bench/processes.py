@@ -16,6 +16,7 @@ from typing import IO
 from measure import BenchError
 
 END_TIMEOUT_S = 5.0
+_LOOK_S = 0.02
 PYTHON = sys.executable
 
 # Linux: the clock of another process's CPU time (clock_getcpuclockid(3)).
@@ -103,17 +104,31 @@ def pss_bytes(pid: int | str = "self") -> int:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
+    """End it and whom it has started: strace, told to end, leaves what it traces running."""
+    _signal_group(process.pid, signal.SIGTERM)
+    until_s = time.monotonic() + END_TIMEOUT_S
     try:
         process.wait(END_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    while _signal_group(process.pid, 0) and time.monotonic() < until_s:
+        time.sleep(_LOOK_S)
+    _signal_group(process.pid, signal.SIGKILL)
     for stream in (process.stdin, process.stdout):
         if stream is not None:
             # What was not flushed to a process that has ended is lost, as it should be.
             with contextlib.suppress(OSError):
                 stream.close()
+
+
+def _signal_group(leader_pid: int, number: int) -> bool:
+    """False when nobody is left in the session that the child has led."""
+    try:
+        os.killpg(leader_pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

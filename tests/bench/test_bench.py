@@ -1,5 +1,6 @@
 """`make bench`: a quick run of one area, its JSON, and that who loses messages is never compared."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -100,6 +101,24 @@ def test_an_interrupted_run_leaves_no_process_and_no_file(tmp_path, number, exit
     assert complaint == b""
     assert not [pid for pid in mine if Path(f"/proc/{pid}").exists()]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.system
+def test_what_a_child_has_started_ends_with_it(bench):
+    processes = bench("processes")
+    # As strace does: it goes at SIGTERM, and what it started would stay.
+    script = (
+        "import subprocess, sys, time\n"
+        "started = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(started.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with processes.child([sys.executable, "-c", script], stdout=subprocess.PIPE) as child:
+        started = int(child.stdout.readline())
+        assert Path(f"/proc/{started}").exists()
+    with contextlib.suppress(FileNotFoundError):
+        # A zombie is what init has not collected yet.
+        assert "\nState:\tZ" in Path(f"/proc/{started}/status").read_text(encoding="ascii")
 
 
 def descendants(pid):
