@@ -4,30 +4,29 @@ Rows live in a `Store`; an index in memory tells the pump what to send next with
 Higher lane first, order kept within a lane. Nothing here sends: `shoal_broker.pump` takes messages
 and says what became of them (`sent`, `put_back`). A message without a receipt is through at PUBACK;
 one with a receipt when the application at the other end has said so (`received`), and until then it
-is sent again, ever more rarely. What may be held in memory first is `outbox_held`'s business.
+is sent again, ever more rarely. What may be held in memory first is `held`'s business.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Self, TypeVar
 
-from shoal_broker.bus_errors import MessageTooLargeError, OutboxFullError
-from shoal_broker.outbox_absences import Absences
-from shoal_broker.outbox_held import HOLD_S, Held
-from shoal_broker.outbox_index import Entry, Index, Stage
-from shoal_broker.outbox_rows import (
+from shoal_broker.outbox.absences import Absences
+from shoal_broker.outbox.deletions import Deletions
+from shoal_broker.outbox.held import HOLD_S, Held
+from shoal_broker.outbox.index import Entry, Index, Stage
+from shoal_broker.outbox.room import Room
+from shoal_broker.outbox.rows import (
     COMPONENT,
     DDL,
     MIGRATIONS,
     VERSION,
-    Lane,
     OutboxMessage,
     OutboxRow,
     delete,
@@ -36,10 +35,9 @@ from shoal_broker.outbox_rows import (
 )
 from shoal_broker.store import Store
 
-__all__ = ["Lane", "Outbox", "OutboxMessage", "OutboxRow", "OutboxStats", "insert"]
+T = TypeVar("T")
 
-# Most rows deleted in one write: enough to make deletions free, few enough not to stall others.
-DELETION_BATCH = 256
+
 # A receipt takes a round trip and a commit: what has none after this long was lost on the way.
 RESEND_S = 10.0
 RESEND_MAX_S = 3600.0
@@ -80,20 +78,15 @@ class Outbox:
     ) -> None:
         self.store = store
         self.stats = OutboxStats()
-        self._max_rows = max_rows
-        self._max_bytes = max_bytes
         self.clock_ms = clock_ms
         self._clock_s = clock_s
         self._index = Index()
+        self._room = Room(self._index, max_rows=max_rows, max_bytes=max_bytes, drop=self._drop)
+        self._deletions = Deletions()
         self._held = Held(self._write_held)
         self._absences = Absences()
         self._indexed_through = 0
         self._newest_row = 0
-        # Rows that are through but still on disk: deleted many at a time, spared on a re-read.
-        self._to_delete: dict[int, None] = {}
-        self._deleting: dict[int, None] = {}
-        self._reserved_rows = 0
-        self._reserved_bytes = 0
         self._changed = asyncio.Event()
         self._finished = asyncio.Event()
         self._stale = False
@@ -152,7 +145,7 @@ class Outbox:
         if message.receipt is not None and message.receipt in self._index.by_receipt:
             await self._held.wait_safe(self._index.by_receipt[message.receipt])
             return
-        if not self._make_room(message, stream_bytes):
+        if not self._room.make(message, stream_bytes=stream_bytes):
             self.stats.dropped += 1
             return
         if hold and message.receipt is not None and self._held.may_hold:
@@ -162,26 +155,13 @@ class Outbox:
         self.stats.put += 1
 
     async def _put_on_disk(self, message: OutboxMessage, not_before_s: float) -> None:
-        deleted = self._claim_deletions()
+        with self._room.reserved(message), self._deletions.claimed() as deleted:
 
-        def run(connection: sqlite3.Connection) -> int:
-            delete(connection, deleted)
-            return insert(connection, message)
+            def run(connection: sqlite3.Connection) -> int:
+                delete(connection, deleted)
+                return insert(connection, message)
 
-        self._reserved_rows += 1
-        self._reserved_bytes += message.size_bytes
-        try:
-            row_id = await self.store.write(run)
-        except BaseException as exc:
-            self._to_delete |= dict.fromkeys(deleted)
-            if isinstance(exc, asyncio.CancelledError):
-                # The write happens all the same: the next look finds the row.
-                self.changed()
-            raise
-        finally:
-            self._reserved_rows -= 1
-            self._reserved_bytes -= message.size_bytes
-            self._forget_claimed(deleted)
+            row_id = await self._write(run)
         # A look that shared the commit has found the row already: it may even be on its way.
         if row_id > self._indexed_through:
             entry = self._adopt(_entry(row_id, message))
@@ -197,34 +177,34 @@ class Outbox:
         except BaseException:
             # Nobody was told that it is safe: who wanted it sent will say so again.
             if self._index.discard(entry.handle) is not None and entry.row_id is not None:
-                self._to_delete[entry.row_id] = None
+                self._deletions.add(entry.row_id)
             raise
 
     async def _write_held(self, group: list[Entry]) -> None:
         """Put these on the disk, in one commit."""
-        deleted = self._claim_deletions()
         held = [entry.message for entry in group if entry.message is not None]
+        with self._deletions.claimed() as deleted:
 
-        def run(connection: sqlite3.Connection) -> list[int]:
-            delete(connection, deleted)
-            return [insert(connection, message) for message in held]
+            def run(connection: sqlite3.Connection) -> list[int]:
+                delete(connection, deleted)
+                return [insert(connection, message) for message in held]
 
-        try:
-            row_ids = await self.store.write(run)
-        except BaseException as exc:
-            self._to_delete |= dict.fromkeys(deleted)
-            if isinstance(exc, asyncio.CancelledError):
-                self.changed()
-            raise
-        finally:
-            self._forget_claimed(deleted)
+            row_ids = await self._write(run)
         for entry, row_id in zip(group, row_ids, strict=True):
             self._note_row(row_id)
             if entry.handle in self._index.entries and entry.row_id is None:
                 self._index.written(entry, row_id)
             elif entry.row_id != row_id:
                 # Its receipt came while it was written.
-                self._to_delete[row_id] = None
+                self._deletions.add(row_id)
+
+    async def _write(self, run: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return await self.store.write(run)
+        except asyncio.CancelledError:
+            # The write happens all the same: the next look finds the rows.
+            self.changed()
+            raise
 
     def changed(self) -> None:
         """Note that rows came in by `insert`; the next `wait` or `take` looks for them."""
@@ -243,11 +223,7 @@ class Outbox:
             ).fetchall()
         )
         for row_id, *columns in rows:
-            if (
-                self._index.knows_row(row_id)
-                or row_id in self._to_delete
-                or row_id in self._deleting
-            ):
+            if self._index.knows_row(row_id) or row_id in self._deletions:
                 continue
             entry = Entry(row_id, (row_id, 0), *columns)
             twin = self._index.by_receipt.get(entry.receipt or b"")
@@ -258,7 +234,7 @@ class Outbox:
                 self._index.written(self._index.entries[twin], row_id)
                 self._held.forget(twin)
             else:
-                self._to_delete[row_id] = None
+                self._deletions.add(row_id)
         if rows:
             self._indexed_through = max(self._indexed_through, rows[-1][0])
             self._newest_row = max(self._newest_row, rows[-1][0])
@@ -285,7 +261,7 @@ class Outbox:
 
     async def wait_deletions(self) -> None:
         """Return when there is something for `flush_deletions`."""
-        while not self._to_delete:
+        while not self._deletions:
             self._finished.clear()
             await self._finished.wait()
 
@@ -421,7 +397,7 @@ class Outbox:
     @property
     def deletions_due(self) -> int:
         """Rows that are through and still on disk."""
-        return len(self._to_delete)
+        return len(self._deletions)
 
     async def flush(self) -> None:
         """Put on the disk what is held, delete from it what is through.
@@ -433,53 +409,9 @@ class Outbox:
 
     async def flush_deletions(self) -> None:
         """Delete from the disk what is through. All that a crash before it costs is a repeat."""
-        while deleted := self._claim_deletions():
-            try:
+        while self._deletions:
+            with self._deletions.claimed() as deleted:
                 await self.store.write(partial(delete, row_ids=deleted))
-            except BaseException:
-                self._to_delete |= dict.fromkeys(deleted)
-                raise
-            finally:
-                self._forget_claimed(deleted)
-
-    def _make_room(self, message: OutboxMessage, stream_bytes: int | None) -> bool:
-        """Drop what must go for `message`; False when it is the one to drop itself."""
-        size_bytes = message.size_bytes
-        limit_bytes = min(
-            self._max_bytes, self._max_bytes if stream_bytes is None else stream_bytes
-        )
-        if size_bytes > limit_bytes:
-            raise MessageTooLargeError(
-                f"a message of {size_bytes} bytes for {message.topic} never fits the outbox"
-                f" ({limit_bytes} bytes)",
-                size_bytes=size_bytes,
-                limit_bytes=limit_bytes,
-            )
-        stream = self._index.streams.get(message.topic)
-        while stream_bytes is not None and stream is not None:
-            if stream.size_bytes + size_bytes <= stream_bytes:
-                break
-            if (oldest := self._index.oldest_droppable(message.topic)) is None:
-                return False
-            self._drop(oldest)
-        replaced = self._index.by_key.get(message.coalesce_key or "")
-        spare = 0 if replaced is None else self._index.entries[replaced].size_bytes
-        spare_rows = 0 if replaced is None else 1
-        while (
-            len(self) + self._reserved_rows - spare_rows >= self._max_rows
-            or self.size_bytes + self._reserved_bytes - spare + size_bytes > self._max_bytes
-        ):
-            if (oldest := self._index.oldest_droppable()) is None:
-                if message.droppable:
-                    return False
-                raise OutboxFullError(
-                    f"the outbox is full ({len(self)} rows, {self.size_bytes} bytes): the broker"
-                    " has been away for long, or the limits are too low",
-                    rows=len(self),
-                    size_bytes=self.size_bytes,
-                )
-            self._drop(oldest)
-        return True
 
     def _drop(self, handle: int) -> None:
         if self._index.entries[handle].sends:
@@ -522,20 +454,8 @@ class Outbox:
         if entry is not None:
             self._held.forget(handle)
             if entry.row_id is not None:
-                self._to_delete[entry.row_id] = None
+                self._deletions.add(entry.row_id)
             self._finished.set()
-
-    def _claim_deletions(self) -> list[int]:
-        """Rows that the caller deletes now; nobody else does so meanwhile."""
-        claimed = list(itertools.islice(self._to_delete, DELETION_BATCH))
-        for row_id in claimed:
-            del self._to_delete[row_id]
-            self._deleting[row_id] = None
-        return claimed
-
-    def _forget_claimed(self, row_ids: Iterable[int]) -> None:
-        for row_id in row_ids:
-            self._deleting.pop(row_id, None)
 
 
 def _entry(row_id: int, message: OutboxMessage) -> Entry:

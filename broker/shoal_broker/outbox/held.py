@@ -2,7 +2,7 @@
 
 While the line is good a reading is committed at its receiver within milliseconds: writing it here too
 would only wear the flash. So it is sent from memory, and written when its receipt does not come.
-It decides when to write; how is told by `outbox`.
+It decides when to write; how is told by `queue`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
 
-from shoal_broker.outbox_index import Entry
-from shoal_broker.outbox_rows import OutboxMessage
+from shoal_broker.outbox.index import Entry
+from shoal_broker.outbox.rows import OutboxMessage
 
 # Nobody waits longer for the disk because of us; a device gets its answer that much later.
 HOLD_S = 1.0

@@ -1,6 +1,6 @@
 """The rows of the outbox: what a message is, the table it stands in, and the statements on it.
 
-Which row is next is `outbox_index`'s business, and when it leaves the queue's (`outbox`).
+Which row is next is `index`'s business, and when it leaves `queue`'s.
 """
 
 from __future__ import annotations

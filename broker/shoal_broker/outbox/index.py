@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from shoal_broker.outbox_rows import OutboxMessage
+from shoal_broker.outbox.rows import OutboxMessage
 
 
 class Stage(Enum):
