@@ -225,9 +225,9 @@ class AiomqttLink:
         with contextlib.suppress(LinkError):
             await self._client.or_lost(asyncio.get_running_loop().create_future())
 
-    def abort(self) -> None:
+    def abort(self, reason: LinkError | None = None) -> None:
         """Drop the connection now."""
-        self._client.drop(LinkError("the connection was dropped on our side"))
+        self._client.drop(reason or LinkError("the connection was dropped on our side"))
 
 
 class _Client(aiomqtt.Client):

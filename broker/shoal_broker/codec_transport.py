@@ -258,9 +258,9 @@ class CodecLink(asyncio.Protocol):
             self._transport.close()
             await asyncio.wait((self._gone,))
 
-    def abort(self) -> None:
+    def abort(self, reason: LinkError | None = None) -> None:
         """Drop the connection now."""
-        self._lose(LinkError("the connection was dropped on our side"))
+        self._lose(reason or LinkError("the connection was dropped on our side"))
         self._transport.abort()
 
     # --- the event loop's calls

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from shoal_broker.bus_errors import LinkError
 from shoal_broker.tls import TlsFiles
 
 Transport = Literal["aiomqtt", "codec"]
@@ -166,8 +167,8 @@ class Link(Protocol):
         """Send a normal DISCONNECT (the will is not published) and wait until it is written."""
         ...
 
-    def abort(self) -> None:
-        """Drop the connection now; everybody who waits on it gets a LinkError."""
+    def abort(self, reason: LinkError | None = None) -> None:
+        """Drop the connection now; everybody who waits on it gets a LinkError, with this reason."""
         ...
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import NoReturn, Self
 
 import structlog
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
+from tenacity import AsyncRetrying, RetryCallState
 from tenacity.wait import wait_random_exponential
 
 from shoal_broker import transports
@@ -34,7 +34,7 @@ from shoal_broker.bus_errors import (
 )
 from shoal_broker.dispatch import Dispatcher, SideBySide, Subscriber, Subscription
 from shoal_broker.link import Connect, Greeting, Inbound, Link, Outbound, SessionConfig, Will
-from shoal_broker.liveness import watch
+from shoal_broker.liveness import Watch
 from shoal_broker.outbox import Lane, Outbox, OutboxMessage
 from shoal_broker.pump import Pump, SendWindow, check
 from shoal_broker.topic_filter import check_topic
@@ -106,7 +106,8 @@ class Session:
         self._link: Link | None = None
         self._linked_s: float | None = None
         self._window: SendWindow | None = None
-        self._ready = asyncio.Event()
+        self._is_ready = False
+        self._wait_ready: list[asyncio.Future[None]] = []
         # Filters that the broker's session has, as far as we know.
         self._subscribed: set[str] = set()
         self._replies: dict[bytes, asyncio.Future[bytes]] = {}
@@ -173,7 +174,7 @@ class Session:
     @property
     def connected(self) -> bool:
         """Connected, with every subscription in place."""
-        return self._ready.is_set()
+        return self._is_ready
 
     @property
     def linked_s(self) -> float | None:
@@ -215,11 +216,17 @@ class Session:
 
     async def wait_connected(self, timeout_s: float) -> None:
         """Return once `connected`. Raises NotConnectedError after `timeout_s`."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._ready.wait()
-        except TimeoutError as exc:
-            raise self._not_connected() from exc
+        while not self._is_ready:
+            ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._wait_ready.append(ready)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await ready
+            except TimeoutError as exc:
+                raise self._not_connected() from exc
+            finally:
+                if ready in self._wait_ready:
+                    self._wait_ready.remove(ready)
 
     async def subscribe(self, topic_filter: str, subscriber: Subscriber, *, qos: int = 1) -> None:
         """Remember the subscription; when connected, return once the broker has granted it.
@@ -278,8 +285,8 @@ class Session:
         Durable: returns once the message is safe, connected or not; it is sent until the broker
         has it, or, with a `receipt`, until `Outbox.received` has said so (see `Outbox.put` for
         `hold`, `not_before_s` and `stream_bytes`). Direct: returns at PUBACK (QoS 1) or when
-        written (QoS 0), within `timeout_s` (default `ack_timeout_s`); what concerns the outbox has
-        no meaning.
+        written (QoS 0), within `timeout_s`, without one for as long as the connection lives; what
+        concerns the outbox has no meaning.
 
         Raises TopicError, MessageTooLargeError; durable: OutboxFullError, StoreError; direct:
         NotConnectedError, LinkError, AnswerTimeoutError, RefusedByBrokerError.
@@ -377,29 +384,35 @@ class Session:
 
     async def _live(self) -> None:
         """Connect, serve, wait, until we leave."""
+        failures = 0
         while True:
-            async for attempt in AsyncRetrying(
-                retry=retry_if_exception_type(LinkError), wait=self._delay_s, reraise=True
-            ):
-                with attempt:
-                    await self._one_connection()
+            try:
+                await self._one_connection()
+            except LinkError as exc:
+                failures += 1
+                delay_s = self._delay_s(failures, exc)
+            else:
+                failures = 0
+                # A good connection ended: all the others of this broker come back now, too.
+                delay_s = random.uniform(0, self._first_delay_s())  # noqa: S311 - jitter
             if self._leaving:
                 return
-            # A good connection ended: all the others of this broker come back now, too.
-            await asyncio.sleep(random.uniform(0, self._first_delay_s()))  # noqa: S311 - jitter
+            await asyncio.sleep(delay_s)
 
     def _first_delay_s(self) -> float:
         """The window in which a whole fleet comes back."""
         return max(self.config.backoff_initial_s, self.fleet_nodes / RETURNS_PER_S)
 
-    def _delay_s(self, state: RetryCallState) -> float:
+    def _delay_s(self, failures: int, error: LinkError) -> float:
         """Full jitter; slowly when waiting alone does not help."""
-        error = None if state.outcome is None else state.outcome.exception()
         longest_s = self.config.backoff_max_s
         if isinstance(error, TrustError):
             return random.uniform(longest_s / 2, longest_s)  # noqa: S311 - jitter
         first_s = self._first_delay_s()
-        return wait_random_exponential(multiplier=first_s, max=max(first_s, longest_s))(state)
+        wait = wait_random_exponential(multiplier=first_s, max=max(first_s, longest_s))
+        state = RetryCallState(AsyncRetrying(wait=wait), None, (), {})
+        state.attempt_number = failures
+        return wait(state)
 
     async def _one_connection(self) -> None:
         """Return when a good connection ended. Raises LinkError when there was none."""
@@ -436,22 +449,22 @@ class Session:
         self._window = window = SendWindow(link, messages=self.config.in_flight_messages)
         lost: LinkError | None = None
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._read(link), name="session.read")
-                tasks.create_task(watch(link, window, self.config), name="session.watch")
-                tasks.create_task(self._welcome(link), name="session.welcome")
-                if self.outbox is not None:
-                    pump = Pump(
-                        self.outbox,
-                        window,
-                        messages=self.config.in_flight_messages,
-                        size_bytes=self.config.in_flight_bytes,
-                    )
-                    tasks.create_task(pump.run(), name="session.pump")
+            with Watch(link, window, self.config):
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._welcome(link), name="session.welcome")
+                    if self.outbox is not None:
+                        pump = Pump(
+                            self.outbox,
+                            window,
+                            messages=self.config.in_flight_messages,
+                            size_bytes=self.config.in_flight_bytes,
+                        )
+                        tasks.create_task(pump.run(), name="session.pump")
+                    await self._read(link)
         except* LinkError as group:
             lost = _first(group)
         finally:
-            self._ready.clear()
+            self._is_ready = False
             self._link = None
             self._window = None
             self._published += window.published
@@ -472,7 +485,10 @@ class Session:
             except RefusedByBrokerError as exc:
                 # Remembered: the next connection may be one after the ACL was mended.
                 log.error("subscription refused", error=str(exc))  # noqa: TRY400 - the message says it all
-        self._ready.set()
+        self._is_ready = True
+        for ready in self._wait_ready:
+            if not ready.done():
+                ready.set_result(None)
         self.last_error = None
         log.info(
             "connected",
@@ -521,22 +537,24 @@ class Session:
         window = self._window
         if window is None or not self.connected:
             raise self._not_connected()
-        limit_s = self.config.ack_timeout_s if timeout_s is None else timeout_s
-
-        async def send() -> None:
+        if timeout_s is None:
+            # A broker that acknowledges nothing ends the connection, and that this wait.
             await window.reserve()
             await window.publish(message)
-
-        await self._bounded(send(), limit_s)
+            return
+        try:
+            async with asyncio.timeout(timeout_s):
+                await window.reserve()
+                await window.publish(message)
+        except TimeoutError as exc:
+            raise _no_answer(timeout_s) from exc
 
     async def _bounded(self, wanted: Awaitable[None], timeout_s: float) -> None:
         try:
             async with asyncio.timeout(timeout_s):
                 await wanted
         except TimeoutError as exc:
-            raise AnswerTimeoutError(
-                f"the broker did not answer within {timeout_s:g} s", timeout_s=timeout_s
-            ) from exc
+            raise _no_answer(timeout_s) from exc
 
     async def _take_reply(self, inbound: Inbound) -> None:
         reply = self._replies.get(inbound.correlation or b"")
@@ -549,6 +567,12 @@ class Session:
 
 
 OnConnected = Callable[[Session, bool], Awaitable[None]]
+
+
+def _no_answer(timeout_s: float) -> AnswerTimeoutError:
+    return AnswerTimeoutError(
+        f"the broker did not answer within {timeout_s:g} s", timeout_s=timeout_s
+    )
 
 
 def _first(group: BaseExceptionGroup[LinkError]) -> LinkError:

@@ -46,7 +46,12 @@ class TcpProxy:
         """Take connections again and let stalled bytes flow."""
         self._flowing.set()
         if self._server is None:
-            self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+
+            def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                # Of our group, which ends when they have: start_server's own tasks nobody awaits.
+                self._tasks.create_task(self._accept(reader, writer), name="proxy.accept")
+
+            self._server = await asyncio.start_server(accept, "127.0.0.1", self.port)
             self.port = self._server.sockets[0].getsockname()[1]
 
     async def cut(self) -> None:
@@ -69,12 +74,17 @@ class TcpProxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
+        server = self._server
         try:
             await self._flowing.wait()
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
         except OSError:
-            self._writers.discard(writer)
-            writer.transport.abort()
+            await self._end(writer, reset=True)
+            return
+        if self._server is not server:
+            # Cut meanwhile.
+            await self._end(writer, reset=True)
+            await self._end(far_writer, reset=True)
             return
         self._writers.add(far_writer)
         self._tasks.create_task(self._forward(reader, far_writer), name="proxy.up")
@@ -89,6 +99,15 @@ class TcpProxy:
                 await writer.drain()
                 if self.bytes_per_s is not None:
                     await asyncio.sleep(len(piece) / self.bytes_per_s)
-        self._writers.discard(writer)
         # An abort on one side ends the other: an MQTT connection has no half.
-        writer.transport.abort() if reader.exception() else writer.close()
+        await self._end(writer, reset=reader.exception() is not None)
+
+    async def _end(self, writer: asyncio.StreamWriter, *, reset: bool) -> None:
+        """Return when the connection is closed: its transport goes before the loop does."""
+        if reset:
+            writer.transport.abort()
+        else:
+            writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        self._writers.discard(writer)
