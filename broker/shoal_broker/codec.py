@@ -100,6 +100,7 @@ _PACKET_TOO_LARGE = 0x95
 # Properties of a PUBLISH that are numbers of a fixed size: payload format, message expiry, topic alias.
 _NUMBERS = {0x01: 1, 0x02: 4, 0x23: 2}
 _SUBSCRIPTION_ID = 0x0B
+_PUBACK_BYTE = 0x40
 
 _OTHER_REASONS = (
     ("Topic alias must be != 0", _TOPIC_ALIAS_INVALID),
@@ -159,6 +160,12 @@ class PacketReader:
             )
         if available < total:
             return None
+        if remaining == 2 and buffered[start] == _PUBACK_BYTE:  # noqa: PLR2004 - a bare packet id
+            packet_id = buffered[start + 2] << 8 | buffered[start + 3]
+            _check_packet_id(packet_id)
+            self._position = start + total
+            self.packet_bytes = total
+            return PubAckPacket(packet_id)
         with memoryview(buffered) as view, view[start : start + total] as packet:
             decoded = _decode(packet, header_bytes)
         self._position = start + total
@@ -182,6 +189,11 @@ def encode(packet: Packet) -> bytes:
         if not _is_panic(exc):
             raise
         raise EncodeError(f"{type(packet).__name__}: {exc}") from exc
+
+
+def puback(packet_id: int) -> bytes:
+    """The PUBACK of success: every message that comes in costs one."""
+    return b"\x40\x02" + packet_id.to_bytes(2, "big")
 
 
 def refused_version(protocol_level: int) -> bytes:

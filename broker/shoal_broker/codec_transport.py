@@ -38,6 +38,7 @@ from shoal_broker.codec import (
     SubAckPacket,
     UnsubAckPacket,
     encode,
+    puback,
 )
 from shoal_broker.errors import ProtocolError
 from shoal_broker.link import (
@@ -183,7 +184,7 @@ class CodecLink(asyncio.Protocol):
         if arrival.inbound.qos == _EXACTLY_ONCE:
             self._send(encode(PubRecPacket(arrival.packet_id)))
         else:
-            self._send(encode(PubAckPacket(arrival.packet_id)))
+            self._send(puback(arrival.packet_id))
         return True
 
     async def publish(self, message: Outbound) -> bool:

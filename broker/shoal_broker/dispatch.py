@@ -18,6 +18,7 @@ import structlog
 
 from shoal_broker.bus_errors import Redeliver, TopicError
 from shoal_broker.link import Arrival, Inbound, Link
+from shoal_broker.slots import Slots
 from shoal_broker.topic_filter import check_filter, matches
 
 Subscriber = Callable[[Inbound], Awaitable[None]]
@@ -132,7 +133,8 @@ class Dispatcher:
         self.subscriptions: dict[str, Subscription] = {}
         self._tasks = tasks
         self._workers: set[asyncio.Task[None]] = set()
-        self._slots = asyncio.Semaphore(window)
+        self._slots = Slots(window)
+        self._by_id: dict[int, Subscription] = {}
         self._link: Link | None = None
         self._given_up_link: Link | None = None
         # QoS 1 messages without our PUBACK, by packet id: of this link and of the one before.
@@ -150,7 +152,7 @@ class Dispatcher:
         while number in taken:
             number = number % MAX_SUBSCRIPTION_ID + 1
         subscription = Subscription(topic_filter, subscriber, qos, number)
-        self.subscriptions[topic_filter] = subscription
+        self.subscriptions[topic_filter] = self._by_id[number] = subscription
         for _ in range(subscription.workers):
             worker = self._tasks.create_task(
                 self._work(subscription), name=f"session.worker {topic_filter}"
@@ -163,6 +165,7 @@ class Dispatcher:
         """Forget a subscription; what has come in for it is still worked on."""
         subscription = self.subscriptions.pop(topic_filter, None)
         if subscription is not None:
+            del self._by_id[subscription.id]
             for _ in range(subscription.workers):
                 subscription.queue.put(None)
         return subscription is not None
@@ -192,7 +195,7 @@ class Dispatcher:
     async def deliver(self, link: Link, arrival: Arrival) -> None:
         """Queue the message for everybody who wants it; waits while the window is full."""
         self.stats.received += 1
-        if arrival.inbound.qos and self._recognise(link, arrival):
+        if self._orphans and arrival.inbound.qos and self._recognise(link, arrival):
             return
         wanted = self._route(arrival)
         if not wanted:
@@ -201,10 +204,11 @@ class Dispatcher:
             if arrival.inbound.qos:
                 link.acknowledge(arrival)
             return
-        await self._slots.acquire()
+        if not self._slots.try_take():
+            await self._slots.take()
         if arrival.inbound.qos and link is self._given_up_link:
             # Read before the link was dropped for `Redeliver`: it comes again, in its turn.
-            self._slots.release()
+            self._slots.give()
             return
         delivery = _Delivery(link, arrival, len(wanted))
         if arrival.inbound.qos:
@@ -228,10 +232,13 @@ class Dispatcher:
 
     def _route(self, arrival: Arrival) -> list[Subscription]:
         """Brokers that send a copy for each overlapping subscription say which one it is for."""
-        topic = arrival.inbound.topic
-        matching = [s for s in self.subscriptions.values() if matches(s.topic_filter, topic)]
-        named = [s for s in matching if s.id in arrival.subscription_ids]
-        return named or matching
+        topic, by_id = arrival.inbound.topic, self._by_id
+        named = [
+            by_id[number]
+            for number in arrival.subscription_ids
+            if number in by_id and matches(by_id[number].topic_filter, topic)
+        ]
+        return named or [s for s in self.subscriptions.values() if matches(s.topic_filter, topic)]
 
     async def _work(self, subscription: Subscription) -> None:
         while (delivery := await subscription.queue.get()) is not None:
@@ -270,7 +277,7 @@ class Dispatcher:
     def _finish(self, delivery: _Delivery) -> None:
         delivery.unfinished -= 1
         if not delivery.unfinished:
-            self._slots.release()
+            self._slots.give()
             if delivery.arrival.inbound.qos:
                 self._acknowledge(delivery)
 

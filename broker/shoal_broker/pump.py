@@ -14,6 +14,7 @@ import structlog
 from shoal_broker.bus_errors import MessageTooLargeError, RefusedByBrokerError, StoreError
 from shoal_broker.link import Greeting, Link, Outbound
 from shoal_broker.outbox import Outbox, OutboxMessage, OutboxRow
+from shoal_broker.slots import Slots
 
 log = structlog.get_logger(__name__)
 
@@ -33,18 +34,23 @@ class SendWindow:
     def __init__(self, link: Link, *, messages: int) -> None:
         self.published = 0
         self._link = link
-        self._slots = asyncio.Semaphore(max(1, min(messages, link.greeting.receive_maximum)))
+        self._greeting = link.greeting
+        self._slots = Slots(max(1, min(messages, link.greeting.receive_maximum)))
         self._in_flight = 0
         self._moved_s = time.monotonic()
 
+    def try_reserve(self) -> bool:
+        """Take a slot if one is free; `publish` gives it back."""
+        return self._slots.try_take()
+
     async def reserve(self) -> None:
         """Wait for a slot; `publish` gives it back."""
-        await self._slots.acquire()
+        await self._slots.take()
 
     async def publish(self, message: Outbound) -> bool:
         """Send within a reserved slot; returns and raises what `Link.publish` and `check` do."""
         try:
-            check(self._link.greeting, message)
+            check(self._greeting, message)
             if not self._in_flight:
                 self._moved_s = time.monotonic()
             self._in_flight += 1
@@ -56,12 +62,12 @@ class SendWindow:
             self._moved_s = time.monotonic()
             return had_subscribers
         finally:
-            self._slots.release()
+            self._slots.give()
 
     @property
     def session_present(self) -> bool:
         """Whether the broker remembered us when the link was made."""
-        return self._link.greeting.session_present
+        return self._greeting.session_present
 
     @property
     def stuck_s(self) -> float:

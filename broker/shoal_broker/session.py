@@ -539,7 +539,8 @@ class Session:
             raise self._not_connected()
         if timeout_s is None:
             # A broker that acknowledges nothing ends the connection, and that this wait.
-            await window.reserve()
+            if not window.try_reserve():
+                await window.reserve()
             await window.publish(message)
             return
         try:

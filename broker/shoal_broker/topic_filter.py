@@ -5,12 +5,16 @@ Which topics Shoal uses is `shoal_contract.topics`' business; this is section 4.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from shoal_broker.bus_errors import TopicError
 
 MAX_TOPIC_BYTES = 65_535
 SHARE_PREFIX = "$share/"
 
 
+# Programs publish to the same topics, and receive on the same, over and over.
+@lru_cache(maxsize=1024)
 def check_topic(topic: str) -> None:
     """Raise TopicError unless `topic` may be published to."""
     _check_text(topic, "topic")
@@ -35,6 +39,7 @@ def check_filter(topic_filter: str) -> None:
             raise TopicError(f"{topic_filter!r}: '+' stands alone between slashes")
 
 
+@lru_cache(maxsize=8192)
 def matches(topic_filter: str, topic: str) -> bool:
     """Return whether a message on `topic` belongs to the valid `topic_filter`."""
     if topic_filter.startswith(SHARE_PREFIX):
