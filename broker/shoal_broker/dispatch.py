@@ -63,76 +63,54 @@ class _Delivery:
     given_up: bool = False
 
 
-class _Queue:
-    """The messages of one subscription that wait; None tells a worker to end.
-
-    The window bounds them to a few dozen: a list is quick enough. An asyncio.Queue is 3 KB even when it
-    is empty, and a process may hold ten thousand sessions.
-    """
-
-    __slots__ = ("_idle", "_waiting")
-
-    def __init__(self) -> None:
-        self._waiting: list[_Delivery | None] = []
-        self._idle: list[asyncio.Future[None]] = []
-
-    def put(self, delivery: _Delivery | None) -> None:
-        """Add one; a worker that waits wakes up."""
-        self._waiting.append(delivery)
-        self._wake()
-
-    async def get(self) -> _Delivery | None:
-        """The next one, in order."""
-        while not self._waiting:
-            woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._idle.append(woken)
-            try:
-                await woken
-            except asyncio.CancelledError:
-                if woken in self._idle:
-                    self._idle.remove(woken)
-                elif self._waiting:
-                    # What it was woken for is another worker's now.
-                    self._wake()
-                raise
-        return self._waiting.pop(0)
-
-    def waiting(self) -> tuple[_Delivery | None, ...]:
-        """All that wait, next first."""
-        return tuple(self._waiting)
-
-    def _wake(self) -> None:
-        while self._idle:
-            woken = self._idle.pop(0)
-            if not woken.done():
-                woken.set_result(None)
-                return
-
-
 @dataclass(slots=True, eq=False)
 class Subscription:
-    """A topic filter, who gets its messages, and those that wait."""
+    """A topic filter, who gets its messages, and those that wait; `is_granted` by the broker, as far as we know.
+
+    The window bounds those that wait to a few dozen: a list is quick enough.
+    """
 
     topic_filter: str
     subscriber: Subscriber
     qos: int
     id: int
-    queue: _Queue = field(default_factory=_Queue)
+    is_granted: bool = False
+    waiting: list[_Delivery] = field(default_factory=list)
+    workers: int = 0
 
     @property
-    def workers(self) -> int:
+    def at_once(self) -> int:
         """How many of its messages are worked on at a time; more than one keeps no order."""
         return self.subscriber.at_once if isinstance(self.subscriber, SideBySide) else 1
 
 
 class Dispatcher:
-    """The subscriptions of a session and the messages in work. Workers run in `tasks`."""
+    """The subscriptions of a session and the messages in work.
+
+    Workers run in `tasks`, for as long as there is something to do: a process may hold ten thousand
+    sessions, most of them idle.
+    """
+
+    __slots__ = (
+        "_by_id",
+        "_given_up_link",
+        "_is_stopped",
+        "_link",
+        "_orphans",
+        "_slots",
+        "_tasks",
+        "_unacknowledged",
+        "_workers",
+        "stats",
+        "subscriptions",
+    )
 
     def __init__(self, tasks: asyncio.TaskGroup, *, window: int) -> None:
         self.stats = InboundStats()
         self.subscriptions: dict[str, Subscription] = {}
         self._tasks = tasks
-        self._workers: set[asyncio.Task[None]] = set()
+        self._workers: dict[asyncio.Task[None] | None, None] = {}
+        self._is_stopped = False
         self._slots = Slots(window)
         self._by_id: dict[int, Subscription] = {}
         self._link: Link | None = None
@@ -142,7 +120,7 @@ class Dispatcher:
         self._orphans: dict[int, _Delivery] = {}
 
     def add(self, topic_filter: str, subscriber: Subscriber, *, qos: int) -> Subscription:
-        """Remember a subscription and start its worker. Raises TopicError."""
+        """Remember a subscription. Raises TopicError."""
         check_filter(topic_filter)
         if topic_filter in self.subscriptions:
             raise TopicError(f"{topic_filter!r} is subscribed to already")
@@ -153,12 +131,6 @@ class Dispatcher:
             number = number % MAX_SUBSCRIPTION_ID + 1
         subscription = Subscription(topic_filter, subscriber, qos, number)
         self.subscriptions[topic_filter] = self._by_id[number] = subscription
-        for _ in range(subscription.workers):
-            worker = self._tasks.create_task(
-                self._work(subscription), name=f"session.worker {topic_filter}"
-            )
-            self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
         return subscription
 
     def remove(self, topic_filter: str) -> bool:
@@ -166,21 +138,23 @@ class Dispatcher:
         subscription = self.subscriptions.pop(topic_filter, None)
         if subscription is not None:
             del self._by_id[subscription.id]
-            for _ in range(subscription.workers):
-                subscription.queue.put(None)
         return subscription is not None
 
     def stop(self) -> None:
         """End the workers now: what they are not through with comes again in the next run."""
-        for worker in list(self._workers):
-            worker.cancel()
+        self._is_stopped = True
+        for worker in self._workers:
+            if worker is not None:
+                worker.cancel()
 
     def link_opened(self, link: Link) -> None:
         """Messages come from `link` now."""
         self._link = link
         if not link.greeting.session_present:
-            # Nothing will be sent again, and packet ids start anew.
+            # Nothing will be sent again, packet ids start anew, and so do subscriptions.
             self._orphans = {}
+            for subscription in self.subscriptions.values():
+                subscription.is_granted = False
 
     def link_lost(self) -> None:
         """What has no PUBACK yet will come again; `deliver` recognises it."""
@@ -214,7 +188,11 @@ class Dispatcher:
         if arrival.inbound.qos:
             self._unacknowledged[arrival.packet_id] = delivery
         for subscription in wanted:
-            subscription.queue.put(delivery)
+            subscription.waiting.append(delivery)
+            if subscription.workers < subscription.at_once and not self._is_stopped:
+                subscription.workers += 1
+                worker = self._tasks.create_task(self._work(subscription), name="session.worker")
+                self._workers[worker] = None
 
     def _recognise(self, link: Link, arrival: Arrival) -> bool:
         """A message sent again that we still work on, or are through with, is not worked on twice."""
@@ -241,31 +219,37 @@ class Dispatcher:
         return named or [s for s in self.subscriptions.values() if matches(s.topic_filter, topic)]
 
     async def _work(self, subscription: Subscription) -> None:
-        while (delivery := await subscription.queue.get()) is not None:
-            if delivery.given_up:
+        try:
+            while subscription.waiting:
+                delivery = subscription.waiting.pop(0)
+                if not delivery.given_up:
+                    await self._hand_over(subscription, delivery)
                 self._finish(delivery)
-                continue
-            inbound = delivery.arrival.inbound
-            try:
-                await subscription.subscriber(inbound)
-            except Redeliver:
-                self._give_up(subscription, delivery)
-            except Exception:
-                # A message that cannot be worked on must not block those behind it.
-                self.stats.failed += 1
-                log.exception(
-                    "message failed", topic=inbound.topic, topic_filter=subscription.topic_filter
-                )
-            else:
-                self.stats.handled += 1
-            self._finish(delivery)
+        finally:
+            subscription.workers -= 1
+            self._workers.pop(asyncio.current_task(), None)
+
+    async def _hand_over(self, subscription: Subscription, delivery: _Delivery) -> None:
+        inbound = delivery.arrival.inbound
+        try:
+            await subscription.subscriber(inbound)
+        except Redeliver:
+            self._give_up(subscription, delivery)
+        except Exception:
+            # A message that cannot be worked on must not block those behind it.
+            self.stats.failed += 1
+            log.exception(
+                "message failed", topic=inbound.topic, topic_filter=subscription.topic_filter
+            )
+        else:
+            self.stats.handled += 1
 
     def _give_up(self, subscription: Subscription, delivery: _Delivery) -> None:
         """The broker is to send it again, and what waits behind it too, so that order is kept."""
         self.stats.redeliver_asked += 1
         log.info("message asked for again", topic=delivery.arrival.inbound.topic)
-        for other in subscription.queue.waiting():
-            if other is not None and other.arrival.inbound.qos and other.link is delivery.link:
+        for other in subscription.waiting:
+            if other.arrival.inbound.qos and other.link is delivery.link:
                 other.given_up = True
         if delivery.arrival.inbound.qos:
             delivery.given_up = True

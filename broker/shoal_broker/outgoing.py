@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from shoal_broker.bus_errors import BusError, LinkError, RefusedByBrokerError
 from shoal_broker.codec import PubAckPacket, SubAckPacket, UnsubAckPacket
@@ -22,14 +21,9 @@ PACKET_TOO_LARGE = 0x95
 Answer = PubAckPacket | SubAckPacket | UnsubAckPacket | None
 
 
-@dataclass(slots=True, eq=False)
-class _Wish:
-    """A packet that is to leave: `encode` makes it from its packet id (0: it has none)."""
-
-    encode: Callable[[int], bytes]
-    answer: asyncio.Future[Answer]
-    has_id: bool
-    is_publish: bool
+# A packet that is to leave: what makes it from its packet id (0: it has none), who waits for its
+# answer, whether it has an id, whether it is a PUBLISH.
+_Wish = tuple[Callable[[int], bytes], asyncio.Future[Answer], bool, bool]
 
 
 class Outgoing:
@@ -119,10 +113,10 @@ class Outgoing:
     def advance(self) -> None:
         """Send what waits, as far as it may leave now."""
         wishes = self._wishes
-        while wishes and (wishes[0].answer.done() or self._may_leave(wishes[0])):
+        while wishes and (wishes[0][1].done() or self._may_leave(wishes[0])):
             wish = wishes.popleft()
             # Done: its caller has left before it could.
-            if not wish.answer.done():
+            if not wish[1].done():
                 self._let_leave(wish)
 
     def pause(self) -> None:
@@ -143,7 +137,7 @@ class Outgoing:
             *self._publishes.values(),
             *self._requests.values(),
             *self._unwritten,
-            *(wish.answer for wish in self._wishes or ()),
+            *(answer for _, answer, _, _ in self._wishes or ()),
         ]
         self._publishes.clear()
         self._requests.clear()
@@ -157,7 +151,7 @@ class Outgoing:
         self, encode: Callable[[int], bytes], *, has_id: bool, is_publish: bool
     ) -> asyncio.Future[Answer]:
         answer: asyncio.Future[Answer] = self._loop.create_future()
-        wish = _Wish(encode, answer, has_id, is_publish)
+        wish = (encode, answer, has_id, is_publish)
         if not self._wishes and self._may_leave(wish):
             self._let_leave(wish)
         else:
@@ -167,30 +161,32 @@ class Outgoing:
         return answer
 
     def _may_leave(self, wish: _Wish) -> bool:
+        _, _, has_id, is_publish = wish
         if not self.is_writable:
             return False
-        if wish.is_publish and len(self._publishes) >= self.receive_maximum:
+        if is_publish and len(self._publishes) >= self.receive_maximum:
             return False
-        return not wish.has_id or len(self._publishes) + len(self._requests) < PACKET_IDS
+        return not has_id or len(self._publishes) + len(self._requests) < PACKET_IDS
 
     def _let_leave(self, wish: _Wish) -> None:
-        packet_id = self._free_id() if wish.has_id else 0
+        encode, answer, has_id, is_publish = wish
+        packet_id = self._free_id() if has_id else 0
         try:
-            data = wish.encode(packet_id)
+            data = encode(packet_id)
         except BusError as exc:
-            _fail_with(wish.answer, exc)
+            _fail_with(answer, exc)
             return
         limit_bytes = self.maximum_packet_bytes
         if limit_bytes is not None and len(data) > limit_bytes:
             why = f"a packet of {len(data)} bytes, the broker takes {limit_bytes}"
-            _fail_with(wish.answer, RefusedByBrokerError(why, reason_code=PACKET_TOO_LARGE))
+            _fail_with(answer, RefusedByBrokerError(why, reason_code=PACKET_TOO_LARGE))
             return
-        if wish.is_publish:
-            self._publishes[packet_id] = wish.answer
-        elif wish.has_id:
-            self._requests[packet_id] = wish.answer
+        if is_publish:
+            self._publishes[packet_id] = answer
+        elif has_id:
+            self._requests[packet_id] = answer
         else:
-            self._unwritten.append(wish.answer)
+            self._unwritten.append(answer)
         self.send(data)
 
     def _free_id(self) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -37,6 +36,7 @@ from shoal_broker.link import Connect, Greeting, Inbound, Link, Outbound, Sessio
 from shoal_broker.liveness import Watch
 from shoal_broker.outbox import Lane, Outbox, OutboxMessage
 from shoal_broker.pump import Pump, SendWindow, check
+from shoal_broker.requests import Requests
 from shoal_broker.topic_filter import check_topic
 
 __all__ = [
@@ -84,6 +84,27 @@ class SessionStats:
 class Session:
     """One MQTT 5 session with a stable client id. Build it with `Session.open`."""
 
+    __slots__ = (
+        "_alarms",
+        "_connect",
+        "_connects",
+        "_dispatcher",
+        "_is_ready",
+        "_leaving",
+        "_link",
+        "_linked_s",
+        "_on_connected",
+        "_published",
+        "_requests",
+        "_wait_ready",
+        "_will",
+        "_window",
+        "config",
+        "fleet_nodes",
+        "last_error",
+        "outbox",
+    )
+
     def __init__(
         self,
         config: SessionConfig,
@@ -108,11 +129,7 @@ class Session:
         self._window: SendWindow | None = None
         self._is_ready = False
         self._wait_ready: list[asyncio.Future[None]] = []
-        # Filters that the broker's session has, as far as we know.
-        self._subscribed: set[str] = set()
-        self._replies: dict[bytes, asyncio.Future[bytes]] = {}
-        self._reply_topics: set[str] = set()
-        self._reply_topics_lock = asyncio.Lock()
+        self._requests: Requests | None = None
         self._connects = 0
         self._alarms = Alarms()
         self._published = 0
@@ -252,7 +269,6 @@ class Session:
         The broker is told of one that this process never made, too: an earlier one may have left it.
         """
         self._dispatcher.remove(topic_filter)
-        self._subscribed.discard(topic_filter)
         if (link := self._link) is not None:
             try:
                 await self._bounded(link.unsubscribe(topic_filter), self.config.connect_timeout_s)
@@ -350,35 +366,11 @@ class Session:
 
         Raises what a direct publish raises, and AnswerTimeoutError without a reply.
         """
-        check_topic(topic)
-        correlation = secrets.token_bytes(8)
-        reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._replies[correlation] = reply
-        try:
-            async with asyncio.timeout(timeout_s):
-                # Nobody asks before the broker has granted the subscription, also not the second.
-                async with self._reply_topics_lock:
-                    if reply_topic not in self._reply_topics:
-                        await self.subscribe(reply_topic, self._take_reply, qos=qos)
-                        self._reply_topics.add(reply_topic)
-                await self._publish_now(
-                    Outbound(
-                        topic=topic,
-                        payload=payload,
-                        qos=qos,
-                        expiry_s=max(1, round(timeout_s)),
-                        response_topic=reply_topic,
-                        correlation=correlation,
-                    ),
-                    timeout_s,
-                )
-                return await reply
-        except TimeoutError as exc:
-            raise AnswerTimeoutError(
-                f"{topic}: no reply within {timeout_s:g} s", timeout_s=timeout_s
-            ) from exc
-        finally:
-            del self._replies[correlation]
+        if self._requests is None:
+            self._requests = Requests(self.subscribe, self._publish_now)
+        return await self._requests.ask(
+            topic, payload, reply_topic=reply_topic, timeout_s=timeout_s, qos=qos
+        )
 
     # --- the connection
 
@@ -441,8 +433,6 @@ class Session:
 
     async def _serve(self, link: Link) -> None:
         """Raise LinkError when the link is lost."""
-        if not link.greeting.session_present:
-            self._subscribed.clear()
         self._dispatcher.link_opened(link)
         self._link = link
         self._linked_s = time.monotonic()
@@ -478,7 +468,7 @@ class Session:
 
     async def _welcome(self, link: Link) -> None:
         for subscription in list(self._dispatcher.subscriptions.values()):
-            if subscription.topic_filter in self._subscribed:
+            if subscription.is_granted:
                 continue
             try:
                 await self._grant(link, subscription)
@@ -507,7 +497,7 @@ class Session:
         await link.subscribe(
             subscription.topic_filter, qos=subscription.qos, subscription_id=subscription.id
         )
-        self._subscribed.add(subscription.topic_filter)
+        subscription.is_granted = True
 
     async def _leave(self) -> None:
         """Give the outbox a moment, then say goodbye; never longer than `close_timeout_s`."""
@@ -531,7 +521,7 @@ class Session:
             except (TimeoutError, LinkError):
                 link.abort()
 
-    # --- direct publishes and replies
+    # --- direct publishes
 
     async def _publish_now(self, message: Outbound, timeout_s: float | None) -> None:
         window = self._window
@@ -556,11 +546,6 @@ class Session:
                 await wanted
         except TimeoutError as exc:
             raise _no_answer(timeout_s) from exc
-
-    async def _take_reply(self, inbound: Inbound) -> None:
-        reply = self._replies.get(inbound.correlation or b"")
-        if reply is not None and not reply.done():
-            reply.set_result(inbound.payload)
 
     def _not_connected(self) -> NotConnectedError:
         why = f": {self.last_error}" if self.last_error else ""
