@@ -63,7 +63,7 @@ class CommandRow(FleetBase):
     """A command to one node; one to a group has a row for each member, under one id.
 
     `state` 0: sent, not accepted yet. `presumed`: the node itself has not said so. `group`: the
-    expression that named the members, "" for a command to one node.
+    expression that named the members, "" for a command to one node. `by_hand`: somebody else publishes it.
     """
 
     __tablename__ = "commands"
@@ -80,6 +80,7 @@ class CommandRow(FleetBase):
     progress: Mapped[int] = mapped_column(default=0)
     reason: Mapped[str] = mapped_column(default="")
     result: Mapped[bytes | None] = mapped_column(LargeBinary)
+    by_hand: Mapped[bool] = mapped_column(default=False)
 
 
 class CommandHistoryRow(FleetBase):
@@ -341,8 +342,8 @@ _COMMANDS_PER_NODE: Final = _Steps(
     after=(
         (
             'INSERT INTO commands (id, node, "group", op, args, issued_ms, expires_ms, priority, state,'
-            " presumed, progress, reason, result) SELECT id, node, '', op, args, issued_ms, expires_ms,"
-            " priority, state, presumed, progress, reason, result FROM commands_1"
+            " presumed, progress, reason, result, by_hand) SELECT id, node, '', op, args, issued_ms, expires_ms,"
+            " priority, state, presumed, progress, reason, result, 0 FROM commands_1"
         ),
         (
             "INSERT INTO command_history (id, command, node, state, at_ms, reason)"

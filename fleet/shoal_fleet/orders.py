@@ -80,7 +80,7 @@ class Orders:
         command, payload = _command(order, command_id)
         if command_id is not None and (known := await self._known(command_id, node)) is not None:
             return known
-        await self._record(command, [node], group="")
+        await self._record(command, [node], group="", by_hand=not publish)
         if publish:
             await self._say(command, payload, node)
         self.sent += 1
@@ -120,7 +120,11 @@ class Orders:
         """Hand over what a crash kept from the outbox. To be awaited once, before anything is sent."""
         async with self._database.read() as session:
             rows = await session.scalars(
-                select(CommandRow).where(CommandRow.state == SENT, CommandRow.expires_ms > now_ms())
+                select(CommandRow).where(
+                    CommandRow.state == SENT,
+                    CommandRow.expires_ms > now_ms(),
+                    CommandRow.by_hand.is_(False),
+                )
             )
             lost = [(_of(row), row.node) for row in rows]
         for command, node in lost:
@@ -151,7 +155,9 @@ class Orders:
             await self._say(command, payload, node)
         return Ordered(command_id, self._topics.commands(node), payload)
 
-    async def _record(self, command: Command, nodes: Iterable[str], *, group: str) -> None:
+    async def _record(
+        self, command: Command, nodes: Iterable[str], *, group: str, by_hand: bool = False
+    ) -> None:
         async with self._database.write() as session:
             for node in nodes:
                 session.add(
@@ -168,6 +174,7 @@ class Orders:
                         presumed=False,
                         progress=0,
                         reason="",
+                        by_hand=by_hand,
                     )
                 )
             await session.flush()

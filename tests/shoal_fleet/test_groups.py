@@ -166,6 +166,22 @@ async def test_a_printed_command_is_sent_by_whoever_publishes_it_and_followed_he
     assert (await final(site, command["id"]))["state"] == "succeeded"
 
 
+async def test_a_restart_sends_what_a_crash_kept_from_the_bus_but_not_what_was_printed(quiet_site):
+    async with quiet_site.controlled() as site, site.node("n0"):
+        pass
+    async with quiet_site.controlled() as site:
+        for publish in (True, False):
+            body = {"node": "n0", "op": "ping", "args": {"sent": publish}, "publish": publish}
+            assert (await site.api.post("/api/commands", json=body)).status_code == 201
+        # As if the process had ended between the two commits.
+        outbox = site.controller.session.outbox
+        await outbox.store.write(lambda db: db.execute("DELETE FROM outbox"))
+    async with quiet_site.controlled() as site, site.node("n0") as node:
+        await site.until(lambda: bool(node.done))
+        assert all(command.args == {"sent": True} for command in node.commands)
+        assert len(node.done) == 1
+
+
 FIRST_VERSION = """
 CREATE TABLE commands (
     id BLOB NOT NULL, node VARCHAR NOT NULL, op VARCHAR NOT NULL, args BLOB NOT NULL,
