@@ -32,12 +32,11 @@ from shoal_agent.pipelines import Pipeline
 from shoal_agent.reporter import Reporter
 from shoal_agent.staging import Staging
 from shoal_agent.update import Updater
-from shoal_broker.bus_errors import TlsFilesError
+from shoal_broker.bus_errors import BrokerTableError
 from shoal_broker.logs import RecentLines
 from shoal_broker.outbox import Outbox
 from shoal_broker.session import Session, SessionConfig
 from shoal_broker.store import Store
-from shoal_broker.tls import client_context
 from shoal_contract.messages import InferReply, InferRequest
 from shoal_contract.topics import EVERYBODY, Topics
 
@@ -266,25 +265,7 @@ def _content_store(state_dir: Path) -> ContentStore:
 
 
 def _session_config(config: AgentConfig) -> SessionConfig:
-    password = None
-    if config.broker.password_file is not None:
-        try:
-            text = Path(config.broker.password_file).read_text(encoding="utf-8")
-            password = text.partition("\n")[0].rstrip("\r")
-        except (OSError, UnicodeDecodeError) as exc:
-            raise ConfigError(f"[broker] password_file cannot be read: {exc}") from exc
-    tls = config.broker.tls
-    if tls is not None:
-        try:
-            client_context(tls)
-        except TlsFilesError as exc:
-            raise ConfigError(f"[broker] {exc}") from exc
-    return SessionConfig(
-        host=config.broker.host,
-        port=config.broker.port,
-        client_id=config.node,
-        username=config.broker.username,
-        password=password,
-        transport=config.broker.transport,
-        tls=tls,
-    )
+    try:
+        return config.broker.session(config.node)
+    except BrokerTableError as exc:
+        raise ConfigError(str(exc)) from exc

@@ -6,40 +6,12 @@ from typing import Annotated, Literal
 import msgspec
 
 from shoal_agent.errors import ConfigError
-from shoal_broker.bus_errors import TlsFilesError
-from shoal_broker.link import Transport
-from shoal_broker.tls import TlsFiles, configured
+from shoal_broker.broker_table import BrokerTable
+from shoal_broker.bus_errors import BrokerTableError
 from shoal_contract import toml, topics
 from shoal_contract.errors import ContractError
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
-
-
-class BrokerTable(toml.Table, frozen=True, kw_only=True):
-    """[broker]: where the fleet's broker is, and who we are there; `ca_file` switches TLS on."""
-
-    host: str
-    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1883
-    username: str | None = None
-    password_file: str | None = None
-    transport: Transport = "aiomqtt"
-    ca_file: str | None = None
-    cert_file: str | None = None
-    key_file: str | None = None
-    server_name: str | None = None
-
-    @property
-    def tls(self) -> TlsFiles | None:
-        """None: a plain connection. Raises ConfigError."""
-        try:
-            return configured(
-                ca_file=self.ca_file,
-                cert_file=self.cert_file,
-                key_file=self.key_file,
-                server_name=self.server_name,
-            )
-        except TlsFilesError as exc:
-            raise ConfigError(f"[broker] {exc}") from exc
 
 
 class PeersTable(toml.Table, frozen=True, kw_only=True):
@@ -152,7 +124,10 @@ def redacted(config: AgentConfig) -> dict[str, object]:
 def _check(config: AgentConfig) -> None:
     topics.check_node_id(config.node)
     topics.Topics(config.root)
-    _ = config.broker.tls
+    try:
+        config.broker.tls()
+    except BrokerTableError as exc:
+        raise ConfigError(str(exc)) from exc
     names = [device.name for device in config.device]
     for name in names:
         topics.check_leaf(name)

@@ -59,6 +59,10 @@ class TlsFilesError(TrustError):
         self.path = path
 
 
+class BrokerTableError(BusError):
+    """A `[broker]` table that cannot be used; the message names the key and its file."""
+
+
 class NotConnectedError(LinkError):
     """A publish or request that cannot wait was made while the broker is away."""
 

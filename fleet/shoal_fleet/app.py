@@ -7,6 +7,7 @@ import shutil
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, NoReturn
@@ -14,7 +15,7 @@ from typing import Final, NoReturn
 import structlog
 import uvicorn
 
-from shoal_broker.bus_errors import BusError
+from shoal_broker.bus_errors import BrokerTableError, BusError
 from shoal_broker.durable import write_durably
 from shoal_broker.outbox import Outbox
 from shoal_broker.session import Session, SessionConfig
@@ -25,7 +26,7 @@ from shoal_fleet.access import URL_FILE, load_token
 from shoal_fleet.alarms import Alarms
 from shoal_fleet.blob_store import BlobStore
 from shoal_fleet.commands import Commands
-from shoal_fleet.config import FleetConfig, password, tls
+from shoal_fleet.config import FleetConfig
 from shoal_fleet.controller import Controller
 from shoal_fleet.cuts import Cuts
 from shoal_fleet.database import Database, FleetBase, ReadingsBase
@@ -150,17 +151,7 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
     door = JsonDoor(topics, config.door)
     session = await enter(
         Session.open(
-            SessionConfig(
-                host=config.broker.host,
-                port=config.broker.port,
-                client_id=config.broker.client_id,
-                username=config.broker.username,
-                password=password(config),
-                transport=config.broker.transport,
-                tls=tls(config),
-                backoff_initial_s=BACKOFF_INITIAL_S,
-                backoff_max_s=BACKOFF_MAX_S,
-            ),
+            _session_config(config),
             outbox=outbox,
             subscriptions={**inbox.subscriptions, **door.subscriptions},
             on_connected=inbox.connected,
@@ -244,6 +235,14 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
         )
     )
     return controller
+
+
+def _session_config(config: FleetConfig) -> SessionConfig:
+    try:
+        broker = config.broker.session(config.broker.client_id)
+    except BrokerTableError as exc:
+        raise ConfigError(str(exc)) from exc
+    return replace(broker, backoff_initial_s=BACKOFF_INITIAL_S, backoff_max_s=BACKOFF_MAX_S)
 
 
 def _prepare(state_dir: Path) -> None:

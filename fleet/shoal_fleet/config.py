@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from shoal_broker.bus_errors import TlsFilesError
+from shoal_broker import broker_table
+from shoal_broker.bus_errors import BrokerTableError
 from shoal_broker.link import Transport
-from shoal_broker.tls import TlsFiles, client_context, configured
 from shoal_contract import blobs, toml
 from shoal_contract.errors import ContractError
 from shoal_contract.messages import CHUNK_BYTES
@@ -18,7 +18,6 @@ from shoal_fleet.errors import ConfigError, RequestError
 from shoal_fleet.selection import parse_group
 
 DEFAULT_PORT: Final = 8750
-MAX_PASSWORD_BYTES: Final = 4096
 
 _OPS = re.compile(r"\*|[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*(?:\.\*)?")
 
@@ -29,35 +28,12 @@ ChunkBytes = Annotated[
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=365 * 86400)]
 
 
-class BrokerTable(toml.Table, frozen=True, kw_only=True):
-    """[broker]: where the broker is and who we are there. The password is the file's first line.
-
-    `ca_file` switches TLS on.
-    """
+class BrokerTable(broker_table.BrokerTable, frozen=True, kw_only=True):
+    """[broker]: the controller's own defaults; where several share the load each has its own `client_id`."""
 
     host: str = "127.0.0.1"
-    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1883
     client_id: str = "shoal-controller"
-    username: str | None = None
-    password_file: str | None = None
     transport: Transport = "codec"
-    ca_file: str | None = None
-    cert_file: str | None = None
-    key_file: str | None = None
-    server_name: str | None = None
-
-    @property
-    def tls(self) -> TlsFiles | None:
-        """None: a plain connection. Raises ConfigError."""
-        try:
-            return configured(
-                ca_file=self.ca_file,
-                cert_file=self.cert_file,
-                key_file=self.key_file,
-                server_name=self.server_name,
-            )
-        except TlsFilesError as exc:
-            raise ConfigError(f"[broker] {exc}") from exc
 
 
 class ListenTable(toml.Table, frozen=True, kw_only=True):
@@ -132,7 +108,10 @@ def check(config: FleetConfig) -> FleetConfig:
         Topics(config.root)
     except ContractError as exc:
         raise ConfigError(f"[root] {exc}") from exc
-    _ = config.broker.tls
+    try:
+        config.broker.tls()
+    except BrokerTableError as exc:
+        raise ConfigError(str(exc)) from exc
     if config.webhook_url is not None:
         try:
             url = urlsplit(config.webhook_url)
@@ -160,37 +139,3 @@ def _check_door(tables: tuple[DoorTable, ...]) -> None:
     users = [table.user for table in tables]
     if len(set(users)) < len(users):
         raise ConfigError("[[door]] users must be distinct")
-
-
-def password(config: FleetConfig) -> str | None:
-    """The first line of the password file, if one is configured.
-
-    Raises:
-        ConfigError: the file cannot be read or is no text.
-    """
-    name = config.broker.password_file
-    if name is None:
-        return None
-    try:
-        with Path(name).open("rb") as file:
-            text = file.read(MAX_PASSWORD_BYTES).decode("utf-8")
-    except OSError as exc:
-        raise ConfigError(f"[broker.password_file] {name}: {exc.strerror}") from exc
-    except UnicodeDecodeError as exc:
-        raise ConfigError(f"[broker.password_file] {name}: not UTF-8 text") from exc
-    return text.partition("\n")[0].rstrip("\r")
-
-
-def tls(config: FleetConfig) -> TlsFiles | None:
-    """The files for TLS with the broker, once they were read; None: a plain connection.
-
-    Raises:
-        ConfigError: one of them cannot be used.
-    """
-    files = config.broker.tls
-    if files is not None:
-        try:
-            client_context(files)
-        except TlsFilesError as exc:
-            raise ConfigError(f"[broker] {exc}") from exc
-    return files

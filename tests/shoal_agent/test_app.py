@@ -103,7 +103,7 @@ async def test_a_peer_port_that_is_taken_is_a_clear_error(board, taken):
 async def test_a_password_file_that_is_not_there_is_a_clear_error(board):
     path = board.agent_toml(1)
     path.write_text(path.read_text().replace("[broker]", '[broker]\npassword_file = "/no/such"'))
-    with pytest.raises(ConfigError, match="password_file cannot be read"):
+    with pytest.raises(ConfigError, match="password_file /no/such cannot be read"):
         async with app.running(load(path), recent=RecentLines(), stop=asyncio.Event()):
             pass
 

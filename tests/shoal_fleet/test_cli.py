@@ -178,7 +178,7 @@ def test_serve_says_when_it_is_ready_and_leaves_at_sigterm(tmp_path, unused_port
     [
         ("colour = 1", Exit.USAGE, "unknown key `colour`"),
         ("[listen]\nhost = '203.0.113.1'", Exit.FAILED, "cannot listen on 203.0.113.1"),
-        ("[broker]\npassword_file = '/none'", Exit.USAGE, "[broker.password_file]"),
+        ("[broker]\npassword_file = '/none'", Exit.USAGE, "[broker] password_file"),
     ],
 )
 def test_a_configuration_that_cannot_be_used_is_one_line(tmp_path, config, exit_code, complaint):

@@ -1,6 +1,6 @@
 import pytest
 
-from shoal_fleet.config import FleetConfig, load, password, tls
+from shoal_fleet.config import FleetConfig, load
 from shoal_fleet.errors import ConfigError, UsageError
 from shoal_fleet.serve import settle
 
@@ -49,19 +49,6 @@ def test_what_is_wrong_is_named_with_file_and_key(tmp_path, text, complaint):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         load(tmp_path / "none.toml")
-
-
-def test_the_password_is_the_first_line_of_its_file(tmp_path):
-    (tmp_path / "secret").write_text("s3cret\nnote\n")
-    config = load(write(tmp_path, f"[broker]\npassword_file = '{tmp_path}/secret'"))
-    assert password(config) == "s3cret"
-
-
-def test_a_file_for_tls_that_cannot_be_used_is_named_with_its_key(tmp_path):
-    config = load(write(tmp_path, f"[broker]\nca_file = '{tmp_path}/ca.crt'"))
-    with pytest.raises(ConfigError, match=r"\[broker\] ca_file \S+/ca.crt cannot be read: No such"):
-        tls(config)
-    assert tls(FleetConfig()) is None
 
 
 def test_the_command_line_wins_over_the_file(tmp_path):
