@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--storm-kills",
         type=int,
-        default=20,
+        default=100,
         metavar="N",
         help="kills of the broker and kills of agents in the full storm (make test-long)",
     )

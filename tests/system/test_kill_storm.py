@@ -5,8 +5,12 @@ from tests.support.killed_programs import BROKERS
 from tests.support.mosquitto import Mosquitto
 from tests.support.storm import Storm
 
+pytestmark = [pytest.mark.system, pytest.mark.storm]
+
 SHORT_COMMANDS, SHORT_KILLS = 120, 3
 FULL_COMMANDS = 1000
+# With the controller killed as often, each round takes its start-up, too.
+CONTROLLER_KILLS = 20
 
 
 async def account_of(kind, folder, *, commands, kills, kill_controller=False):
@@ -20,7 +24,6 @@ async def account_of(kind, folder, *, commands, kills, kill_controller=False):
     return account
 
 
-@pytest.mark.system
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", BROKERS)
 async def test_every_command_ends_once_and_no_sample_is_lost_in_a_short_storm(kind, tmp_path):
@@ -28,7 +31,6 @@ async def test_every_command_ends_once_and_no_sample_is_lost_in_a_short_storm(ki
     assert not account.broken, account
 
 
-@pytest.mark.system
 @pytest.mark.timeout(300)
 async def test_nothing_is_lost_when_the_controller_is_killed_with_the_others(tmp_path):
     account = await account_of("embedded", tmp_path, commands=60, kills=1, kill_controller=True)
@@ -36,7 +38,6 @@ async def test_nothing_is_lost_when_the_controller_is_killed_with_the_others(tmp
     assert not account.broken, account
 
 
-@pytest.mark.system
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kill_controller", [False, True], ids=["", "controller-too"])
@@ -44,11 +45,12 @@ async def test_nothing_is_lost_when_the_controller_is_killed_with_the_others(tmp
 async def test_every_command_ends_once_and_no_sample_is_lost_in_the_full_storm(
     kind, kill_controller, tmp_path, request
 ):
+    kills = request.config.getoption("--storm-kills")
     account = await account_of(
         kind,
         tmp_path,
         commands=FULL_COMMANDS,
-        kills=request.config.getoption("--storm-kills"),
+        kills=min(kills, CONTROLLER_KILLS) if kill_controller else kills,
         kill_controller=kill_controller,
     )
     assert not account.broken, account

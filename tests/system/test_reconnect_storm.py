@@ -14,6 +14,8 @@ from tests.support.mosquitto import Mosquitto
 
 from shoal_broker.session import Session, SessionConfig
 
+pytestmark = [pytest.mark.system, pytest.mark.storm]
+
 MANY_SESSIONS = Path(__file__).parents[1] / "support" / "many_sessions.py"
 END_TIMEOUT_S = 30
 CPU_CLOCK = 2  # of another process: clock_getcpuclockid(3)
@@ -128,7 +130,6 @@ async def storm(
     }
 
 
-@pytest.mark.system
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("kind", ["embedded", "mosquitto"])
 async def test_300_clients_are_back_after_their_broker_was_killed(kind, tmp_path):
@@ -137,7 +138,6 @@ async def test_300_clients_are_back_after_their_broker_was_killed(kind, tmp_path
     assert figures["received"] == 300
 
 
-@pytest.mark.system
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["embedded", "mosquitto"])
