@@ -84,27 +84,6 @@ class SessionStats:
 class Session:
     """One MQTT 5 session with a stable client id. Build it with `Session.open`."""
 
-    __slots__ = (
-        "_alarms",
-        "_connect",
-        "_connects",
-        "_dispatcher",
-        "_is_ready",
-        "_leaving",
-        "_link",
-        "_linked_s",
-        "_on_connected",
-        "_published",
-        "_requests",
-        "_wait_ready",
-        "_will",
-        "_window",
-        "config",
-        "fleet_nodes",
-        "last_error",
-        "outbox",
-    )
-
     def __init__(
         self,
         config: SessionConfig,
