@@ -22,7 +22,7 @@ from shoal_contract.messages import CHUNK_BYTES, BlobRef
 from shoal_contract.topics import Topics
 from shoal_fleet.chunk_sender import SIDE_BY_SIDE
 
-pytestmark = [pytest.mark.system, pytest.mark.storm, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
 SUPPORT = Path(__file__).parents[1] / "support"
 AGENTS, PUBLISHER = SUPPORT / "cdn_agents.py", SUPPORT / "killed_publisher.py"

@@ -5,7 +5,7 @@ from tests.support.killed_programs import BROKERS
 from tests.support.mosquitto import Mosquitto
 from tests.support.storm import Storm
 
-pytestmark = [pytest.mark.system, pytest.mark.storm]
+pytestmark = pytest.mark.system
 
 SHORT_COMMANDS, SHORT_KILLS = 120, 3
 FULL_COMMANDS = 1000

@@ -14,7 +14,7 @@ from tests.support.mosquitto import Mosquitto
 
 from shoal_broker.session import Session, SessionConfig
 
-pytestmark = [pytest.mark.system, pytest.mark.storm]
+pytestmark = pytest.mark.system
 
 MANY_SESSIONS = Path(__file__).parents[1] / "support" / "many_sessions.py"
 END_TIMEOUT_S = 30
