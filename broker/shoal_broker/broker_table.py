@@ -20,13 +20,17 @@ MAX_PASSWORD_BYTES = 4096
 
 
 class BrokerTable(toml.Table, frozen=True, kw_only=True):
-    """The keys; `ca_file` switches TLS on. The password is the first line of its file."""
+    """The keys; `ca_file` switches TLS on. The password is the first line of its file.
+
+    `keepalive_s`: a quiet line is tried after three quarters of it, and given up after one and a half.
+    """
 
     host: str
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1883
     username: str | None = None
     password_file: str | None = None
     transport: Transport = "aiomqtt"
+    keepalive_s: Annotated[int, msgspec.Meta(ge=5, le=1160)] = 30
     ca_file: str | None = None
     cert_file: str | None = None
     key_file: str | None = None
@@ -62,6 +66,7 @@ class BrokerTable(toml.Table, frozen=True, kw_only=True):
             username=self.username,
             password=self._password(),
             transport=self.transport,
+            keepalive_s=self.keepalive_s,
             tls=tls,
         )
 

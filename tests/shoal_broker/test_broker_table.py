@@ -13,6 +13,11 @@ def test_the_password_is_the_first_line_of_its_file(tmp_path):
     assert "s3cret" not in repr(session)
 
 
+def test_the_keepalive_of_the_table_is_the_sessions():
+    assert BrokerTable(host="broker", keepalive_s=75).session("n1").keepalive_s == 75
+    assert BrokerTable(host="broker").session("n1").keepalive_s == 30
+
+
 def test_without_a_password_file_there_is_no_password():
     assert BrokerTable(host="broker").session("n1").password is None
 
