@@ -106,7 +106,7 @@ def test_the_agent_accepts_the_smallest_configuration(tmp_path: Path) -> None:
     assert config.node == "board-1"
     assert config.broker.username is None
     assert config.broker.password_file is None
-    assert config.broker.tls is None
+    assert config.broker.tls() is None
     assert config.state_dir == "/var/lib/shoal"
 
 
@@ -133,7 +133,7 @@ def test_the_agent_accepts_a_configuration_with_everything(tmp_path: Path) -> No
     )
     assert config.broker.username == AWKWARD
     assert config.broker.password_file is not None
-    assert config.broker.tls == TlsFiles(
+    assert config.broker.tls() == TlsFiles(
         ca_file="/etc/tls/ca.crt", cert_file=f"/etc/tls/{AWKWARD}", key_file="/etc/tls/me.key"
     )
     assert config.upstream == ("hub.local", 9000)
