@@ -28,7 +28,11 @@ from fleet import Crowd
 from idle import Window
 from load import IN_FLIGHT, RawClient
 from measure import Column, Figure, Options, Rounds, Row, Table
+from shoal_broker.link import KEEPALIVE_S
+from shoal_broker.liveness import PING_SHARE_OF_KEEPALIVE
 
+# Every idle session pings once in it.
+PING_EVERY_S = PING_SHARE_OF_KEEPALIVE * KEEPALIVE_S
 ECHO_TOPIC = "bench/echo"
 OURS = "echo: shoal-broker"
 MOSQUITTO = "echo: mosquitto"
@@ -45,7 +49,7 @@ COLUMNS = (
 )
 
 
-FULL = Counts(20_000, 2000, 4000, Crowd(10_000, 22.5, 5000), Window(40, 5.0, 2, 300))
+FULL = Counts(20_000, 2000, 4000, Crowd(10_000, PING_EVERY_S, 5000), Window(40, 5.0, 1, 300))
 QUICK = Counts(1000, 200, 400, Crowd(300, 2.0, 200), Window(15, 5.0, 1, 50))
 
 Contenders = dict[str, Callable[[], Mapping[str, float]]]

@@ -12,6 +12,7 @@ from fleet import Crowd
 from idle import Window
 from load import IN_FLIGHT, PAYLOAD_BYTES
 from measure import Options
+from shoal_broker.link import KEEPALIVE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def _sessions(counts: Counts) -> tuple[str, ...]:
     return (
         (
             f"sessions: {crowd.sessions:,} connections to shoal-broker, codec transport, one subscription"
-            f" each, keepalive 30 s; growth of PSS, without the kernel's buffers; idle for {crowd.idle_s:g} s"
+            f" each, keepalive {KEEPALIVE_S} s; growth of PSS, without the kernel's buffers; idle for {crowd.idle_s:g} s"
         ),
         (
             f"restarted: {crowd.returning:,} sessions, from when the broker listens until all are connected"

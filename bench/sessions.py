@@ -24,7 +24,6 @@ from shoal_contract.topics import Topics
 
 AT_ONCE = 100
 TIMEOUT_S = 120.0
-KEEPALIVE_S = 30
 LOOK_S = 0.1
 
 
@@ -73,7 +72,6 @@ def _session(
         host="127.0.0.1",
         port=port,
         client_id=node,
-        keepalive_s=KEEPALIVE_S,
         close_timeout_s=0.1,
         transport="codec",
     )

@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 
 from shoal_broker.bus_errors import BrokerTableError, TlsFilesError
-from shoal_broker.link import SessionConfig, Transport
+from shoal_broker.link import KEEPALIVE_S, SessionConfig, Transport
 from shoal_broker.tls import TlsFiles, client_context, configured
 from shoal_contract import toml
 
@@ -30,7 +30,7 @@ class BrokerTable(toml.Table, frozen=True, kw_only=True):
     username: str | None = None
     password_file: str | None = None
     transport: Transport = "aiomqtt"
-    keepalive_s: Annotated[int, msgspec.Meta(ge=5, le=1160)] = 30
+    keepalive_s: Annotated[int, msgspec.Meta(ge=5, le=1160)] = KEEPALIVE_S
     ca_file: str | None = None
     cert_file: str | None = None
     key_file: str | None = None

@@ -6,6 +6,7 @@ the codec, then packet ids, topics and filters. Whatever the bytes are, the answ
 `ProtocolError` with its MQTT 5 reason code, never another exception.
 """
 
+from functools import lru_cache
 from typing import NoReturn
 
 import mqtt5
@@ -101,6 +102,8 @@ _PACKET_TOO_LARGE = 0x95
 _NUMBERS = {0x01: 1, 0x02: 4, 0x23: 2}
 _SUBSCRIPTION_ID = 0x0B
 _PUBACK_BYTE = 0x40
+# A view costs as much as copying this.
+_COPIED_BYTES = 4096
 
 _OTHER_REASONS = (
     ("Topic alias must be != 0", _TOPIC_ALIAS_INVALID),
@@ -166,8 +169,11 @@ class PacketReader:
             self._position = start + total
             self.packet_bytes = total
             return PubAckPacket(packet_id)
-        with memoryview(buffered) as view, view[start : start + total] as packet:
-            decoded = _decode(packet, header_bytes)
+        if total <= _COPIED_BYTES:
+            decoded = _decode(bytes(buffered[start : start + total]), header_bytes)
+        else:
+            with memoryview(buffered) as view, view[start : start + total] as packet:
+                decoded = _decode(packet, header_bytes)
         self._position = start + total
         self.packet_bytes = total
         return decoded
@@ -221,13 +227,14 @@ def _long_remaining_length(
     raise ProtocolError(MALFORMED, "a remaining length of more than 4 bytes")
 
 
-def _decode(packet: memoryview, header_bytes: int) -> Packet:
+def _decode(packet: bytes | memoryview, header_bytes: int) -> Packet:
     first_byte = packet[0]
     if not _has_checked_text(packet, first_byte, header_bytes):
-        with packet[header_bytes:] as body:
+        with memoryview(packet) as whole, whole[header_bytes:] as body:
             check_text(first_byte, body)
     try:
-        decoded, size_bytes = mqtt5.read(packet)
+        # Its stub asks for a view; it reads bytes as well.
+        decoded, size_bytes = mqtt5.read(packet)  # type: ignore[arg-type]
     except (ValueError, IndexError) as exc:
         _refuse(str(exc), exc)
     except BaseException as exc:
@@ -240,7 +247,7 @@ def _decode(packet: memoryview, header_bytes: int) -> Packet:
     return decoded
 
 
-def _has_checked_text(packet: memoryview, first_byte: int, header_bytes: int) -> bool:
+def _has_checked_text(packet: bytes | memoryview, first_byte: int, header_bytes: int) -> bool:
     """The short way for the packets that a busy broker sees: True when the walk can be saved.
 
     That is a short acknowledgement, and a PUBLISH without text in its properties, whose topic is ASCII
@@ -257,24 +264,30 @@ def _has_checked_text(packet: memoryview, first_byte: int, header_bytes: int) ->
     properties_at = topic_end + 2 if first_byte & 0x06 else topic_end
     if properties_at >= size_bytes:
         return False
-    properties_end = properties_at + 1 + packet[properties_at]
-    if properties_end > size_bytes or not _are_numbers(packet, properties_at + 1, properties_end):
-        return False
+    if properties_bytes := packet[properties_at]:
+        properties_end = properties_at + 1 + properties_bytes
+        if properties_end > size_bytes:
+            return False
+        if not _are_numbers(bytes(packet[properties_at + 1 : properties_end])):
+            return False
     topic = bytes(packet[topic_start:topic_end])
     return topic.isascii() and b"\0" not in topic
 
 
-def _are_numbers(packet: memoryview, position: int, end: int) -> bool:
+# A subscription's messages all have the same ones.
+@lru_cache(maxsize=1024)
+def _are_numbers(properties: bytes) -> bool:
     """Whether these properties of a PUBLISH are whole and hold no text. False: let the walk look."""
+    position, end = 0, len(properties)
     while position < end:
-        identifier = packet[position]
+        identifier = properties[position]
         if identifier == _SUBSCRIPTION_ID:
             # A variable byte integer: as far as the byte without a continuation bit.
             last = min(position + 4, end - 1)
             position += 1
-            while position < last and packet[position] & 0x80:
+            while position < last and properties[position] & 0x80:
                 position += 1
-            if position > last or packet[position] & 0x80:
+            if position > last or properties[position] & 0x80:
                 return False
             position += 1
         elif (size_bytes := _NUMBERS.get(identifier)) is not None:

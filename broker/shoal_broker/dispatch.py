@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -31,9 +31,9 @@ class SideBySide:
     subscriber: Subscriber
     at_once: int = 32
 
-    async def __call__(self, inbound: Inbound) -> None:
+    def __call__(self, inbound: Inbound) -> Awaitable[None]:
         """As any subscriber."""
-        await self.subscriber(inbound)
+        return self.subscriber(inbound)
 
 
 log = structlog.get_logger(__name__)
@@ -74,14 +74,11 @@ class Subscription:
     subscriber: Subscriber
     qos: int
     id: int
+    at_once: int
+    """How many of its messages are worked on at a time; more than one keeps no order."""
     is_granted: bool = False
     waiting: list[_Delivery] = field(default_factory=list)
     workers: int = 0
-
-    @property
-    def at_once(self) -> int:
-        """How many of its messages are worked on at a time; more than one keeps no order."""
-        return self.subscriber.at_once if isinstance(self.subscriber, SideBySide) else 1
 
 
 class Dispatcher:
@@ -129,7 +126,8 @@ class Dispatcher:
         taken = {other.id for other in self.subscriptions.values()}
         while number in taken:
             number = number % MAX_SUBSCRIPTION_ID + 1
-        subscription = Subscription(topic_filter, subscriber, qos, number)
+        at_once = subscriber.at_once if isinstance(subscriber, SideBySide) else 1
+        subscription = Subscription(topic_filter, subscriber, qos, number, at_once)
         self.subscriptions[topic_filter] = self._by_id[number] = subscription
         return subscription
 
@@ -208,9 +206,13 @@ class Dispatcher:
             self._acknowledge(orphan)
         return True
 
-    def _route(self, arrival: Arrival) -> list[Subscription]:
+    def _route(self, arrival: Arrival) -> Sequence[Subscription]:
         """Brokers that send a copy for each overlapping subscription say which one it is for."""
         topic, by_id = arrival.inbound.topic, self._by_id
+        if len(arrival.subscription_ids) == 1:
+            only = by_id.get(arrival.subscription_ids[0])
+            if only is not None and matches(only.topic_filter, topic):
+                return (only,)
         named = [
             by_id[number]
             for number in arrival.subscription_ids
@@ -219,30 +221,28 @@ class Dispatcher:
         return named or [s for s in self.subscriptions.values() if matches(s.topic_filter, topic)]
 
     async def _work(self, subscription: Subscription) -> None:
+        waiting, subscriber = subscription.waiting, subscription.subscriber
         try:
-            while subscription.waiting:
-                delivery = subscription.waiting.pop(0)
+            while waiting:
+                delivery = waiting.pop(0)
                 if not delivery.given_up:
-                    await self._hand_over(subscription, delivery)
+                    try:
+                        await subscriber(delivery.arrival.inbound)
+                        self.stats.handled += 1
+                    except Redeliver:
+                        self._give_up(subscription, delivery)
+                    except Exception:
+                        # A message that cannot be worked on must not block those behind it.
+                        self.stats.failed += 1
+                        log.exception(
+                            "message failed",
+                            topic=delivery.arrival.inbound.topic,
+                            topic_filter=subscription.topic_filter,
+                        )
                 self._finish(delivery)
         finally:
             subscription.workers -= 1
             self._workers.pop(asyncio.current_task(), None)
-
-    async def _hand_over(self, subscription: Subscription, delivery: _Delivery) -> None:
-        inbound = delivery.arrival.inbound
-        try:
-            await subscription.subscriber(inbound)
-        except Redeliver:
-            self._give_up(subscription, delivery)
-        except Exception:
-            # A message that cannot be worked on must not block those behind it.
-            self.stats.failed += 1
-            log.exception(
-                "message failed", topic=inbound.topic, topic_filter=subscription.topic_filter
-            )
-        else:
-            self.stats.handled += 1
 
     def _give_up(self, subscription: Subscription, delivery: _Delivery) -> None:
         """The broker is to send it again, and what waits behind it too, so that order is kept."""

@@ -297,6 +297,11 @@ class Session:
             correlation=correlation,
         )
         if not durable:
+            window = self._window
+            if timeout_s is None and window is not None and self._is_ready and window.try_reserve():
+                # What happens nearly always, without a coroutine more.
+                await window.publish(outbound)
+                return
             await self._publish_now(outbound, timeout_s)
             return
         if self.outbox is None:

@@ -2,6 +2,7 @@ import pytest
 
 from shoal_broker.broker_table import BrokerTable
 from shoal_broker.bus_errors import BrokerTableError
+from shoal_broker.link import KEEPALIVE_S
 
 
 def test_the_password_is_the_first_line_of_its_file(tmp_path):
@@ -14,8 +15,8 @@ def test_the_password_is_the_first_line_of_its_file(tmp_path):
 
 
 def test_the_keepalive_of_the_table_is_the_sessions():
-    assert BrokerTable(host="broker", keepalive_s=75).session("n1").keepalive_s == 75
-    assert BrokerTable(host="broker").session("n1").keepalive_s == 30
+    assert BrokerTable(host="broker", keepalive_s=20).session("n1").keepalive_s == 20
+    assert BrokerTable(host="broker").session("n1").keepalive_s == KEEPALIVE_S
 
 
 def test_without_a_password_file_there_is_no_password():

@@ -184,7 +184,7 @@ async def test_connect_says_who_we_are_and_that_the_session_is_to_be_kept():
         assert isinstance(hello, ConnectPacket)
         assert (hello.client_id, hello.username, hello.password) == ("node-1", "me", b"secret")
         assert not hello.clean_start
-        assert (hello.session_expiry_interval, hello.keep_alive) == (7 * 86400, 30)
+        assert (hello.session_expiry_interval, hello.keep_alive) == (7 * 86400, 75)
         assert (hello.receive_max, hello.max_packet_size) == (9, MAX_PACKET_BYTES)
         assert hello.topic_alias_max == 0
         assert (hello.will.topic, hello.will.payload, hello.will.retain) == ("p", b"gone", True)
@@ -215,7 +215,7 @@ async def test_the_greeting_is_what_the_broker_granted():
 async def test_without_a_word_of_the_broker_the_limits_are_those_of_mqtt_and_ours():
     greeting = (await on_desk())[0].greeting
     assert (greeting.receive_maximum, greeting.maximum_packet_bytes) == (65_535, None)
-    assert (greeting.retain_available, greeting.keepalive_s) == (True, 30)
+    assert (greeting.retain_available, greeting.keepalive_s) == (True, 75)
 
 
 @pytest.mark.parametrize("code", [0x85, 0x86, 0x87, 0x8A, 0x8C])
