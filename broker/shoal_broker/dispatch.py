@@ -93,6 +93,7 @@ class Dispatcher:
         "_given_up_link",
         "_is_stopped",
         "_link",
+        "_loop",
         "_orphans",
         "_slots",
         "_tasks",
@@ -106,6 +107,8 @@ class Dispatcher:
         self.stats = InboundStats()
         self.subscriptions: dict[str, Subscription] = {}
         self._tasks = tasks
+        # Asked for with each worker, and the way to it is a system call.
+        self._loop = asyncio.get_running_loop()
         self._workers: dict[asyncio.Task[None] | None, None] = {}
         self._is_stopped = False
         self._slots = Slots(window)
@@ -164,24 +167,30 @@ class Dispatcher:
         }
         self._unacknowledged = {}
 
-    async def deliver(self, link: Link, arrival: Arrival) -> None:
-        """Queue the message for everybody who wants it; waits while the window is full."""
-        self.stats.received += 1
+    async def wait_for_room(self) -> None:
+        """Return when `deliver` has room for a message that found none."""
+        await self._slots.take()
+        self._slots.give()
+
+    def deliver(self, link: Link, arrival: Arrival) -> bool:
+        """Queue the message for everybody who wants it. False, and nothing done, while the window is full."""
         if self._orphans and arrival.inbound.qos and self._recognise(link, arrival):
-            return
+            return True
         wanted = self._route(arrival)
         if not wanted:
+            self.stats.received += 1
             self.stats.unroutable += 1
             log.debug("message without a subscription", topic=arrival.inbound.topic)
             if arrival.inbound.qos:
                 link.acknowledge(arrival)
-            return
+            return True
         if not self._slots.try_take():
-            await self._slots.take()
+            return False
+        self.stats.received += 1
         if arrival.inbound.qos and link is self._given_up_link:
             # Read before the link was dropped for `Redeliver`: it comes again, in its turn.
             self._slots.give()
-            return
+            return True
         delivery = _Delivery(link, arrival, len(wanted))
         if arrival.inbound.qos:
             self._unacknowledged[arrival.packet_id] = delivery
@@ -191,6 +200,7 @@ class Dispatcher:
                 subscription.workers += 1
                 worker = self._tasks.create_task(self._work(subscription), name="session.worker")
                 self._workers[worker] = None
+        return True
 
     def _recognise(self, link: Link, arrival: Arrival) -> bool:
         """A message sent again that we still work on, or are through with, is not worked on twice."""
@@ -199,6 +209,7 @@ class Dispatcher:
             return False
         if orphan.arrival.inbound.topic != arrival.inbound.topic:
             return False
+        self.stats.received += 1
         self.stats.recognised += 1
         orphan.link, orphan.arrival = link, arrival
         self._unacknowledged[arrival.packet_id] = orphan
@@ -242,7 +253,7 @@ class Dispatcher:
                 self._finish(delivery)
         finally:
             subscription.workers -= 1
-            self._workers.pop(asyncio.current_task(), None)
+            self._workers.pop(asyncio.current_task(self._loop), None)
 
     def _give_up(self, subscription: Subscription, delivery: _Delivery) -> None:
         """The broker is to send it again, and what waits behind it too, so that order is kept."""

@@ -25,6 +25,8 @@ STORE_PAUSE_S = 5.0
 # Deletions wait this long for company: one fsync for many rows.
 DELETION_DELAY_S = 0.25
 QUESTION_EXPIRY_S = 60
+# Topic, response topic and correlation data are 64 KiB each at most.
+MOST_OTHER_BYTES = 4 * 65_536
 RETAIN_NOT_SUPPORTED = 0x9A
 
 
@@ -81,7 +83,12 @@ def check(greeting: Greeting, message: Outbound) -> None:
     Raises MessageTooLargeError, RefusedByBrokerError.
     """
     limit_bytes = greeting.maximum_packet_bytes
-    if limit_bytes is not None and message.packet_bytes > limit_bytes:
+    if (
+        limit_bytes is not None
+        # Most are far below it, whatever else the packet holds.
+        and len(message.payload) + MOST_OTHER_BYTES > limit_bytes
+        and message.packet_bytes > limit_bytes
+    ):
         raise MessageTooLargeError(
             f"{message.topic}: {message.packet_bytes} bytes, the broker takes {limit_bytes}",
             size_bytes=message.packet_bytes,

@@ -448,7 +448,9 @@ class Session:
 
     async def _read(self, link: Link) -> NoReturn:
         while True:
-            await self._dispatcher.deliver(link, await link.receive())
+            arrival = await link.receive()
+            while not self._dispatcher.deliver(link, arrival):
+                await self._dispatcher.wait_for_room()
 
     async def _welcome(self, link: Link) -> None:
         for subscription in list(self._dispatcher.subscriptions.values()):

@@ -100,7 +100,7 @@ async def on_desk(**granted) -> tuple[CodecLink, Wire]:
     """A link that was greeted."""
     link, wire = CodecLink(), Wire()
     link.connection_made(wire)
-    link.data_received(encode(ConnAckPacket(**granted)))
+    give(link, encode(ConnAckPacket(**granted)))
     await link.greet(b"", config())
     await turn()
     wire.written = b""
@@ -113,8 +113,18 @@ async def turn() -> None:
         await asyncio.sleep(0)
 
 
+def give(link: CodecLink, data: bytes) -> None:
+    """As asyncio does: the bytes into the link's buffer, as many at a time as fit."""
+    while data:
+        buffer = link.get_buffer(-1)
+        taken = data[: len(buffer)]
+        buffer[: len(taken)] = taken
+        link.buffer_updated(len(taken))
+        data = data[len(taken) :]
+
+
 def hear(link: CodecLink, *packets) -> None:
-    link.data_received(b"".join(encode(packet) for packet in packets))
+    give(link, b"".join(encode(packet) for packet in packets))
 
 
 def message(payload: bytes = b"", packet_id: int | None = None, **options) -> PublishPacket:
@@ -298,7 +308,7 @@ async def test_a_packet_may_come_in_any_pieces():
         b"\0x", 7, response_topic="r", correlation_data=b"\xff", message_expiry_interval=9
     )
     for byte in encode(whole):
-        link.data_received(bytes([byte]))
+        give(link, bytes([byte]))
     arrival = await link.receive()
     assert (arrival.packet_id, arrival.inbound.qos, arrival.inbound.payload) == (7, 1, b"\0x")
     assert (arrival.inbound.response_topic, arrival.inbound.correlation) == ("r", b"\xff")
@@ -363,7 +373,7 @@ async def test_a_broker_that_breaks_the_protocol_is_told_why_and_left(what):
     async with publishing(link, Outbound(topic="t", payload=b"")) as (task,):
         wire.written = b""
         hear(link, message(b"before", 1))
-        link.data_received(data + encode(message(b"after", 2)))
+        give(link, data + encode(message(b"after", 2)))
         with pytest.raises(LinkError, match="the broker broke MQTT 5"):
             await task
     assert (await link.receive()).inbound.payload == b"before"
@@ -403,7 +413,7 @@ def test_whatever_a_broker_sends_ends_in_messages_or_a_link_error(greeted, which
         data = bytearray(encode(which))
         for at, value in edits:
             data[at % len(data)] = value
-        link.data_received(bytes(data) + tail)
+        give(link, bytes(data) + tail)
         if not wire.end:
             link.connection_lost(None)
         # At most one message a byte and a half; then the loss.
