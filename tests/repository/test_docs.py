@@ -17,6 +17,9 @@ from shoal_agent.config import AgentConfig
 from shoal_agent.errors import AgentError
 from shoal_broker.doctor import identities
 from shoal_broker.doctor.errors import DoctorFileError
+from shoal_broker.errors import BrokerError
+from shoal_broker.server import config_file
+from shoal_broker.server.config_file import BrokerFile
 from shoal_contract.errors import ContractError
 from shoal_contract.release import ReleaseSpec, parse_spec
 from shoal_contract.toml import Table
@@ -35,6 +38,7 @@ PAGES = sorted(
 )
 CONFIGURATIONS = {
     "docs/agent.md": AgentConfig,
+    "docs/broker.md": BrokerFile,
     "docs/bridge.md": BridgeConfig,
     "docs/fleet.md": FleetConfig,
     "docs/rollouts.md": ReleaseSpec,
@@ -43,6 +47,7 @@ LOADERS = (
     shoal_agent.config.load,
     shoal_firmware_bridge.config.load,
     shoal_fleet.config.load,
+    config_file.load,
     identities.load,
     lambda path: parse_spec(path.read_bytes()),
 )
@@ -169,21 +174,22 @@ def test_every_example_file_on_the_page_is_accepted(page, tmp_path):
             assert any(accepts(load, path) for load in LOADERS), example
 
 
-def test_the_defaults_in_the_agents_table_are_those_of_the_code():
-    text = (ROOT / "docs/agent.md").read_text()
+@pytest.mark.parametrize("page", ["docs/agent.md", "docs/broker.md"])
+def test_the_defaults_in_the_table_are_those_of_the_code(page):
+    text = (ROOT / page).read_text()
     rows = re.findall(r"^\| (`[^|]+) \| `([^|`]+)` \|", text, re.MULTILINE)
     shown = {
         key: tomllib.loads(f"x = {value}")["x"]
         for cell, value in rows
         for key in keys_in_cell(cell)
     }
-    assert shown == defaults_of(AgentConfig)
+    assert shown == defaults_of(CONFIGURATIONS[page])
 
 
 def accepts(load, path: Path) -> bool:
     try:
         load(path)
-    except (AgentError, BridgeError, FleetError, ContractError, DoctorFileError):
+    except (AgentError, BridgeError, FleetError, BrokerError, ContractError, DoctorFileError):
         return False
     return True
 
@@ -196,7 +202,7 @@ def keys_of(kind: type[Table], prefix: str = "") -> set[str]:
 def defaults_of(kind: type[Table]) -> dict[str, object]:
     """The defaults that are values, by `table.key`."""
     return {
-        key: default
+        key: list(default) if isinstance(default, tuple) else default
         for key, default in _fields(kind, "")
         if default is not msgspec.NODEFAULT and default not in (None, ())
     }

@@ -1,51 +1,171 @@
-"""What can be set on the embedded broker, and what may not be. Reads no file and no environment."""
+"""What can be set on the embedded broker, and what may not be. Reads no file and no environment.
+
+As a TOML file it is `config_file`'s business; what happens at each limit is told in docs/broker.md.
+"""
 
 import ipaddress
-from dataclasses import dataclass
+import typing
+from collections import Counter
+from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
 
 from shoal_broker.errors import ConfigError
 from shoal_broker.packet_text import DEFAULT_MAX_PACKET_BYTES
+from shoal_contract import toml
+from shoal_contract.access import Role
+from shoal_contract.errors import TopicError
+from shoal_contract.topics import Topics, check_node_id
 
-SMALLEST_MAX_PACKET_BYTES = 256
-LARGEST_MAX_PACKET_BYTES = 64 << 20
 LARGEST_PORT = 65_535
 LARGEST_WINDOW = 65_535
+DEFAULT_CONTROLLER = "shoal-controller"
+
+AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
+NotNegative = Annotated[int, msgspec.Meta(ge=0)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerConfig:
-    """Settings of one broker. Raises ConfigError when a value makes no sense.
+class Limits(toml.Table, frozen=True, kw_only=True):
+    """[limits]: how much the broker takes upon itself. 0 messages or bytes a second: any number."""
 
-    What happens at each limit is told in docs/broker.md.
-    """
+    max_packet_bytes: Annotated[int, msgspec.Meta(ge=256, le=64 << 20)] = DEFAULT_MAX_PACKET_BYTES
+    max_connections: AtLeastOne = 10_000
+    max_connections_per_address: AtLeastOne = 10_000
+    max_connects_per_s: NotNegative = 0
+    """Of one address."""
+    max_messages_per_s: NotNegative = 0
+    """Published by one client."""
+    max_bytes_per_s: NotNegative = 0
+    """Sent by one client."""
+    max_sessions: AtLeastOne = 20_000
+    """Connected clients and those that are remembered while they are away."""
+    max_subscriptions: AtLeastOne = 1_000
+    """A session."""
+    max_queued_messages: AtLeastOne = 10_000
+    """A session, waiting or sent and not yet acknowledged."""
+    max_queued_bytes: NotNegative = 16 << 20
+    """A session, likewise."""
+    max_queued_bytes_total: NotNegative = 256 << 20
+    """All sessions; a message that waits for several counts once."""
+    max_in_flight: Annotated[int, msgspec.Meta(ge=1, le=LARGEST_WINDOW)] = 256
+    """QoS 1 messages sent to one client and not yet acknowledged; its receive maximum counts too."""
+    max_retained_messages: NotNegative = 100_000
+    max_retained_bytes: NotNegative = 256 << 20
+    max_topic_aliases: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_WINDOW)] = 32
+    write_buffer_bytes: Annotated[int, msgspec.Meta(ge=1)] = 256 << 10
+    """A connection with more than this waiting to be sent gets no further messages until it is less."""
+    connect_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+    """From the first byte of TCP to the CONNECT, TLS included."""
+
+
+class Tls(msgspec.Struct, frozen=True, kw_only=True):
+    """PEM files of a listener that speaks TLS 1.3."""
+
+    cert_file: Path
+    key_file: Path
+    client_ca_file: Path | None = None
+    """Clients must have a certificate of this authority; its CN is who they are."""
+    crl_file: Path | None = None
+    """Certificates that the authority has revoked."""
+
+
+class Listener(msgspec.Struct, frozen=True, kw_only=True):
+    """An address to listen on."""
 
     host: str = "127.0.0.1"
     port: int = 1883
     """0: any free port."""
-    password_file: Path | None = None
-    """Clients must give a user name and password from this file. None: anybody may connect."""
+    tls: Tls | None = None
+    no_auth: bool = False
+    """Anybody who reaches it may connect, and use every topic."""
+
+    @property
+    def asks_for_certificate(self) -> bool:
+        """Whether a client shows by its certificate who it is."""
+        return self.tls is not None and self.tls.client_ca_file is not None
+
+
+class Policy(StrEnum):
+    """Whose rules say which topics an authenticated client may use."""
+
+    TABLE = "table"
+    """The table of topics of Shoal and `rules`."""
+    RULES = "rules"
+    """`rules` alone."""
+    OPEN = "open"
+    """None: every client may use every topic."""
+
+
+class Rule(toml.Table, frozen=True, kw_only=True):
+    """[[access.rule]]: `user` "*" is every authenticated client, the level `%u` in `topic` its name."""
+
+    topic: str
+    access: typing.Literal["read", "write", "readwrite"]
+    user: str = "*"
+
+
+class Site(toml.Table, frozen=True, kw_only=True):
+    """[[access.site]]: a bridged broker that speaks for these nodes; none named: for every one."""
+
+    name: str
+    nodes: tuple[str, ...] = ()
+
+
+class AccessRules(toml.Table, frozen=True, kw_only=True):
+    """[access]: who is what. Whoever is authenticated and not named is a node."""
+
+    policy: Policy = Policy.TABLE
+    root: str = "shoal"
+    controllers: tuple[str, ...] = (DEFAULT_CONTROLLER,)
+    operators: tuple[str, ...] = ()
+    observers: tuple[str, ...] = ()
+    doors: tuple[str, ...] = ()
+    site: tuple[Site, ...] = ()
+    rule: tuple[Rule, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        try:
+            Topics(self.root)
+            for site in self.site:
+                for node in site.nodes:
+                    check_node_id(node)
+        except TopicError as exc:
+            raise ConfigError(f"[access] {exc}") from exc
+        named = [name for names in self.by_role().values() for name in names]
+        named += [site.name for site in self.site]
+        twice = [name for name, count in Counter(named).items() if count > 1]
+        if twice:
+            raise ConfigError(f"[access] {twice[0]} is named twice: a client has one role")
+
+    def by_role(self) -> dict[Role, tuple[str, ...]]:
+        """The names of every role but the nodes'."""
+        return {
+            Role.CONTROLLER: self.controllers,
+            Role.OPERATOR: self.operators,
+            Role.OBSERVER: self.observers,
+            Role.DOOR: self.doors,
+        }
+
+
+class BrokerConfig(Limits, frozen=True, kw_only=True):
+    """Settings of one broker. Raises ConfigError when a value makes no sense."""
+
+    host: str = "127.0.0.1"
+    port: int = 1883
+    """0: any free port."""
+    tls: Tls | None = None
     no_auth: bool = False
     """Anybody who reaches `host` may connect; must be said when `host` is not loopback."""
+    more_listeners: tuple[Listener, ...] = ()
+    """Beside the one that `host`, `port`, `tls` and `no_auth` describe."""
 
-    max_packet_bytes: int = DEFAULT_MAX_PACKET_BYTES
-    max_connections: int = 10_000
-    max_sessions: int = 20_000
-    """Connected clients and those that are remembered while they are away."""
-    max_subscriptions: int = 1_000
-    """A session."""
-    max_queued_messages: int = 10_000
-    """A session, waiting or sent and not yet acknowledged."""
-    max_queued_bytes: int = 16 << 20
-    """A session, likewise."""
-    max_in_flight: int = 256
-    """QoS 1 messages sent to one client and not yet acknowledged; its receive maximum counts too."""
-    max_retained_messages: int = 100_000
-    max_retained_bytes: int = 256 << 20
-    max_topic_aliases: int = 32
-    write_buffer_bytes: int = 256 << 10
-    """A connection with more than this waiting to be sent gets no further messages until it is less."""
-    connect_timeout_s: float = 10.0
+    password_file: Path | None = None
+    """Clients must give a user name and password from this file, except where they show a certificate."""
+    access: AccessRules = AccessRules()
+    """Holds for clients that are authenticated."""
 
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
@@ -53,30 +173,51 @@ class BrokerConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        for name in ("port", "metrics_port"):
-            port = getattr(self, name)
-            if port is not None and not 0 <= port <= LARGEST_PORT:
-                raise ConfigError(f"{name} is {port}; a port is 0 to {LARGEST_PORT}")
-        if not SMALLEST_MAX_PACKET_BYTES <= self.max_packet_bytes <= LARGEST_MAX_PACKET_BYTES:
+        _check_ranges(self)
+        _check_port("metrics_port", self.metrics_port)
+        asked = False
+        for listener in self.listeners:
+            _check_port("port", listener.port)
+            if listener.no_auth and listener.asks_for_certificate:
+                raise ConfigError("client certificates and no authentication exclude each other")
+            asked |= not listener.no_auth and not listener.asks_for_certificate
+        if self.password_file is not None and not asked:
             raise ConfigError(
-                f"max_packet_bytes is {self.max_packet_bytes}; it is "
-                f"{SMALLEST_MAX_PACKET_BYTES} to {LARGEST_MAX_PACKET_BYTES}"
+                "a password file and no authentication exclude each other: no listener asks for it"
             )
-        if not 1 <= self.max_in_flight <= LARGEST_WINDOW:
-            raise ConfigError(f"max_in_flight is {self.max_in_flight}; it is 1 to {LARGEST_WINDOW}")
-        if not 0 <= self.max_topic_aliases <= LARGEST_WINDOW:
+        for listener in self.listeners:
+            self._check_open_door(listener)
+
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        """Every address to listen on."""
+        first = Listener(host=self.host, port=self.port, tls=self.tls, no_auth=self.no_auth)
+        return (first, *self.more_listeners)
+
+    @property
+    def authenticates(self) -> bool:
+        """Whether any client is asked who it is."""
+        return any(map(self.asks_who, self.listeners))
+
+    def asks_who(self, listener: Listener) -> bool:
+        """Whether clients of `listener` must show who they are."""
+        return listener.asks_for_certificate or (
+            self.password_file is not None and not listener.no_auth
+        )
+
+    def _check_open_door(self, listener: Listener) -> None:
+        if listener.no_auth or self.asks_who(listener):
+            return
+        if not is_loopback(listener.host):
             raise ConfigError(
-                f"max_topic_aliases is {self.max_topic_aliases}; it is 0 to {LARGEST_WINDOW}"
+                f"{listener.host} can be reached from other machines: give a password file or an "
+                "authority for clients' certificates, or say that nobody needs one "
+                "(--password-file FILE, --tls-client-ca FILE or --no-auth)"
             )
-        for name in ("max_connections", "max_sessions", "max_subscriptions", "max_queued_messages"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it is at least 1")
-        if self.no_auth and self.password_file is not None:
-            raise ConfigError("a password file and no authentication exclude each other")
-        if not self.no_auth and self.password_file is None and not is_loopback(self.host):
+        if self.authenticates:
             raise ConfigError(
-                f"{self.host} can be reached from other machines: give a password file, "
-                "or say that nobody needs one (--password-file FILE or --no-auth)"
+                f"{listener.host}:{listener.port} lets anybody in beside a listener that asks who "
+                "a client is: say so (no_auth = true), or give a password file"
             )
 
 
@@ -88,3 +229,21 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _check_port(name: str, port: int | None) -> None:
+    if port is not None and not 0 <= port <= LARGEST_PORT:
+        raise ConfigError(f"{name} is {port}; a port is 0 to {LARGEST_PORT}")
+
+
+def _check_ranges(limits: Limits) -> None:
+    """The ranges of Limits, for those that do not come from a file."""
+    for name, kind in typing.get_type_hints(Limits, include_extras=True).items():
+        value = getattr(limits, name)
+        (allowed,) = kind.__metadata__
+        lowest = allowed.ge if allowed.ge is not None else allowed.gt
+        too_low = value < lowest or (allowed.gt is not None and value == lowest)
+        if too_low or (allowed.le is not None and value > allowed.le):
+            at_least = "more than" if allowed.gt is not None else "at least"
+            at_most = "" if allowed.le is None else f" and at most {allowed.le}"
+            raise ConfigError(f"{name} is {value}; it is {at_least} {lowest}{at_most}")

@@ -6,9 +6,7 @@ Output is written once an iteration of the event loop for each connection, whate
 from __future__ import annotations
 
 import asyncio
-import errno
 import secrets
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -28,6 +26,7 @@ from shoal_broker.server.events import (
     ClientRefused,
 )
 from shoal_broker.server.link import Link
+from shoal_broker.server.listening import listen
 from shoal_broker.server.passwords import Passwords
 
 SWEEP_INTERVAL_S = 1.0
@@ -51,14 +50,15 @@ class Broker:
     ) -> None:
         self.config = config
         self.core = BrokerCore(config, new_client_id=_random_client_id)
-        self.port = config.port
+        self.ports: list[int] = []
+        """Of each listener, in the order of `config.listeners`."""
         self.metrics_port: int | None = None
         self._clock = clock
         self._passwords = passwords
         self._password_turns = asyncio.Semaphore(PASSWORD_THREADS)
         self._loop = asyncio.get_running_loop()
         self._tasks: asyncio.TaskGroup
-        self._server: asyncio.Server
+        self._servers: list[asyncio.Server] = []
         self._links: set[Link] = set()
         self._flush_scheduled = False
         self._all_gone = asyncio.Event()
@@ -96,6 +96,11 @@ class Broker:
             raise failure
 
     @property
+    def port(self) -> int:
+        """Of the first listener."""
+        return self.ports[0]
+
+    @property
     def counters(self) -> Counters:
         """What was counted since the start."""
         return self.core.counters
@@ -108,35 +113,31 @@ class Broker:
     def abort(self) -> None:
         """Drop the listener and every connection at once, as a kill would: no goodbye, no wills."""
         self._aborted = True
-        self._server.close()
+        self._stop_listening()
         for link in list(self._links):
             link.transport.abort()
 
     # --- life
 
     async def _listen(self) -> None:
-        port = self.config.port
-        self._server = await self._listen_on(port)
-        sockets = self._server.sockets
-        self.port = sockets[0].getsockname()[1]
-        if len(sockets) > 1 and not port:
-            # `localhost` is two addresses, and each was given a free port of its own.
-            self._server.close()
-            self._server = await self._listen_on(self.port)
-
-    async def _listen_on(self, port: int) -> asyncio.Server:
-        host = self.config.host
         try:
-            return await self._loop.create_server(
-                lambda: Link(self, write_buffer_bytes=self.config.write_buffer_bytes),
-                host,
-                port,
-                backlog=1024,
-            )
-        except (OSError, UnicodeError) as exc:
-            raise ListenError(
-                f"cannot listen on {host}:{port}: {_explain(exc)}", host=host, port=port
-            ) from exc
+            for listener in self.config.listeners:
+                if listener.tls is not None:
+                    raise ConfigError("TLS listeners are not served yet")
+                server, port = await listen(
+                    listener.host,
+                    listener.port,
+                    lambda: Link(self, write_buffer_bytes=self.config.write_buffer_bytes),
+                )
+                self._servers.append(server)
+                self.ports.append(port)
+        except ListenError:
+            self._stop_listening()
+            raise
+
+    def _stop_listening(self) -> None:
+        for server in self._servers:
+            server.close()
 
     async def _sweep_forever(self) -> None:
         while True:
@@ -144,7 +145,7 @@ class Broker:
             self.sweep()
 
     async def _close(self) -> None:
-        self._server.close()
+        self._stop_listening()
         if not self._aborted:
             self.core.shut_down()
             self._flush()
@@ -289,17 +290,3 @@ def _link_of(connection: Connection) -> Link:
 
 def _random_client_id() -> str:
     return f"auto-{secrets.token_hex(8)}"
-
-
-def _explain(exc: OSError | UnicodeError) -> str:
-    if isinstance(exc, socket.gaierror):
-        return "no such address"
-    match getattr(exc, "errno", None):
-        case errno.EADDRINUSE:
-            return "the port is in use"
-        case errno.EADDRNOTAVAIL:
-            return "this machine has no such address"
-        case errno.EACCES:
-            return "ports below 1024 need privileges"
-        case _:
-            return str(exc)

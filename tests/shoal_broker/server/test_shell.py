@@ -109,7 +109,7 @@ async def test_every_accepted_connection_has_nodelay_and_keepalive():
 
 async def test_both_addresses_of_localhost_have_the_same_port():
     async with Broker.open(BrokerConfig(host="localhost", port=0)) as broker:
-        ports = {one.getsockname()[1] for one in broker._server.sockets}
+        ports = {one.getsockname()[1] for one in broker._servers[0].sockets}
         assert ports == {broker.port}
 
 

@@ -1,0 +1,116 @@
+"""The broker's configuration file: TOML -> BrokerConfig. Every key is described in docs/broker.md.
+
+Files that it names are looked for beside it; they are read by who needs them.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from shoal_broker.errors import ConfigError
+from shoal_broker.server.config import AccessRules, BrokerConfig, Limits, Listener, Tls
+from shoal_contract import toml
+from shoal_contract.errors import FileFormatError
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+
+class ListenerTable(toml.Table, frozen=True, kw_only=True):
+    """[[listener]]: an address; `cert_file` and `key_file` make it speak TLS."""
+
+    host: str = "127.0.0.1"
+    port: Port = 1883
+    no_auth: bool = False
+    cert_file: str | None = None
+    key_file: str | None = None
+    client_ca_file: str | None = None
+    crl_file: str | None = None
+
+
+class MetricsTable(toml.Table, frozen=True, kw_only=True):
+    """[metrics]: where Prometheus reads; without the table nothing listens."""
+
+    host: str = "127.0.0.1"
+    port: Port = 9751
+
+
+class BrokerFile(toml.Table, frozen=True, kw_only=True):
+    """The whole file."""
+
+    listener: tuple[ListenerTable, ...] = (ListenerTable(),)
+    password_file: str | None = None
+    access: AccessRules = AccessRules()
+    limits: Limits = Limits()
+    metrics: MetricsTable | None = None
+
+
+def load(path: Path) -> BrokerConfig:
+    """Read and check a configuration file.
+
+    Raises:
+        ConfigError: one line that names the file and the key.
+    """
+    try:
+        file = toml.decode(path.read_bytes(), BrokerFile, source=str(path))
+        return _config(file, beside=path.parent)
+    except OSError as exc:
+        raise ConfigError(f"{path}: {exc.strerror}") from exc
+    except FileFormatError as exc:
+        raise ConfigError(str(exc)) from exc
+    except ConfigError as exc:
+        raise ConfigError(f"{path}: {exc}") from exc
+
+
+def tls_files(
+    *,
+    cert_file: Path | None = None,
+    key_file: Path | None = None,
+    client_ca_file: Path | None = None,
+    crl_file: Path | None = None,
+) -> Tls | None:
+    """What these say together; None: no TLS. Raises ConfigError for one that needs another one."""
+    if cert_file is None and key_file is None:
+        if client_ca_file is not None or crl_file is not None:
+            raise ConfigError("client certificates are for TLS: give cert_file and key_file, too")
+        return None
+    if cert_file is None or key_file is None:
+        raise ConfigError("TLS needs both, cert_file and key_file")
+    if crl_file is not None and client_ca_file is None:
+        raise ConfigError("crl_file needs client_ca_file")
+    return Tls(
+        cert_file=cert_file, key_file=key_file, client_ca_file=client_ca_file, crl_file=crl_file
+    )
+
+
+def _config(file: BrokerFile, *, beside: Path) -> BrokerConfig:
+    if not file.listener:
+        raise ConfigError("a broker without a [[listener]] serves nobody")
+    first, *more = (_listener(table, beside) for table in file.listener)
+    metrics = file.metrics
+    settings = BrokerConfig(
+        host=first.host,
+        port=first.port,
+        tls=first.tls,
+        no_auth=first.no_auth,
+        more_listeners=tuple(more),
+        password_file=_beside(beside, file.password_file),
+        access=file.access,
+        metrics_host="127.0.0.1" if metrics is None else metrics.host,
+        metrics_port=None if metrics is None else metrics.port,
+    )
+    return msgspec.structs.replace(settings, **msgspec.structs.asdict(file.limits))
+
+
+def _listener(table: ListenerTable, beside: Path) -> Listener:
+    tls = tls_files(
+        cert_file=_beside(beside, table.cert_file),
+        key_file=_beside(beside, table.key_file),
+        client_ca_file=_beside(beside, table.client_ca_file),
+        crl_file=_beside(beside, table.crl_file),
+    )
+    return Listener(host=table.host, port=table.port, tls=tls, no_auth=table.no_auth)
+
+
+def _beside(folder: Path, name: str | None) -> Path | None:
+    return None if name is None else folder / name
