@@ -33,7 +33,7 @@ class Belonging:
         A broker that refuses or does not answer is logged: the controller sends a group's command to
         each member that has not answered it.
         """
-        self._session.fleet_nodes = wanted.fleet_nodes
+        self._session.backoff.fleet_nodes = wanted.fleet_nodes
         groups = frozenset(wanted.groups) - {EVERYBODY}
         for group in self._groups - groups:
             await self._session.unsubscribe(self._topics.group_commands(group))

@@ -9,7 +9,6 @@ dead, and what happens on a fresh one. It knows no MQTT library and no message o
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -17,11 +16,10 @@ from dataclasses import dataclass
 from typing import NoReturn, Self
 
 import structlog
-from tenacity import AsyncRetrying, RetryCallState
-from tenacity.wait import wait_random_exponential
 
 from shoal_broker import transports
 from shoal_broker.alarms import Alarms
+from shoal_broker.backoff import Backoff
 from shoal_broker.bus_errors import (
     AnswerTimeoutError,
     BusError,
@@ -56,8 +54,6 @@ log = structlog.get_logger(__name__)
 
 # A connection that lived this long was a good one: the backoff starts anew.
 STABLE_S = 10.0
-# What a broker takes back without strain: a TLS 1.3 handshake is 0.6 ms of its CPU, a session as much.
-RETURNS_PER_S = 500.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +93,7 @@ class Session:
         self.config = config
         self.outbox = outbox
         self.last_error: str | None = None
-        # How many of us there are: so many come back at once when the broker does.
-        self.fleet_nodes = 0
+        self.backoff = Backoff(initial_s=config.backoff_initial_s, longest_s=config.backoff_max_s)
         self._connect = connect
         self._will = will
         self._on_connected = on_connected
@@ -360,35 +355,16 @@ class Session:
 
     async def _live(self) -> None:
         """Connect, serve, wait, until we leave."""
-        failures = 0
         while True:
             try:
                 await self._one_connection()
             except LinkError as exc:
-                failures += 1
-                delay_s = self._delay_s(failures, exc)
+                delay_s = self.backoff.after_failure(exc)
             else:
-                failures = 0
-                # A good connection ended: all the others of this broker come back now, too.
-                delay_s = random.uniform(0, self._first_delay_s())  # noqa: S311 - jitter
+                delay_s = self.backoff.after_success()
             if self._leaving:
                 return
             await asyncio.sleep(delay_s)
-
-    def _first_delay_s(self) -> float:
-        """The window in which a whole fleet comes back."""
-        return max(self.config.backoff_initial_s, self.fleet_nodes / RETURNS_PER_S)
-
-    def _delay_s(self, failures: int, error: LinkError) -> float:
-        """Full jitter; slowly when waiting alone does not help."""
-        longest_s = self.config.backoff_max_s
-        if isinstance(error, TrustError):
-            return random.uniform(longest_s / 2, longest_s)  # noqa: S311 - jitter
-        first_s = self._first_delay_s()
-        wait = wait_random_exponential(multiplier=first_s, max=max(first_s, longest_s))
-        state = RetryCallState(AsyncRetrying(wait=wait), None, (), {})
-        state.attempt_number = failures
-        return wait(state)
 
     async def _one_connection(self) -> None:
         """Return when a good connection ended. Raises LinkError when there was none."""

@@ -117,10 +117,10 @@ async def test_the_groups_of_the_wanted_state_are_subscribed_to_and_left_again(t
         wanted = inbound(TOPICS.wanted("n1"), Wanted(1, 1, [], ["oven", "north", "all"], 10_000))
         await made.inbox.wanted(wanted)
         assert subscribed() == {"shoal/g/oven/c", "shoal/g/north/c"}
-        assert made.session._first_delay_s() == 20.0
+        assert made.session.backoff.first_s == 20.0
         await made.inbox.wanted(inbound(TOPICS.wanted("n1"), Wanted(2, 1, [], ["north"])))
         assert subscribed() == {"shoal/g/north/c"}
-        assert made.session._first_delay_s() == made.session.config.backoff_initial_s
+        assert made.session.backoff.first_s == made.session.config.backoff_initial_s
 
 
 async def test_a_wanted_state_of_an_older_controller_has_no_groups(tmp_path):

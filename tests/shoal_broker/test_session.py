@@ -600,7 +600,7 @@ async def test_leaving_ends_soon_when_the_line_is_dead(broker):
 
 
 async def test_leaving_does_not_wait_for_the_time_before_the_next_connection(broker, monkeypatch):
-    monkeypatch.setattr("shoal_broker.session.random.uniform", lambda _low, high: high)
+    monkeypatch.setattr("shoal_broker.backoff.random.uniform", lambda _low, high: high)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(
             connected(broker.port, given={"backoff_initial_s": DEADLINE_S})
