@@ -4,7 +4,6 @@ from shoal_broker.codec import (
     ConnAckPacket,
     ConnAckReasonCode,
     ConnectPacket,
-    QoS,
 )
 from shoal_broker.server.config import BrokerConfig
 from shoal_broker.server.router import MAX_LEVELS
@@ -27,11 +26,8 @@ def refusal(packet: ConnectPacket, config: BrokerConfig) -> tuple[ConnAckReasonC
             "this broker wants a user name and a password",
         )
     will = packet.will
-    if will is not None:
-        if will.qos == QoS.EXACTLY_ONCE:
-            return ConnAckReasonCode.QUALITY_NOT_SUPPORTED, "QoS 2 is not supported"
-        if will.topic.startswith("$") or will.topic.count("/") >= MAX_LEVELS:
-            return ConnAckReasonCode.TOPIC_NAME_INVALID, "a will cannot go to this topic"
+    if will is not None and (will.topic.startswith("$") or will.topic.count("/") >= MAX_LEVELS):
+        return ConnAckReasonCode.TOPIC_NAME_INVALID, "a will cannot go to this topic"
     return None
 
 
@@ -42,7 +38,7 @@ def acceptance(
     return ConnAckPacket(
         session_present=session_present,
         assigned_client_id=assigned_client_id,
-        max_qos=QoS.AT_LEAST_ONCE,
+        receive_max=config.receive_max,
         max_packet_size=config.max_packet_bytes,
         topic_alias_max=config.max_topic_aliases,
     )

@@ -50,7 +50,9 @@ class Limits(toml.Table, frozen=True, kw_only=True):
     max_queued_bytes_total: NotNegative = 256 << 20
     """All sessions; a message that waits for several counts once."""
     max_in_flight: Annotated[int, msgspec.Meta(ge=1, le=LARGEST_WINDOW)] = 256
-    """QoS 1 messages sent to one client and not yet acknowledged; its receive maximum counts too."""
+    """QoS 1 and 2 messages sent to one client and not yet acknowledged; its receive maximum counts too."""
+    receive_max: Annotated[int, msgspec.Meta(ge=1, le=LARGEST_WINDOW)] = 1_024
+    """QoS 1 and 2 messages of one client that are not yet answered for good; announced."""
     max_retained_messages: NotNegative = 100_000
     max_retained_bytes: NotNegative = 256 << 20
     max_topic_aliases: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_WINDOW)] = 32

@@ -14,6 +14,10 @@ LARGEST_FIRST_PACKET_BYTES = 256 << 10
 """CONNECT with every field at its largest; a stranger is not given more."""
 
 
+NOTHING_INHERITED: set[int] = set()
+"""Shared by all and never added to: nearly every connection begins without unreleased messages."""
+
+
 class State(Enum):
     """Where a connection stands."""
 
@@ -32,6 +36,7 @@ class Connection:
     __slots__ = (
         "_unsent",
         "aliases",
+        "inherited",
         "is_unsent",
         "keep_alive_s",
         "last_heard_s",
@@ -42,11 +47,13 @@ class Connection:
         "owner",
         "peer",
         "reader",
+        "receive_limit",
         "receive_max",
         "session",
         "session_expiry_s",
         "state",
         "surplus",
+        "unanswered",
         "writable",
     )
 
@@ -74,6 +81,13 @@ class Connection:
         """Of CONNECT, in seconds; what DISCONNECT may still change."""
         self.keep_alive_s = 0
         self.receive_max = 1
+        """What the client takes at a time, QoS 1 and 2."""
+        self.receive_limit = 1
+        """What we take at a time, as announced."""
+        self.unanswered = 0
+        """QoS 1 and 2 messages of which the last answer is not written yet."""
+        self.inherited: set[int] = NOTHING_INHERITED
+        """Ids of unreleased QoS 2 messages that came on an earlier connection: not counted on this one."""
         self.max_packet_bytes = LARGEST_PACKET_BYTES
         """What the client accepts."""
         self.aliases: dict[int, str] = {}
@@ -107,5 +121,6 @@ class Connection:
         data = b"".join(self.output)
         self.output.clear()
         self.output_bytes = 0
+        self.unanswered = 0
         self.is_unsent = False
         return data

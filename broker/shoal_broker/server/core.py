@@ -15,14 +15,10 @@ from shoal_broker.codec import (
     PingReqPacket,
     PingRespPacket,
     PubAckPacket,
-    PubAckReasonCode,
     PubCompPacket,
-    PubCompReasonCode,
     PublishPacket,
     PubRecPacket,
     PubRelPacket,
-    PubRelReasonCode,
-    QoS,
     SubAckPacket,
     SubAckReasonCode,
     SubscribePacket,
@@ -35,14 +31,12 @@ from shoal_broker.server.config import BrokerConfig
 from shoal_broker.server.connection import Connection, State
 from shoal_broker.server.counters import Counters
 from shoal_broker.server.events import Event
+from shoal_broker.server.inbound import Inbound
 from shoal_broker.server.lifecycle import Lifecycle
-from shoal_broker.server.messages import from_publish
 from shoal_broker.server.router import Router
 from shoal_broker.server.sessions import Session
 
 PROTOCOL_VIOLATION = 0x82
-TOPIC_ALIAS_INVALID = 0x94
-QOS_NOT_SUPPORTED = 0x9B
 
 
 class BrokerCore:
@@ -52,6 +46,7 @@ class BrokerCore:
         self.counters = Counters()
         self.router = Router(config, self.counters)
         self.connections: set[Connection] = set()
+        self._inbound = Inbound(config, self.router, self.counters)
         self._lifecycle = Lifecycle(config, self.router, self.counters, new_client_id)
         self._config = config
         self._unsent: list[Connection] = []
@@ -154,10 +149,24 @@ class BrokerCore:
             return
         match packet:
             case PublishPacket():
-                self._publish(connection, session, packet, now_s)
+                self._inbound.publish(connection, session, packet, now_s)
             case PubAckPacket():
                 session.acknowledge(packet.packet_id)
                 self.router.courier.pump(session, now_s)
+            case PubRecPacket():
+                self.router.courier.handed_over(connection, session, packet, now_s)
+            case PubRelPacket():
+                self._inbound.release(connection, session, packet.packet_id)
+            case PubCompPacket():
+                session.complete(packet.packet_id)
+                self.router.courier.pump(session, now_s)
+            case _:
+                self._act_seldom(connection, session, packet, now_s)
+
+    def _act_seldom(
+        self, connection: Connection, session: Session, packet: Packet, now_s: float
+    ) -> None:
+        match packet:
             case PingReqPacket():
                 connection.send(PingRespPacket())
             case SubscribePacket():
@@ -171,57 +180,9 @@ class BrokerCore:
             case DisconnectPacket():
                 self._goodbye(connection, session, packet, now_s)
             case _:
-                self._act_on_strays(connection, packet)
-
-    def _act_on_strays(self, connection: Connection, packet: Packet) -> None:
-        """QoS 2 is not spoken here; whatever these answer, the client can let go of it."""
-        match packet:
-            case PubRecPacket(packet_id=packet_id):
-                gone = PubRelReasonCode.PACKET_ID_NOT_FOUND
-                connection.send(PubRelPacket(packet_id, reason_code=gone))
-            case PubRelPacket(packet_id=packet_id):
-                unknown = PubCompReasonCode.PACKET_ID_NOT_FOUND
-                connection.send(PubCompPacket(packet_id, reason_code=unknown))
-            case PubCompPacket():
-                pass
-            case _:
                 raise ProtocolError(
                     PROTOCOL_VIOLATION, f"{type(packet).__name__} has no place in this session"
                 )
-
-    def _publish(
-        self, connection: Connection, session: Session, packet: PublishPacket, now_s: float
-    ) -> None:
-        if packet.qos == QoS.EXACTLY_ONCE:
-            raise ProtocolError(QOS_NOT_SUPPORTED, "QoS 2 is not supported")
-        if packet.subscription_ids:
-            raise ProtocolError(PROTOCOL_VIOLATION, "a client sets no subscription identifier")
-        topic = packet.topic
-        alias = packet.topic_alias
-        if alias is not None:
-            if alias > self._config.max_topic_aliases:
-                raise ProtocolError(
-                    TOPIC_ALIAS_INVALID, f"topic alias {alias} is above what was announced"
-                )
-            if topic:
-                connection.aliases[alias] = topic
-            elif alias in connection.aliases:
-                topic = connection.aliases[alias]
-            else:
-                raise ProtocolError(PROTOCOL_VIOLATION, f"topic alias {alias} was never given")
-        self.counters.messages_in += 1
-        message = from_publish(
-            packet,
-            topic,
-            session.client_id,
-            connection.reader.packet_bytes + (0 if packet.topic else len(topic)),
-            now_s,
-        )
-        reason_code = self.router.publish(message, now_s)
-        if packet.packet_id is not None:
-            connection.send(
-                PubAckPacket(packet.packet_id, reason_code=PubAckReasonCode(reason_code))
-            )
 
     def _subscribe(
         self, connection: Connection, session: Session, packet: SubscribePacket, now_s: float

@@ -15,6 +15,7 @@ class Dropped(StrEnum):
     RETAINED_FULL = "retained_full"
     RESERVED_TOPIC = "reserved_topic"
     SESSION_ENDED = "session_ended"
+    REFUSED_BY_CLIENT = "refused_by_client"
 
 
 @dataclass(slots=True)

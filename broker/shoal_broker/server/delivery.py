@@ -4,10 +4,13 @@ A connection is given messages only while less than the write buffer's limit wai
 so that a slow consumer costs one such buffer and its session's limits.
 """
 
+from shoal_broker.codec import PubRecPacket, PubRelPacket, PubRelReasonCode
 from shoal_broker.server.connection import Connection
 from shoal_broker.server.counters import Counters, Dropped
 from shoal_broker.server.messages import Delivery, encode_delivery
 from shoal_broker.server.sessions import Session
+
+FAILURES_FROM = 0x80
 
 
 class Courier:
@@ -44,15 +47,37 @@ class Courier:
             session.held_bytes -= delivery.message.size_bytes
             self._send(connection, session, delivery, now_s)
 
+    def handed_over(
+        self, connection: Connection, session: Session, packet: PubRecPacket, now_s: float
+    ) -> None:
+        """PUBREC: answer with PUBREL, or with nothing when the client refuses the message."""
+        packet_id = packet.packet_id
+        if not session.hand_over(packet_id):
+            gone = PubRelReasonCode.PACKET_ID_NOT_FOUND
+            connection.send(PubRelPacket(packet_id, reason_code=gone))
+        elif int(packet.reason_code) >= FAILURES_FROM:
+            self._counters.dropped[Dropped.REFUSED_BY_CLIENT] += 1
+            session.settle(packet_id)
+            self.pump(session, now_s)
+        else:
+            connection.send(PubRelPacket(packet_id))
+
     def _repeat(self, connection: Connection, session: Session, window: int, now_s: float) -> None:
-        # MQTT 5, 4.4: in order, same packet ids, with DUP. What expired meanwhile is repeated all
+        # MQTT 5, 4.4: in order, same packet ids, PUBLISH with DUP or PUBREL. What expired meanwhile is repeated all
         # the same: the client may have it already and owe nothing but the acknowledgement.
         in_flight, repeats = session.in_flight, session.repeats
-        while repeats and len(in_flight) - len(repeats) < window:
-            if connection.output_bytes >= self._write_buffer_bytes:
+        while repeats and connection.output_bytes < self._write_buffer_bytes:
+            packet_id = repeats[0]
+            delivery = in_flight[packet_id]
+            if delivery is None:
+                # MQTT 5, 4.9: a PUBREL does not wait for the window.
+                repeats.popleft()
+                connection.send(PubRelPacket(packet_id))
+            elif len(in_flight) - len(repeats) < window:
+                repeats.popleft()
+                self._write(connection, session, delivery, packet_id, now_s, duplicate=True)
+            else:
                 return
-            packet_id = repeats.popleft()
-            self._write(connection, session, in_flight[packet_id], packet_id, now_s, duplicate=True)
 
     def _send_retained(
         self, connection: Connection, session: Session, window: int, now_s: float
@@ -78,8 +103,7 @@ class Courier:
             return
         packet_id = None
         if delivery.qos:
-            packet_id = session.next_packet_id()
-            session.in_flight[packet_id] = delivery
+            packet_id = session.send(delivery)
         self._write(connection, session, delivery, packet_id, now_s, duplicate=False)
 
     def _write(
@@ -97,7 +121,7 @@ class Courier:
             # MQTT 5, 3.1.2.11.4: as if it had been delivered.
             self._counters.dropped[Dropped.TOO_LARGE_FOR_CLIENT] += 1
             if packet_id is not None:
-                session.acknowledge(packet_id)
+                session.settle(packet_id)
             return
         self._counters.messages_out += 1
         connection.send_bytes(data)

@@ -121,6 +121,9 @@ class Lifecycle:
         connection.session_expiry_s = packet.session_expiry_interval
         connection.keep_alive_s = packet.keep_alive
         connection.receive_max = packet.receive_max
+        connection.receive_limit = self._config.receive_max
+        if session.unreleased:
+            connection.inherited = set(session.unreleased)
         connection.reader.max_packet_bytes = self._config.max_packet_bytes
         connection.state = State.CONNECTED
         connection.send(

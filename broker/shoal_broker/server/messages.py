@@ -13,7 +13,7 @@ from shoal_broker.server.subscriptions import SharedGroup
 OVERHEAD_BYTES = 512
 """What the objects around a message cost in memory, so that byte limits hold for tiny messages too."""
 
-QUALITIES = (QoS.AT_MOST_ONCE, QoS.AT_LEAST_ONCE)
+QUALITIES = (QoS.AT_MOST_ONCE, QoS.AT_LEAST_ONCE, QoS.EXACTLY_ONCE)
 LARGEST_EXPIRY_S = 0xFFFFFFFF
 
 
@@ -67,7 +67,7 @@ def from_will(will: Will, publisher: str, now_s: float) -> Message:
         will.payload or b"",
         qos=will.qos,
         retain=will.retain,
-        # The id of a received packet means nothing to anybody else; the codec wants one for QoS 1.
+        # The id of a received packet means nothing to anybody else; the codec wants one.
         packet_id=1 if int(will.qos) else None,
         payload_format_indicator=will.payload_format_indicator,
         message_expiry_interval=will.message_expiry_interval,

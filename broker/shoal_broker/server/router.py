@@ -23,8 +23,6 @@ from shoal_broker.server.subscriptions import (
 MAX_LEVELS = 128
 """A topic of 65,535 bytes could have 65,536 levels, each with a node of its own in memory."""
 
-GRANTED_MAX_QOS = 1
-
 ACCEPTED = 0x00
 NO_MATCHING_SUBSCRIBERS = 0x10
 NO_SUBSCRIPTION_EXISTED = 0x11
@@ -53,7 +51,7 @@ class Router:
     # --- messages
 
     def publish(self, message: Message, now_s: float) -> int:
-        """Route `message`; the reason code is what a QoS 1 publisher is told.
+        """Route `message`; the reason code is what a QoS 1 or 2 publisher is told.
 
         0x97 when the retained store is full (then nobody gets it), or when a session that is to survive
         its connection could not queue it (then the others have it).
@@ -85,6 +83,28 @@ class Router:
                 reason_code = QUOTA_EXCEEDED
         return reason_code
 
+    def has_room(self, message: Message, now_s: float) -> bool:
+        """Whether everybody who is to get this QoS 2 message has room for it.
+
+        Everybody is every session that outlives its connection and one member of each share. Who is
+        refused publishes anew: what some had by then would come to them twice.
+        """
+        subscriptions, groups = self.subscriptions.match(message.topic)
+        sessions, size_bytes = self.sessions, message.size_bytes
+        for subscriber, max_qos, _, _ in merge_overlapping(subscriptions, message.publisher):
+            session = sessions[subscriber.client_id]
+            if max_qos and session.is_persistent and not session.make_room(size_bytes, now_s):
+                self._counters.dropped[Dropped.QUEUE_FULL] += 1
+                return False
+        for group in groups:
+            if not any(
+                sessions[member].make_room(size_bytes, now_s) or not subscription.max_qos
+                for member, subscription in group.members.items()
+            ):
+                self._counters.dropped[Dropped.QUEUE_FULL] += 1
+                return False
+        return True
+
     def _keep(self, message: Message) -> int:
         """Store a retained message; 0 or the reason code of the refusal."""
         if message.topic.count("/") >= MAX_LEVELS:
@@ -107,7 +127,7 @@ class Router:
         return True
 
     def _share(self, group: SharedGroup, message: Message, now_s: float) -> bool:
-        """Give it to one member; False when a QoS 1 message found no room with any of them."""
+        """Give it to one member; False when a QoS 1 or 2 message found no room with any of them."""
         qos, as_published = int(message.content.qos), message.content.retain
         for member in group.candidates():
             session = self.sessions[member.subscriber.client_id]
@@ -138,7 +158,7 @@ class Router:
             subscriber=session,
             topic_filter=topic_filter,
             share_name=share_name,
-            max_qos=min(int(wanted.max_qos), GRANTED_MAX_QOS),
+            max_qos=int(wanted.max_qos),
             no_local=wanted.no_local,
             retain_as_published=wanted.retain_as_published,
             identifiers=[] if identifier is None else [identifier],
@@ -232,9 +252,14 @@ class Router:
         session.subscriptions.clear()
         if session.will_due_at_s is not None:
             self._publish_will(session, now_s)
-        for delivery in session.unacknowledged():
+        for delivery, may_move in session.unacknowledged():
             group = delivery.group
-            if group is None or not group.members or delivery.message.has_expired(now_s):
+            if (
+                group is None
+                or not may_move
+                or not group.members
+                or delivery.message.has_expired(now_s)
+            ):
                 self._counters.dropped[Dropped.SESSION_ENDED] += 1
             else:
                 self._share(group, delivery.message, now_s)

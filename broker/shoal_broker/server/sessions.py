@@ -9,6 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from shoal_broker.codec import Will
+from shoal_broker.errors import ProtocolError
 from shoal_broker.server.counters import Counters, Dropped
 from shoal_broker.server.messages import Delivery, Message
 from shoal_broker.server.subscriptions import Subscription
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 LARGEST_PACKET_ID = 65_535
 NEVER_EXPIRES = 0xFFFFFFFF
+PROTOCOL_VIOLATION = 0x82
 
 
 class Session:
@@ -43,6 +45,7 @@ class Session:
         "queue",
         "repeats",
         "subscriptions",
+        "unreleased",
         "will",
         "will_due_at_s",
     )
@@ -60,12 +63,17 @@ class Session:
         """Set while no connection is there and a will waits."""
         self.subscriptions: dict[str, Subscription] = {}
         """By filter as the client wrote it, `$share/...` included."""
-        self.in_flight: dict[int, Delivery] = {}
-        """By packet id, in the order they were sent."""
+        self.in_flight: dict[int, Delivery | None] = {}
+        """By packet id, in the order they were sent.
+
+        None: the client has this QoS 2 message (PUBREC), and PUBREL is due until its PUBCOMP.
+        """
+        self.unreleased: set[int] | None = None
+        """Packet ids of QoS 2 messages that came from the client and whose PUBREL has not come."""
         self.repeats: deque[int] = deque()
-        """Packet ids in flight that this connection was not sent yet: they come first, with DUP."""
+        """Packet ids in flight that this connection was not sent yet: they come first."""
         self.queue: deque[Delivery] = deque()
-        """QoS 1."""
+        """QoS 1 and 2."""
         self.best_effort: deque[Delivery] = deque()
         """QoS 0."""
         self.backlog: dict[str, deque[Message]] = {}
@@ -102,36 +110,100 @@ class Session:
     def admit(self, delivery: Delivery, now_s: float) -> bool:
         """Queue `delivery`, making room as the limits say. False when it was refused."""
         size_bytes = delivery.message.size_bytes
-        if not self._has_room(size_bytes):
-            self._make_room(size_bytes, now_s)
-            if not self._has_room(size_bytes):
-                self._counters.dropped[Dropped.QUEUE_FULL] += 1
-                return False
+        if not self._has_room(size_bytes) and not self.make_room(size_bytes, now_s):
+            self._counters.dropped[Dropped.QUEUE_FULL] += 1
+            return False
         (self.queue if delivery.qos else self.best_effort).append(delivery)
         self.held_bytes += size_bytes
         return True
 
-    def next_packet_id(self) -> int:
-        """A packet id that nothing in flight has."""
+    # --- messages to the client
+
+    def send(self, delivery: Delivery) -> int:
+        """Put `delivery` in flight; the packet id that it goes by, which nothing in flight has."""
         in_flight = self.in_flight
         packet_id = self._last_packet_id
         while True:
             packet_id = packet_id % LARGEST_PACKET_ID + 1
             if packet_id not in in_flight:
                 self._last_packet_id = packet_id
+                in_flight[packet_id] = delivery
                 return packet_id
 
     def acknowledge(self, packet_id: int) -> None:
-        """The client has this message; an unknown id is an answer to something long settled."""
+        """PUBACK: the client has this message; an unknown id is an answer to something long settled.
+
+        Raises ProtocolError where that is no answer to what was sent.
+        """
+        delivery = self.in_flight.get(packet_id)
+        if delivery is None and packet_id not in self.in_flight:
+            return
+        if delivery is None or delivery.qos != 1:
+            raise ProtocolError(PROTOCOL_VIOLATION, f"PUBACK for the QoS 2 message {packet_id}")
+        self.settle(packet_id)
+
+    def hand_over(self, packet_id: int) -> bool:
+        """PUBREC: the client has this QoS 2 message, PUBREL is due. False when the id is unknown.
+
+        Raises ProtocolError as `acknowledge` does.
+        """
+        delivery = self.in_flight.get(packet_id)
+        if delivery is None:
+            return packet_id in self.in_flight
+        if delivery.qos == 1:
+            raise ProtocolError(PROTOCOL_VIOLATION, f"PUBREC for the QoS 1 message {packet_id}")
+        self.held_bytes -= delivery.message.size_bytes
+        # In its place: repeats keep the order in which the messages were sent.
+        self.in_flight[packet_id] = None
+        if self.repeats and packet_id in self.repeats:
+            self.repeats.remove(packet_id)
+        return True
+
+    def complete(self, packet_id: int) -> None:
+        """PUBCOMP: the exchange is over. An unknown id as in `acknowledge`."""
+        if self.in_flight.get(packet_id) is not None:
+            raise ProtocolError(PROTOCOL_VIOLATION, f"PUBCOMP without PUBREC for {packet_id}")
+        self.settle(packet_id)
+
+    def settle(self, packet_id: int) -> None:
+        """Nothing more is to be done for what went by this id, if anything did."""
         delivery = self.in_flight.pop(packet_id, None)
         if delivery is not None:
             self.held_bytes -= delivery.message.size_bytes
-            if packet_id in self.repeats:
-                self.repeats.remove(packet_id)
+        if self.repeats and packet_id in self.repeats:
+            self.repeats.remove(packet_id)
 
-    def unacknowledged(self) -> list[Delivery]:
-        """What the client may never have got, oldest first."""
-        return [*self.in_flight.values(), *self.queue]
+    # --- messages from the client
+
+    def is_unreleased(self, packet_id: int) -> bool:
+        """Whether the QoS 2 message of this id came before and its PUBREL did not."""
+        return self.unreleased is not None and packet_id in self.unreleased
+
+    def receive(self, packet_id: int) -> None:
+        """A QoS 2 message came with this id, and was taken."""
+        if self.unreleased is None:
+            self.unreleased = set()
+        self.unreleased.add(packet_id)
+
+    def release(self, packet_id: int) -> bool:
+        """PUBREL. False when no message waits for it."""
+        if self.unreleased is None or packet_id not in self.unreleased:
+            return False
+        self.unreleased.remove(packet_id)
+        return True
+
+    # --- endings
+
+    def unacknowledged(self) -> list[tuple[Delivery, bool]]:
+        """What the client may never have got, oldest first, each with whether somebody else may have it.
+
+        MQTT 5, 4.8.2: a QoS 2 message that was sent to one member of a share goes to no other.
+        """
+        sent = [delivery for delivery in self.in_flight.values() if delivery is not None]
+        return [
+            *((delivery, delivery.qos == 1) for delivery in sent),
+            *((delivery, True) for delivery in self.queue),
+        ]
 
     def forget_messages(self) -> None:
         """Drop everything that waits or is unacknowledged."""
@@ -141,6 +213,12 @@ class Session:
         self.best_effort.clear()
         self.backlog.clear()
         self.held_bytes = 0
+
+    def make_room(self, size_bytes: int, now_s: float) -> bool:
+        """Whether `size_bytes` more can be admitted, after dropping what goes first."""
+        if not self._has_room(size_bytes):
+            self._make_room(size_bytes, now_s)
+        return self._has_room(size_bytes)
 
     def _has_room(self, size_bytes: int) -> bool:
         return (

@@ -11,7 +11,10 @@ from shoal_broker.codec import (
     Packet,
     PacketReader,
     PubAckPacket,
+    PubCompPacket,
     PublishPacket,
+    PubRecPacket,
+    PubRelPacket,
     QoS,
     SubAckPacket,
     SubscribePacket,
@@ -152,6 +155,28 @@ class DeskClient:
         answer = self.take_one(PubAckPacket)
         assert answer.packet_id == self._next_id
         return int(answer.reason_code)
+
+    def publish_qos2(self, topic: str, payload: bytes = b"m", **options) -> int:
+        """Publish at QoS 2 and release; the code of the PUBREC."""
+        self._next_id += 1
+        self.send(
+            PublishPacket(topic, payload, qos=QoS.EXACTLY_ONCE, packet_id=self._next_id, **options)
+        )
+        received = self.take_one(PubRecPacket)
+        assert received.packet_id == self._next_id
+        if int(received.reason_code) < 0x80:
+            self.send(PubRelPacket(self._next_id))
+            completed = self.take_one(PubCompPacket)
+            assert (completed.packet_id, int(completed.reason_code)) == (self._next_id, 0)
+        return int(received.reason_code)
+
+    def finish(self, messages: Iterable[PublishPacket]) -> None:
+        """Go through the rest of the QoS 2 exchange of each."""
+        for message in messages:
+            self.send(PubRecPacket(message.packet_id))
+            released = self.take_one(PubRelPacket)
+            assert (released.packet_id, int(released.reason_code)) == (message.packet_id, 0)
+            self.send(PubCompPacket(message.packet_id))
 
     def publish_and_hear(self, topic: str) -> bool:
         """Whether a message to a topic that it subscribed to comes back."""

@@ -11,8 +11,6 @@ from shoal_broker.codec import (
     PingReqPacket,
     PingRespPacket,
     PublishPacket,
-    PubRecPacket,
-    PubRelPacket,
     QoS,
     Will,
 )
@@ -31,7 +29,11 @@ def test_connack_says_what_the_broker_does():
     welcome = Desk(max_packet_bytes=5000, max_topic_aliases=7).connect().welcome
     assert int(welcome.reason_code) == 0
     assert not welcome.session_present
-    assert welcome.max_qos == QoS.AT_LEAST_ONCE
+    assert welcome.max_qos == QoS.EXACTLY_ONCE
+    assert welcome.receive_max == 1_024
+    assert welcome.retain_available
+    assert welcome.wildcard_subscription_available
+    assert welcome.subscription_id_available
     assert welcome.max_packet_size == 5000
     assert welcome.topic_alias_max == 7
     assert welcome.shared_subscription_available
@@ -86,10 +88,6 @@ def test_a_client_id_of_a_kilobyte_is_refused():
     assert refused_code(Desk(), client_id="x" * 1024) == 0x85
 
 
-def test_a_will_of_qos_2_is_refused():
-    assert refused_code(Desk(), will=Will("t", qos=QoS.EXACTLY_ONCE)) == 0x9B
-
-
 def test_a_will_on_a_reserved_topic_is_refused():
     assert refused_code(Desk(), will=Will("$SYS/x")) == 0x90
 
@@ -125,21 +123,6 @@ def test_ping_is_answered():
     client = Desk().connect()
     client.send(PingReqPacket())
     client.take_one(PingRespPacket)
-
-
-def test_qos_2_is_refused_with_0x9b():
-    client = Desk().connect()
-    client.send(PublishPacket("t", b"", qos=QoS.EXACTLY_ONCE, packet_id=1))
-    assert client.goodbye_code() == 0x9B
-
-
-def test_stray_answers_of_qos_2_are_told_that_the_id_is_unknown():
-    client = Desk().connect()
-    client.send(PubRelPacket(5), PubRecPacket(6))
-    completed, released = client.take()
-    assert (completed.packet_id, int(completed.reason_code)) == (5, 0x92)
-    assert (released.packet_id, int(released.reason_code)) == (6, 0x92)
-    assert not client.closed
 
 
 def test_takeover_tells_the_old_connection_and_keeps_the_session():

@@ -65,7 +65,7 @@ def test_a_keep_alive_timeout_sends_it(desk, listener):
 
 
 def test_a_protocol_error_sends_it(desk, listener):
-    desk.connect("c", will=will()).send(PublishPacket("t", b"", qos=QoS.EXACTLY_ONCE, packet_id=1))
+    desk.connect("c", will=will()).send(PublishPacket("t", b"", subscription_ids=[1]))
     assert listener.payloads() == [b"gone"]
 
 

@@ -1,0 +1,127 @@
+"""What clients publish: topic aliases, the exchanges of QoS 1 and 2, the receive maximum. No I/O.
+
+Where a message goes from here is `router`'s business.
+"""
+
+from shoal_broker.codec import (
+    PubAckPacket,
+    PubAckReasonCode,
+    PubCompPacket,
+    PubCompReasonCode,
+    PublishPacket,
+    PubRecPacket,
+    PubRecReasonCode,
+    QoS,
+)
+from shoal_broker.errors import ProtocolError
+from shoal_broker.server.config import BrokerConfig
+from shoal_broker.server.connection import Connection
+from shoal_broker.server.counters import Counters
+from shoal_broker.server.messages import Message, from_publish
+from shoal_broker.server.router import QUOTA_EXCEEDED, Router
+from shoal_broker.server.sessions import Session
+
+PROTOCOL_VIOLATION = 0x82
+RECEIVE_MAXIMUM_EXCEEDED = 0x93
+TOPIC_ALIAS_INVALID = 0x94
+FAILURES_FROM = 0x80
+
+
+class Inbound:
+    """Takes PUBLISH and PUBREL, answers with PUBACK, PUBREC and PUBCOMP."""
+
+    def __init__(self, config: BrokerConfig, router: Router, counters: Counters) -> None:
+        self._max_topic_aliases = config.max_topic_aliases
+        self._router = router
+        self._counters = counters
+
+    def publish(
+        self, connection: Connection, session: Session, packet: PublishPacket, now_s: float
+    ) -> None:
+        """Route the message and answer it. Raises ProtocolError."""
+        if packet.subscription_ids:
+            raise ProtocolError(PROTOCOL_VIOLATION, "a client sets no subscription identifier")
+        topic = packet.topic
+        if packet.topic_alias is not None:
+            topic = self._resolve(connection, topic, packet.topic_alias)
+        self._counters.messages_in += 1
+        packet_id = packet.packet_id
+        message = from_publish(
+            packet,
+            topic,
+            session.client_id,
+            connection.reader.packet_bytes + (0 if packet.topic else len(topic)),
+            now_s,
+        )
+        if packet_id is None:
+            self._router.publish(message, now_s)
+        elif packet.qos is QoS.EXACTLY_ONCE:
+            self._take_once(connection, session, message, packet_id, now_s)
+        else:
+            connection.unanswered += 1
+            _check_quota(connection, session)
+            reason_code = self._router.publish(message, now_s)
+            connection.send(PubAckPacket(packet_id, reason_code=PubAckReasonCode(reason_code)))
+
+    def release(self, connection: Connection, session: Session, packet_id: int) -> None:
+        """PUBREL: the id is free again; one that we do not know is said to be unknown, no error."""
+        if session.release(packet_id):
+            if packet_id in connection.inherited:
+                connection.inherited.discard(packet_id)
+            else:
+                connection.unanswered += 1
+            code = PubCompReasonCode.SUCCESS
+        else:
+            code = PubCompReasonCode.PACKET_ID_NOT_FOUND
+        connection.send(PubCompPacket(packet_id, reason_code=code))
+
+    def _take_once(
+        self,
+        connection: Connection,
+        session: Session,
+        message: Message,
+        packet_id: int,
+        now_s: float,
+    ) -> None:
+        # MQTT 5, 4.3.3: until its PUBREL, whatever comes with this id is the message that we have.
+        if session.is_unreleased(packet_id):
+            connection.inherited.discard(packet_id)
+            connection.send(PubRecPacket(packet_id))
+            return
+        connection.unanswered += 1
+        _check_quota(connection, session)
+        if self._router.has_room(message, now_s):
+            reason_code = self._router.publish(message, now_s)
+        else:
+            reason_code = QUOTA_EXCEEDED
+        if reason_code < FAILURES_FROM:
+            # From here it is counted among the unreleased.
+            connection.unanswered -= 1
+            session.receive(packet_id)
+        connection.send(PubRecPacket(packet_id, reason_code=PubRecReasonCode(reason_code)))
+
+    def _resolve(self, connection: Connection, topic: str, alias: int) -> str:
+        """The topic that a PUBLISH with this alias goes to."""
+        if alias > self._max_topic_aliases:
+            raise ProtocolError(
+                TOPIC_ALIAS_INVALID, f"topic alias {alias} is above what was announced"
+            )
+        if topic:
+            connection.aliases[alias] = topic
+        elif alias in connection.aliases:
+            topic = connection.aliases[alias]
+        else:
+            raise ProtocolError(PROTOCOL_VIOLATION, f"topic alias {alias} was never given")
+        return topic
+
+
+def _check_quota(connection: Connection, session: Session) -> None:
+    """MQTT 5, 3.3.4 and 4.9: what was published on this connection and is not answered has a limit."""
+    unfinished = connection.unanswered
+    if session.unreleased:
+        unfinished += len(session.unreleased) - len(connection.inherited)
+    if unfinished > connection.receive_limit:
+        raise ProtocolError(
+            RECEIVE_MAXIMUM_EXCEEDED,
+            f"more than {connection.receive_limit} messages at a time, which was announced",
+        )
