@@ -33,12 +33,28 @@ class FrameError(DecodeError):
         self.reason = reason
 
 
+class EnvelopeError(DecodeError):
+    """A message is not signed by whom it should be.
+
+    Attributes:
+        reason: one of "unsigned", "shape", "unknown_key", "bad_signature".
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class EncodeError(ContractError):
     """What was to be sent breaks the contract: our own fault."""
 
 
 class TopicError(ContractError):
     """A name cannot stand in a topic, or a topic is not one of ours."""
+
+
+class KeyTextError(ContractError):
+    """A text that a person gave us is not a key."""
 
 
 class FileFormatError(ContractError):
