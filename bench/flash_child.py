@@ -23,6 +23,7 @@ from shoal_broker.store import Store
 from shoal_contract import messages, receipts
 from shoal_contract.messages import Receipt
 from shoal_contract.topics import Topics
+from shoal_fleet.issuer import Issuer
 from shoal_fleet.receipts import Receipts
 
 PAYLOAD_BYTES = 60
@@ -78,7 +79,7 @@ async def receiver(port: int) -> None:
     subscriptions = {topics.telemetry(ANSWERED, "digits"): on_reading}
     async with Session.open(_config("bench-receiver", port), subscriptions=subscriptions) as bus:
         await bus.wait_connected(TIMEOUT_S)
-        given = Receipts(bus, topics)
+        given = Receipts(bus, topics, issuer=Issuer(None))
         _say("ready")
         await given.run()
 

@@ -31,6 +31,7 @@ from shoal_agent.peers.server import PeerServer
 from shoal_agent.pipelines import Pipeline
 from shoal_agent.reporter import Reporter
 from shoal_agent.staging import Staging
+from shoal_agent.trust import Trust
 from shoal_agent.update import Updater
 from shoal_broker.bus_errors import BrokerTableError
 from shoal_broker.logs import RecentLines
@@ -105,7 +106,8 @@ async def running(
         router, discovery, peer_port = await _open_peers(stack, config, engine)
         agent = Agent(peer_port=peer_port, stop=stop)
 
-        inbox = Inbox(topics, config.node)
+        trust = Trust(config.command_keys)
+        inbox = Inbox(topics, config.node, trust)
         reporter = Reporter(config, topics=topics)
         session = await enter(
             Session.open(
@@ -167,6 +169,7 @@ async def running(
             router=router,
             commands=commands,
             inbox=inbox,
+            trust=trust,
             fetcher=fetcher,
             devices=devices,
             pipelines=pipelines,

@@ -8,8 +8,8 @@ import msgspec
 from shoal_agent.errors import ConfigError
 from shoal_broker.broker_table import BrokerTable
 from shoal_broker.bus_errors import BrokerTableError
-from shoal_contract import toml, topics
-from shoal_contract.errors import ContractError
+from shoal_contract import envelope, toml, topics
+from shoal_contract.errors import ContractError, KeyTextError
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
@@ -22,6 +22,12 @@ class PeersTable(toml.Table, frozen=True, kw_only=True):
     port: Port = 0
     interfaces: tuple[str, ...] = ()
     upstream: str | None = None
+
+
+class TrustTable(toml.Table, frozen=True, kw_only=True):
+    """[trust]: `command_keys` are the public keys (base64) whose commands count; none: all commands do."""
+
+    command_keys: tuple[str, ...] = ()
 
 
 class MetricsTable(toml.Table, frozen=True, kw_only=True):
@@ -81,11 +87,17 @@ class AgentConfig(toml.Table, frozen=True, kw_only=True):
     root: str = "shoal"
     role: Literal["node", "upstream"] = "node"
     report_every_s: Annotated[float, msgspec.Meta(ge=1, le=86400)] = 600.0
+    trust: TrustTable = TrustTable()
     peers: PeersTable = PeersTable()
     metrics: MetricsTable | None = None
     inference: InferenceTable = InferenceTable()
     device: tuple[DeviceTable, ...] = ()
     pipeline: tuple[PipelineTable, ...] = ()
+
+    @property
+    def command_keys(self) -> tuple[bytes, ...]:
+        """The public keys whose commands count."""
+        return tuple(envelope.parse_key(text) for text in self.trust.command_keys)
 
     @property
     def upstream(self) -> tuple[str, int] | None:
@@ -128,6 +140,10 @@ def _check(config: AgentConfig) -> None:
         config.broker.tls()
     except BrokerTableError as exc:
         raise ConfigError(str(exc)) from exc
+    try:
+        _ = config.command_keys
+    except KeyTextError as exc:
+        raise ConfigError(f"[trust] command_keys: {exc}") from exc
     names = [device.name for device in config.device]
     for name in names:
         topics.check_leaf(name)

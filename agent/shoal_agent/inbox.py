@@ -10,6 +10,7 @@ from shoal_agent.commands import Commands
 from shoal_agent.inference.router import Router
 from shoal_agent.journal import Journal
 from shoal_agent.patience import until_stored
+from shoal_agent.trust import Trust
 from shoal_agent.update import Updater
 from shoal_broker.bus_errors import BusError
 from shoal_broker.outbox import Outbox
@@ -50,8 +51,9 @@ class Inbox:
     subscribers exist before the connection and the parts after it.
     """
 
-    def __init__(self, topics: Topics, node: str) -> None:
+    def __init__(self, topics: Topics, node: str, trust: Trust) -> None:
         self.stats = InboxStats()
+        self._trust = trust
         self._topics = topics
         self._node = node
         self._parts: asyncio.Future[Parts] = asyncio.get_running_loop().create_future()
@@ -61,10 +63,13 @@ class Inbox:
         self._parts.set_result(parts)
 
     async def command(self, message: Inbound) -> None:
-        """A message of a commands topic, ours or a group's; returns when it is durable."""
+        """A message of a commands topic, ours or a group's; returns when it is durable or refused."""
         parts = await asyncio.shield(self._parts)
+        payload = self._trust.open(message.payload, topic=message.topic)
+        if payload is None:
+            return
         try:
-            match messages.decode(message.payload):
+            match messages.decode(payload):
                 case Command() as command:
                     await parts.commands.accept(command)
                 case Cancel() as cancel:

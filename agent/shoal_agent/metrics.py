@@ -16,6 +16,7 @@ from shoal_agent.inbox import Inbox
 from shoal_agent.inference.engine import Engine
 from shoal_agent.inference.router import Router
 from shoal_agent.pipelines import Pipeline
+from shoal_agent.trust import Trust
 from shoal_broker.outbox import Outbox
 from shoal_broker.session import Session
 
@@ -32,6 +33,7 @@ class AgentCollector(Collector):
         router: Router,
         commands: Commands,
         inbox: Inbox,
+        trust: Trust,
         fetcher: BlobFetcher,
         devices: dict[str, DeviceLink],
         pipelines: list[Pipeline],
@@ -42,6 +44,7 @@ class AgentCollector(Collector):
         self._router = router
         self._commands = commands
         self._inbox = inbox
+        self._trust = trust
         self._fetcher = fetcher
         self._devices = devices
         self._pipelines = pipelines
@@ -76,6 +79,14 @@ class AgentCollector(Collector):
             "chunk_bytes", "bytes of model chunks received", self._fetcher.received_bytes
         )
         yield _counter("commands", "commands received", self._commands.stats.received)
+        refused = CounterMetricFamily(
+            "shoal_agent_commands_refused",
+            "messages to this node that no trusted key has signed for its topic",
+            labels=["reason"],
+        )
+        for reason, count in self._trust.refused.items():
+            refused.add_metric([reason], count)
+        yield refused
         malformed = self._inbox.stats.malformed + self._inbox.stats.unknown_kind
         yield _counter("malformed_messages", "messages that were not understood", malformed)
         yield _counter(

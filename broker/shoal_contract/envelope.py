@@ -20,6 +20,8 @@ from shoal_contract.messages import MAX_MESSAGE_BYTES
 KEY_BYTES: Final = 32
 """A public key, and the seed of a private one (RFC 8032)."""
 SIGNATURE_BYTES: Final = 64
+MOST_BYTES: Final = 81
+"""So much an envelope adds to a message of 64 KiB or more; 78 to one of at most 255 bytes."""
 KEY_ID_BYTES: Final = 2
 """A hint, not a proof: it says which of a few keys to try, and two that share it are both tried."""
 

@@ -112,6 +112,7 @@ async def read_status(parts: Parts) -> Answer:
         "broker": f"{parts.config.broker.host}:{parts.config.broker.port}",
         "broker_connected": parts.session.connected,
         "broker_error": parts.session.last_error,
+        "command_key": parts.issuer.public_key,
         "nodes": len(parts.registry.nodes),
         "nodes_online": sum(node.online for node in parts.registry.nodes.values()),
         "nodes_silent": sorted(parts.alarms.silent),

@@ -33,6 +33,7 @@ from shoal_fleet.database import Database, FleetBase, ReadingsBase
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import ConfigError, ListenError, StateError
 from shoal_fleet.inbox import Inbox, Parts
+from shoal_fleet.issuer import Issuer, load_signer
 from shoal_fleet.json_door import JsonDoor
 from shoal_fleet.needs import Needs
 from shoal_fleet.orders import Orders
@@ -110,7 +111,8 @@ async def running(config: FleetConfig, state_dir: Path) -> AsyncIterator[tuple[C
             serving = tasks.create_task(server.serve(sockets=[listener]), name="controller.api")
             try:
                 _write(state_dir / URL_FILE, url.encode() + b"\n")
-                log.info("controller runs", url=url, state_dir=str(state_dir))
+                key = controller.issuer.public_key
+                log.info("controller runs", url=url, state_dir=str(state_dir), command_key=key)
                 yield controller, url
             finally:
                 server.should_exit = True
@@ -143,6 +145,7 @@ class _Server(uvicorn.Server):
 async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> Controller:
     enter = stack.enter_async_context
     topics = Topics(config.root)
+    issuer = Issuer(load_signer(state_dir) if config.sign_commands else None)
     database = await enter(Database.open(state_dir / "fleet.db", FleetBase))
     # A file of its own: readings are many, and must not wait for anybody's decisions.
     readings_file = await enter(Database.open(state_dir / "readings.db", ReadingsBase))
@@ -202,10 +205,11 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
             webhook_url=config.webhook_url,
             is_listening=lambda: session.connected,
         ),
-        orders=Orders(database, session, outbox, topics),
-        commands=Commands(database, session, outbox, topics),
+        issuer=issuer,
+        orders=Orders(database, session, outbox, topics, issuer=issuer),
+        commands=Commands(database, session, outbox, topics, issuer=issuer),
         readings=Readings(readings_file, kept=config.readings_kept),
-        receipts=Receipts(session, topics),
+        receipts=Receipts(session, topics, issuer=issuer),
         releases=releases,
         deltas=deltas,
         wanted=wanted,

@@ -10,6 +10,7 @@ import typer
 from shoal_contract.errors import ContractError
 from shoal_contract.exits import Exit
 from shoal_fleet import cli_commands, cli_decode, cli_demo, cli_nodes
+from shoal_fleet.cli_keys import key_app
 from shoal_fleet.cli_output import AsJson, Target, print_json, printable, target
 from shoal_fleet.cli_releases import release_app
 from shoal_fleet.cli_rollouts import rollout_app
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_nodes.nodes_app, name="nodes")
 app.add_typer(cli_nodes.readings_app, name="readings")
+app.add_typer(key_app, name="key")
 app.add_typer(release_app, name="release")
 app.add_typer(rollout_app, name="rollout")
 app.command(epilog="Example: shoal want press-4 digits=digits@1.0.0")(cli_nodes.want)

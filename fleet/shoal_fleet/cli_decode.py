@@ -10,7 +10,7 @@ from typing import Annotated, Any, BinaryIO, Final
 
 import typer
 
-from shoal_contract import frames, messages
+from shoal_contract import envelope, frames, messages
 from shoal_contract.errors import ContractError, DecodeError
 from shoal_contract.exits import Exit
 from shoal_contract.messages import MAX_MESSAGE_BYTES
@@ -40,7 +40,7 @@ def decode(
     """Print messages of the bus as JSON, one object a line.
 
     A line is a topic and a payload in hex, as `mosquitto_sub -F '%t %x'` prints them, or a payload
-    alone. What cannot be decoded becomes an object with `error`, and the exit code is 1 at the end.
+    alone. Of a signed one the key is named, its signature is not checked. What cannot be decoded becomes an object with `error`, and the exit code is 1 at the end.
     """
     topics = Topics(root)
     is_good = True
@@ -149,8 +149,12 @@ def _message(address: Address | None, payload: bytes) -> dict[str, Any]:
         case DoorTopic():
             return {"json": _json(payload)}
         case _:
+            signed: dict[str, Any] = {}
+            if envelope.is_signed(payload):
+                found = envelope.unpack(payload)
+                payload, signed = found.payload, {"signed_by": found.key_id.hex()}
             message = messages.decode(payload)
-            return {"kind": type(message).__name__, "message": named_fields(message)}
+            return {"kind": type(message).__name__, "message": named_fields(message), **signed}
 
 
 def _json(payload: bytes) -> object:

@@ -37,6 +37,7 @@ from shoal_fleet.command_views import (
 )
 from shoal_fleet.database import CommandHistoryRow, CommandRow, Database
 from shoal_fleet.errors import NotFoundError, StateError
+from shoal_fleet.issuer import Issuer
 from shoal_fleet.orders import receipt
 
 log = structlog.get_logger(__name__)
@@ -78,7 +79,13 @@ class Commands:
     """
 
     def __init__(
-        self, database: Database, session: Session, outbox: Outbox, topics: Topics
+        self,
+        database: Database,
+        session: Session,
+        outbox: Outbox,
+        topics: Topics,
+        *,
+        issuer: Issuer,
     ) -> None:
         self.stats = CommandStats()
         self.observer: Observer | None = None
@@ -86,6 +93,7 @@ class Commands:
         self._session = session
         self._outbox = outbox
         self._topics = topics
+        self._issuer = issuer
         # Who waits for news of a command; dropped when the last one left.
         self._waiting: dict[bytes, list[asyncio.Event]] = defaultdict(list)
         self._cancel_answers: dict[tuple[bytes, str], Cancelled] = {}
@@ -195,9 +203,10 @@ class Commands:
         news = asyncio.Event()
         self._waiting[command_id].append(news)
         try:
+            topic = self._topics.commands(row.node)
             await self._session.publish(
-                self._topics.commands(row.node),
-                messages.encode(Cancel(command_id)),
+                topic,
+                self._issuer.sealed(messages.encode(Cancel(command_id)), topic=topic),
                 expiry_s=CANCEL_EXPIRY_S,
                 lane=Lane.URGENT,
             )

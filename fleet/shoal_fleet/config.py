@@ -60,6 +60,7 @@ class DoorTable(toml.Table, frozen=True, kw_only=True):
 class FleetConfig(toml.Table, frozen=True, kw_only=True):
     """The whole file.
 
+    `sign_commands`: what goes to nodes is signed with the key in the state directory.
     `silent_after_s`: a node that says nothing for longer raises an alarm; an agent with nothing to say
     reports every 600 s. `webhook_url`: alarms are
     posted there as JSON. `readings_kept`: the newest this many readings stay in the database.
@@ -69,6 +70,7 @@ class FleetConfig(toml.Table, frozen=True, kw_only=True):
 
     root: str = "shoal"
     state_dir: str | None = None
+    sign_commands: bool = True
     silent_after_s: Seconds = 1500.0
     webhook_url: str | None = None
     readings_kept: Annotated[int, msgspec.Meta(ge=1)] = 1_000_000

@@ -14,6 +14,7 @@ from shoal_fleet.database import Database
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import RequestError
 from shoal_fleet.inbox import Inbox
+from shoal_fleet.issuer import Issuer
 from shoal_fleet.json_door import JsonDoor
 from shoal_fleet.orders import Orders
 from shoal_fleet.plain import plain
@@ -40,6 +41,7 @@ class Controller:
     door: JsonDoor
     registry: Registry
     alarms: Alarms
+    issuer: Issuer
     orders: Orders
     commands: Commands
     readings: Readings

@@ -15,7 +15,7 @@ from sqlalchemy import select
 
 from shoal_broker.outbox import Outbox
 from shoal_broker.session import Lane, Session
-from shoal_contract import cbor, messages
+from shoal_contract import cbor, envelope, messages
 from shoal_contract.errors import ContractError
 from shoal_contract.messages import MAX_MESSAGE_BYTES, Command, State
 from shoal_contract.topics import Topics
@@ -23,6 +23,7 @@ from shoal_fleet.clock import now_ms
 from shoal_fleet.command_views import SENT
 from shoal_fleet.database import CommandHistoryRow, CommandRow, Database
 from shoal_fleet.errors import RequestError
+from shoal_fleet.issuer import Issuer
 from shoal_fleet.selection import parse_group, topic_group
 
 log = structlog.get_logger(__name__)
@@ -58,13 +59,20 @@ class Orders:
     """The way of commands to the nodes. `sent` counts since the process started."""
 
     def __init__(
-        self, database: Database, session: Session, outbox: Outbox, topics: Topics
+        self,
+        database: Database,
+        session: Session,
+        outbox: Outbox,
+        topics: Topics,
+        *,
+        issuer: Issuer,
     ) -> None:
         self.sent = 0
         self._database = database
         self._session = session
         self._outbox = outbox
         self._topics = topics
+        self._issuer = issuer
 
     async def send(
         self, node: str, order: Order, *, publish: bool = True, command_id: bytes | None = None
@@ -85,7 +93,7 @@ class Orders:
             await self._say(command, payload, node)
         self.sent += 1
         log.info("command sent", command=command.id.hex(), node=node, op=order.op)
-        return Ordered(command.id, self._topics.commands(node), payload)
+        return self._ordered(command.id, payload, node)
 
     async def send_to_group(self, group: str, nodes: Sequence[str], order: Order) -> bytes:
         """The same for every one of these nodes, which are the members of `group` now.
@@ -100,9 +108,10 @@ class Orders:
         topic = topic_group(parse_group(group))
         await self._record(command, nodes, group=group or "all")
         if topic is not None:
+            address = self._topics.group_commands(topic)
             await self._session.publish(
-                self._topics.group_commands(topic),
-                payload,
+                address,
+                self._issuer.sealed(payload, topic=address),
                 expiry_s=order.expires_s,
                 lane=_lane(command),
             )
@@ -153,7 +162,11 @@ class Orders:
         if row.state == SENT and row.expires_ms > now_ms():
             # The outbox may have been full then; if not, it knows the receipt.
             await self._say(command, payload, node)
-        return Ordered(command_id, self._topics.commands(node), payload)
+        return self._ordered(command_id, payload, node)
+
+    def _ordered(self, command_id: bytes, payload: bytes, node: str) -> Ordered:
+        topic = self._topics.commands(node)
+        return Ordered(command_id, topic, self._issuer.sealed(payload, topic=topic))
 
     async def _record(
         self, command: Command, nodes: Iterable[str], *, group: str, by_hand: bool = False
@@ -188,9 +201,11 @@ class Orders:
     async def _say(
         self, command: Command, payload: bytes, node: str, *, not_before_s: float = 0.0
     ) -> None:
+        # Signed for each node's own topic, a group's command too: nowhere else would it be good.
+        topic = self._topics.commands(node)
         await self._session.publish(
-            self._topics.commands(node),
-            payload,
+            topic,
+            self._issuer.sealed(payload, topic=topic),
             expiry_s=max(1.0, (command.expires_ms - now_ms()) / 1000),
             lane=_lane(command),
             receipt=receipt(command.id, node),
@@ -215,6 +230,9 @@ def _command(order: Order, command_id: bytes | None = None) -> tuple[Command, by
         messages.decode_as(payload, Command)
     except ContractError as exc:
         raise RequestError(f"{order.op}: {exc}") from exc
+    most_bytes = MAX_MESSAGE_BYTES - envelope.MOST_BYTES
+    if len(payload) > most_bytes:
+        raise RequestError(f"{order.op}: {len(payload)} bytes; a command has at most {most_bytes}")
     return command, payload
 
 

@@ -13,6 +13,7 @@ from shoal_broker.session import Session
 from shoal_contract import messages, receipts
 from shoal_contract.messages import Receipt
 from shoal_contract.topics import Topics
+from shoal_fleet.issuer import Issuer
 
 GATHER_S: Final = 0.02
 """A node waits that much longer, and one message serves all that came meanwhile."""
@@ -23,10 +24,11 @@ AT_MOST: Final = 1024
 class Receipts:
     """Gathers and sends. `given` counts since the start."""
 
-    def __init__(self, session: Session, topics: Topics) -> None:
+    def __init__(self, session: Session, topics: Topics, *, issuer: Issuer) -> None:
         self.given = 0
         self._session = session
         self._topics = topics
+        self._issuer = issuer
         self._due: defaultdict[str, list[bytes]] = defaultdict(list)
         self._wake = asyncio.Event()
 
@@ -46,15 +48,13 @@ class Receipts:
                 await self._send(node, names)
 
     async def _send(self, node: str, names: list[bytes]) -> None:
+        topic = self._topics.commands(node)
         for start in range(0, len(names), AT_MOST):
             some = names[start : start + AT_MOST]
+            receipt = messages.encode(Receipt(b"".join(some)))
+            payload = self._issuer.sealed(receipt, topic=topic)
             try:
-                await self._session.publish(
-                    self._topics.commands(node),
-                    messages.encode(Receipt(b"".join(some))),
-                    qos=0,
-                    durable=False,
-                )
+                await self._session.publish(topic, payload, qos=0, durable=False)
             except BusError:
                 # The line is gone: the node will ask again.
                 return

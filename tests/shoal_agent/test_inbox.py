@@ -10,6 +10,7 @@ from shoal_agent.commands import Commands
 from shoal_agent.inbox import Inbox
 from shoal_agent.journal import Journal
 from shoal_agent.operations import Operations
+from shoal_agent.trust import Trust
 from shoal_broker.outbox import Outbox, OutboxMessage
 from shoal_broker.session import Inbound, Session, SessionConfig
 from shoal_broker.store import Store
@@ -21,8 +22,9 @@ TOPICS = Topics()
 
 
 @asynccontextmanager
-async def node(tmp_path):
-    inbox = Inbox(TOPICS, "n1")
+async def node(tmp_path, keys=()):
+    trust = Trust(keys)
+    inbox = Inbox(TOPICS, "n1", trust)
     async with Store.open(tmp_path / "agent.db") as store:
         outbox = await Outbox.load(store)
         journal = await Journal.load(store)

@@ -21,7 +21,7 @@ import shoal_delta
 from shoal_broker.outbox import Outbox
 from shoal_broker.session import Inbound, Session, SessionConfig, Will
 from shoal_broker.store import Store
-from shoal_contract import blobs, messages, receipts
+from shoal_contract import blobs, envelope, messages, receipts
 from shoal_contract.messages import (
     BlobRef,
     Cancel,
@@ -50,6 +50,13 @@ OPERATIONS = (
     Operation(name="ping", about="Answer.", scope="read"),
     Operation(name="ops.list", about="List the operations.", scope="read"),
 )
+
+
+def heard(payload: bytes) -> messages.Message:
+    """What a commands topic brings, signed or not; no signature is checked."""
+    if envelope.is_signed(payload):
+        payload = envelope.unpack(payload).payload
+    return messages.decode(payload)
 
 
 def now_ms() -> int:
@@ -109,7 +116,7 @@ class NodeSimulator:
                 )
 
             async def on_command(inbound: Inbound) -> None:
-                await node._command(messages.decode(inbound.payload))
+                await node._command(heard(inbound.payload))
 
             async def on_wanted(inbound: Inbound) -> None:
                 if inbound.payload:
@@ -245,7 +252,7 @@ class NodeSimulator:
 
     async def _join(self, groups: list[str]) -> None:
         async def on_command(inbound: Inbound) -> None:
-            await self._command(messages.decode(inbound.payload))
+            await self._command(heard(inbound.payload))
 
         for group in set(groups) - self.groups:
             await self.session.subscribe(self.topics.group_commands(group), on_command)
