@@ -22,7 +22,17 @@ from shoal_contract.messages import InferReply, InferRequest
 from shoal_fleet import digits
 
 LISTING_AGENT = Path(__file__).parents[1] / "support" / "listing_agent.py"
-NEVER_IN_THE_CORE = ("numpy", "onnxruntime", "onnx", "typer", "rich", "zstandard", "fastapi")
+# PyNaCl: only where [trust] names keys.
+NEVER_IN_THE_CORE = (
+    "numpy",
+    "onnxruntime",
+    "onnx",
+    "typer",
+    "rich",
+    "zstandard",
+    "fastapi",
+    "nacl",
+)
 
 
 @pytest.fixture

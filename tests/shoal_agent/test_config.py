@@ -2,6 +2,7 @@ import pytest
 
 from shoal_agent.config import load
 from shoal_agent.errors import ConfigError
+from shoal_contract import envelope
 
 GOOD = """
 node = "board-1"
@@ -53,6 +54,12 @@ def test_a_good_file_is_read(tmp_path):
         ('device = "meter"', 'device = "metre"', "'metre' is not a"),
         ('stream = "digits"', 'stream = "a/b"', "is not a name"),
         ("[broker]", '[peers]\nupstream = "nowhere"\n[broker]', "must be host:port"),
+        (
+            "[broker]",
+            '[trust]\ncommand_keys = ["AAAA"]\n[broker]',
+            r"\[trust\] command_keys: 3 bytes",
+        ),
+        ("[broker]", '[trust]\ncommand_keys = "AAAA"\n[broker]', r"\[trust.command_keys\]"),
         ("[broker]", "[broker", "not TOML"),
     ],
 )
@@ -62,6 +69,12 @@ def test_a_wrong_file_is_one_line_that_names_file_and_key(tmp_path, old, new, sa
         load(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_keys_are_read_as_bytes(tmp_path):
+    keys = f'[trust]\ncommand_keys = ["{envelope.key_text(b"k" * 32)}"]\n[broker]'
+    assert load(write(tmp_path, GOOD.replace("[broker]", keys))).command_keys == (b"k" * 32,)
+    assert load(write(tmp_path, GOOD)).command_keys == ()
 
 
 def test_two_pipelines_may_not_read_one_channel(tmp_path):

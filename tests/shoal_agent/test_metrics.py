@@ -13,8 +13,9 @@ from shoal_agent import app, metrics
 from shoal_agent.config import load
 from shoal_broker.logs import RecentLines
 from shoal_broker.server import Broker, BrokerConfig
-from shoal_contract import messages
+from shoal_contract import envelope, messages
 from shoal_contract.messages import Command
+from shoal_contract.signatures import Signer
 
 
 @pytest.fixture
@@ -77,6 +78,36 @@ async def test_the_counters_of_a_running_agent_are_what_happened(free_port):
         with socket.socket() as probe:
             # Nothing listens once the agent has gone.
             assert probe.connect_ex(("127.0.0.1", free_port)) != 0
+
+
+async def test_a_command_that_no_key_signed_is_counted_and_does_not_come_again(free_port):
+    key = Signer(b"k" * 32)
+    trust = f'[trust]\ncommand_keys = ["{envelope.key_text(key.public_key)}"]'
+    unsigned = messages.encode(Command(b"unsigned", "ping", {}, 1, 1 << 50))
+    with short_folder() as folder:
+        board = Board(folder)
+        async with (
+            Broker.open(BrokerConfig(host="127.0.0.1", port=0)) as broker,
+            Hub.open(broker.port, NODE) as hub,
+        ):
+            topic = hub.topics.commands(NODE)
+            more = f"{trust}\n[metrics]\nport = {free_port}"
+            config = load(board.agent_toml(broker.port, more=more))
+            # The second run would get what the first one did not acknowledge.
+            for command_id, refused in ((b"run 1...", 1), (b"run 2...", 0)):
+                async with app.running(config, recent=RecentLines(), stop=asyncio.Event()):
+                    await hub.until(lambda: bool(hub.presence) and hub.presence[-1].online)
+                    if refused:
+                        await hub.session.publish(topic, unsigned, durable=False)
+                    command = messages.encode(Command(command_id, "ping", {}, 1, 1 << 50))
+                    await hub.session.publish(topic, key.sign(command, topic=topic), durable=False)
+                    await hub.until(lambda: hub.results[-1:] and hub.results[-1].state.is_final)
+                    assert {update.id for update in hub.results} == {command_id}
+                    seen = await asyncio.to_thread(scrape, free_port)
+                    assert seen["shoal_agent_commands_total"] == 1
+                    assert seen["shoal_agent_commands_refused_total{reason=unsigned}"] == refused
+                    assert seen["shoal_agent_commands_refused_total{reason=unknown_key}"] == 0
+                    hub.results.clear()
 
 
 async def until_scraped(port: int, name: str, value: float) -> None:

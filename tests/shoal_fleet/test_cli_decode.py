@@ -8,9 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from shoal_contract import frames, messages
+from shoal_contract import envelope, frames, messages
 from shoal_contract.frames import Frame, Kind, Op
-from shoal_contract.messages import CommandUpdate, Hardware, ModelState, Phase, Reported, State
+from shoal_contract.messages import (
+    Cancel,
+    CommandUpdate,
+    Hardware,
+    ModelState,
+    Phase,
+    Reported,
+    State,
+)
+from shoal_contract.signatures import Signer
 from shoal_contract.topics import Channel, Topics
 from shoal_fleet import cli
 
@@ -49,6 +58,16 @@ def test_a_message_has_its_names_and_its_bytes_are_hex():
             }
         ],
     )
+
+
+def test_a_signed_message_is_opened_and_its_key_named():
+    signer = Signer(b"k" * 32)
+    topic = TOPICS.commands("n1")
+    payload = signer.sign(messages.encode(Cancel(b"12345678")), topic=topic)
+    code, (found,) = decode(stdin=line(topic, payload))
+    assert (code, found["kind"], found["message"]) == (0, "Cancel", {"id": "3132333435363738"})
+    assert found["signed_by"] == envelope.key_id(signer.public_key).hex()
+    assert decode(stdin=line(topic, payload[:-1]))[0] == 1
 
 
 def test_pieces_of_messages_have_their_names_too():

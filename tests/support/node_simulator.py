@@ -22,6 +22,7 @@ from shoal_broker.outbox import Outbox
 from shoal_broker.session import Inbound, Session, SessionConfig, Will
 from shoal_broker.store import Store
 from shoal_contract import blobs, envelope, messages, receipts
+from shoal_contract.errors import EnvelopeError
 from shoal_contract.messages import (
     BlobRef,
     Cancel,
@@ -44,19 +45,13 @@ from shoal_contract.messages import (
 )
 from shoal_contract.operations import Operation
 from shoal_contract.release import parse_manifest
+from shoal_contract.signatures import Verifier
 from shoal_contract.topics import ChunkTopic, Topics
 
 OPERATIONS = (
     Operation(name="ping", about="Answer.", scope="read"),
     Operation(name="ops.list", about="List the operations.", scope="read"),
 )
-
-
-def heard(payload: bytes) -> messages.Message:
-    """What a commands topic brings, signed or not; no signature is checked."""
-    if envelope.is_signed(payload):
-        payload = envelope.unpack(payload).payload
-    return messages.decode(payload)
 
 
 def now_ms() -> int:
@@ -72,6 +67,8 @@ class NodeSimulator:
         done: ids of the commands that had an effect, in their order.
         fetched_bytes: bytes of blobs by digest, counted once a chunk.
         lose_chunks: so many chunks get lost on the way in.
+        trusts: whose signature it asks for on commands; None: it takes them signed or not.
+        refused: messages that had none.
     """
 
     def __init__(self, name: str, session: Session, topics: Topics) -> None:
@@ -90,6 +87,8 @@ class NodeSimulator:
         self.done: list[bytes] = []
         self.running: dict[bytes, asyncio.Event] = {}
         self.board = "Raspberry Pi 4"
+        self.trusts: Verifier | None = None
+        self.refused = 0
         self.groups: set[str] = set()
         self._updates: asyncio.Queue[Wanted] = asyncio.Queue()
         self._started_ms = now_ms()
@@ -116,7 +115,7 @@ class NodeSimulator:
                 )
 
             async def on_command(inbound: Inbound) -> None:
-                await node._command(heard(inbound.payload))
+                await node._command(inbound)
 
             async def on_wanted(inbound: Inbound) -> None:
                 if inbound.payload:
@@ -193,7 +192,17 @@ class NodeSimulator:
     async def _say(self, update: CommandUpdate) -> None:
         await self.session.publish(self.topics.results(self.name), messages.encode(update))
 
-    async def _command(self, message: messages.Message) -> None:
+    async def _command(self, inbound: Inbound) -> None:
+        payload = inbound.payload
+        if self.trusts is not None:
+            try:
+                payload = self.trusts.open(payload, topic=inbound.topic)
+            except EnvelopeError:
+                self.refused += 1
+                return
+        elif envelope.is_signed(payload):
+            payload = envelope.unpack(payload).payload
+        message = messages.decode(payload)
         match message:
             case Cancel():
                 await self._cancel(message)
@@ -252,7 +261,7 @@ class NodeSimulator:
 
     async def _join(self, groups: list[str]) -> None:
         async def on_command(inbound: Inbound) -> None:
-            await self._command(heard(inbound.payload))
+            await self._command(inbound)
 
         for group in set(groups) - self.groups:
             await self.session.subscribe(self.topics.group_commands(group), on_command)
