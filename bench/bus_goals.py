@@ -14,6 +14,8 @@ OURS = frozenset(
     {
         commands.MEMORY,
         commands.DURABLE,
+        commands.SIGNED,
+        commands.DURABLE_SIGNED,
         commands.COMMIT,
         fleet.MANY,
         fleet.BACK,
@@ -36,10 +38,10 @@ def goals(
     if options.wants("sessions"):
         found += _sessions(rounds, options)
     if options.wants("wire"):
-        size = float(wire_sizes.command_bytes())
-        found.append(
-            Goal("command on the wire, 25-byte body", "bytes", Figure(size, size, size), 50)
-        )
+        for name, is_signed, limit in (("", False, 50), (", signed", True, 130)):
+            size = float(wire_sizes.command_bytes(is_signed=is_signed))
+            figure = Figure(size, size, size)
+            found.append(Goal(f"command on the wire, 25-byte body{name}", "bytes", figure, limit))
     if options.wants("agent"):
         found += _agent(rounds)
     return tuple(found)
@@ -54,10 +56,15 @@ def _command(rounds: Rounds, is_lossless: Callable[[str], bool]) -> list[Goal]:
             found.append(
                 Goal(f"... / {name}'s plain echo", "x", ratio, times, is_minimum=True, decimals=2)
             )
+    signed, both = rounds.figures(commands.SIGNED), rounds.figures(commands.DURABLE_SIGNED)
     found += [
         Goal("acked commands, durable", "/s", durable["per_s"]),
+        Goal("acked commands, signed", "/s", signed["per_s"]),
+        Goal("acked commands, durable, signed", "/s", both["per_s"]),
         Goal("hub CPU a command", "us", memory["hub_us"], 60, decimals=1),
         Goal("hub CPU a command, durable", "us", durable["hub_us"], decimals=1),
+        Goal("hub CPU a command, signed", "us", signed["hub_us"], decimals=1),
+        Goal("hub CPU a command, durable, signed", "us", both["hub_us"], decimals=1),
     ]
     for share, limit_ms in (("p50", 1), ("p99", 10)):
         figure = Figure.of([s[f"{share}_us"] / 1e3 for s in rounds.samples[commands.MEMORY]])

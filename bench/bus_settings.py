@@ -70,7 +70,8 @@ def _command(counts: Counts, broker: str) -> tuple[str, ...]:
             f"command: hub -> {broker} -> node -> {broker} -> hub, QoS 1 both ways, three processes;"
             f" {counts.commands:,} commands, {IN_FLIGHT} in flight, then p50 and p99 with one"
         ),
-        "Session: codec transport, CBOR messages, ids remembered in memory; unsigned (signed: not there yet)",
+        "Session: codec transport, CBOR messages, ids remembered in memory; unsigned",
+        "signed: the hub signs every command for the node's topic (COSE_Sign1, Ed25519), the node checks it",
         "durable: hub's outbox until the answer, node's id and answer in one commit; SQLite WAL, FULL",
         "aiomqtt + ack + outbox: the same durable path on aiomqtt with manual acknowledgement",
         f"plain echo: {PAYLOAD_BYTES} bytes sent back, nothing decoded, remembered or kept",
@@ -113,7 +114,8 @@ def _wire() -> tuple[str, ...]:
     return (
         (
             f"command on the wire: the PUBLISH of a {wire_sizes.BODY_BYTES}-byte body to node"
-            f" {wire_sizes.NODE!r} with message expiry; to {longer!r}: {wire_sizes.command_bytes(longer)} bytes"
+            f" {wire_sizes.NODE!r} with message expiry; to {longer!r}: {wire_sizes.command_bytes(longer)} bytes,"
+            f" signed {wire_sizes.command_bytes(longer, is_signed=True)}"
         ),
         "sizes: the examples that the tests pin; Protobuf by a hand-written encoder of the same fields",
     )

@@ -25,6 +25,8 @@ from shoal_broker.store import Store
 COMMIT = "store: one commit"
 MEMORY = "command: Session"
 DURABLE = "command: Session, durable"
+SIGNED = "command: Session, signed"
+DURABLE_SIGNED = "command: Session, durable, signed"
 AIOMQTT_DURABLE = "command: aiomqtt + ack + outbox"
 FLOOR = "command: codec, no library"
 GMQTT = "command: gmqtt, plain echo"
@@ -33,6 +35,8 @@ PAHO = "command: paho, plain echo"
 KINDS = {
     MEMORY: "session-memory",
     DURABLE: "session-durable",
+    SIGNED: "session-memory-signed",
+    DURABLE_SIGNED: "session-durable-signed",
     AIOMQTT_DURABLE: "session-durable-aiomqtt",
     GMQTT: "gmqtt",
     AIOMQTT: "aiomqtt",
@@ -41,7 +45,7 @@ KINDS = {
 }
 STDERR = "stderr"
 ROW = b"\xa5" * 100
-OURS = frozenset({MEMORY, DURABLE})
+OURS = frozenset({MEMORY, DURABLE, SIGNED, DURABLE_SIGNED})
 
 
 def contenders(

@@ -2,7 +2,7 @@
 
 `session-memory`: the node remembers ids in memory, nothing is on disk. `session-durable`: the command
 waits in the hub's outbox for its answer, and id and answer are one commit of the node before its PUBACK. With
-`-aiomqtt` behind it the same on the aiomqtt transport.
+`-aiomqtt` behind it the same on the aiomqtt transport, with `-signed` commands that the hub signs and the node checks.
 """
 
 from __future__ import annotations
@@ -16,29 +16,41 @@ from contextlib import asynccontextmanager
 
 from ends import COMMANDS_TOPIC, RESULTS_TOPIC, TIMEOUT_S, Answers, Task, measure_hub, say_ready
 from load import IN_FLIGHT
+from measure import BenchError
 from shoal_agent.journal import Journal, add_command, find_answer
+from shoal_agent.trust import Trust
 from shoal_broker import outbox as outbox_rows
 from shoal_broker.outbox import Outbox, OutboxMessage
 from shoal_broker.session import Inbound, Lane, Session, SessionConfig, SideBySide, Subscriber
 from shoal_broker.store import Store
 from shoal_contract import messages
 from shoal_contract.messages import Command, CommandUpdate, State
+from shoal_contract.signatures import Signer
+from shoal_fleet.issuer import Issuer
 
 EXPIRES_S = 60
+SEED = bytes(32)
 REMEMBERED = 10_000
 
 
 def run(role: str, kind: str, task: Task) -> None:
     """One end until it is done (hub) or ended (node)."""
-    _, memory_or_disk, *transport = kind.split("-")
-    is_durable = memory_or_disk == "durable"
+    _, memory_or_disk, *more = kind.split("-")
     end = hub if role == "hub" else node
-    asyncio.run(end(task, is_durable=is_durable, transport=transport[0] if transport else "codec"))
+    asyncio.run(
+        end(
+            task,
+            is_durable=memory_or_disk == "durable",
+            is_signed="signed" in more,
+            transport="aiomqtt" if "aiomqtt" in more else "codec",
+        )
+    )
 
 
-async def hub(task: Task, *, is_durable: bool, transport: str) -> None:
+async def hub(task: Task, *, is_durable: bool, is_signed: bool, transport: str) -> None:
     """Sends commands as the controller does, and takes the updates."""
     answers = Answers()
+    issuer = Issuer(Signer(SEED) if is_signed else None)
     async with contextlib.AsyncExitStack() as stack:
         outbox = await _open_outbox(stack, task, "hub.db") if is_durable else None
 
@@ -64,7 +76,7 @@ async def hub(task: Task, *, is_durable: bool, transport: str) -> None:
             answer = answers.expect(number)
             await session.publish(
                 COMMANDS_TOPIC,
-                messages.encode(command),
+                issuer.sealed(messages.encode(command), topic=COMMANDS_TOPIC),
                 expiry_s=EXPIRES_S,
                 lane=Lane.URGENT,
                 durable=is_durable,
@@ -75,8 +87,9 @@ async def hub(task: Task, *, is_durable: bool, transport: str) -> None:
         await measure_hub(ask, task)
 
 
-async def node(task: Task, *, is_durable: bool, transport: str) -> None:
+async def node(task: Task, *, is_durable: bool, is_signed: bool, transport: str) -> None:
     """Answers commands as a node does, and a repeat with the first answer."""
+    trust = Trust([Signer(SEED).public_key] if is_signed else [])
     async with contextlib.AsyncExitStack() as stack:
         session: Session | None = None
         outbox = None
@@ -85,7 +98,7 @@ async def node(task: Task, *, is_durable: bool, transport: str) -> None:
             journal = await Journal.load(outbox.store)
 
             async def commit(inbound: Inbound) -> None:
-                command = messages.decode_as(inbound.payload, Command)
+                command = _opened(inbound, trust)
                 first = CommandUpdate(command.id, State.SUCCEEDED, _now_ms())
 
                 def write(db: sqlite3.Connection) -> None:
@@ -104,7 +117,7 @@ async def node(task: Task, *, is_durable: bool, transport: str) -> None:
             seen: dict[bytes, bytes] = {}
 
             async def remember(inbound: Inbound) -> None:
-                command = messages.decode_as(inbound.payload, Command)
+                command = _opened(inbound, trust)
                 answer = seen.get(command.id)
                 if answer is None:
                     update = CommandUpdate(command.id, State.SUCCEEDED, _now_ms())
@@ -120,6 +133,13 @@ async def node(task: Task, *, is_durable: bool, transport: str) -> None:
         )
         say_ready()
         await asyncio.Event().wait()
+
+
+def _opened(inbound: Inbound, trust: Trust) -> Command:
+    payload = trust.open(inbound.payload, topic=inbound.topic)
+    if payload is None:
+        raise BenchError("a command without the hub's signature")
+    return messages.decode_as(payload, Command)
 
 
 @asynccontextmanager

@@ -20,6 +20,8 @@ from measure import BenchError
 from shoal_broker import client_packets
 from shoal_broker.link import Outbound
 from shoal_contract import messages
+from shoal_contract.envelope import KEY_BYTES
+from shoal_contract.signatures import Signer
 from shoal_contract.topics import Topics
 
 EXAMPLES = Path(__file__).parents[1] / "tests" / "shoal_contract" / "test_messages.py"
@@ -29,9 +31,12 @@ LONGER_NODE = "gw-00417"
 EXPIRY_S = 60
 
 
-def command_bytes(node: str = NODE) -> int:
+def command_bytes(node: str = NODE, *, is_signed: bool = False) -> int:
     """A command with a body of BODY_BYTES as a PUBLISH at QoS 1, with its message expiry."""
-    message = Outbound(topic=Topics().commands(node), payload=bytes(BODY_BYTES), expiry_s=EXPIRY_S)
+    topic, payload = Topics().commands(node), bytes(BODY_BYTES)
+    if is_signed:
+        payload = Signer(bytes(KEY_BYTES)).sign(payload, topic=topic)
+    message = Outbound(topic=topic, payload=payload, expiry_s=EXPIRY_S)
     return len(client_packets.publish_packet(message, 1))
 
 

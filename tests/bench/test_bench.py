@@ -197,7 +197,7 @@ def test_the_bus_is_measured_part_by_part_with_nobody_losing_a_command(tmp_path)
     assert ended.returncode == 0, ended.stderr
     table = json.loads(out.read_bytes())["areas"]["bus"]
     rows = {row["name"]: row for row in table["rows"]}
-    assert len(rows) == 8
+    assert len(rows) == 10
     for name, row in rows.items():
         assert not row["lost"], name
         assert row["figures"]["p50_us"]["median"] > 0
@@ -212,6 +212,7 @@ def test_the_bus_is_measured_part_by_part_with_nobody_losing_a_command(tmp_path)
     for goal in goals.values():
         assert goal["name"] in ended.stdout
     assert goals["command on the wire, 25-byte body"]["is_met"]
+    assert goals["command on the wire, 25-byte body, signed"]["is_met"]
     assert not any("sessions" in name or "flash" in name for name in goals)
     assert "command update" in ended.stdout
 

@@ -12,6 +12,7 @@ from tests.deploy.ansible_venv import COLLECTION, REPOSITORY, ROLE, needs_ansibl
 
 from shoal_agent.config import load
 from shoal_broker.tls import TlsFiles
+from shoal_contract import envelope
 
 pytestmark = needs_ansible
 
@@ -107,6 +108,7 @@ def test_the_agent_accepts_the_smallest_configuration(tmp_path: Path) -> None:
     assert config.broker.username is None
     assert config.broker.password_file is None
     assert config.broker.tls() is None
+    assert config.command_keys == ()
     assert config.state_dir == "/var/lib/shoal"
 
 
@@ -125,6 +127,7 @@ def test_the_agent_accepts_a_configuration_with_everything(tmp_path: Path) -> No
             shoal_agent_broker_ca_file="/etc/tls/ca.crt",
             shoal_agent_broker_cert_file=f"/etc/tls/{AWKWARD}",
             shoal_agent_broker_key_file="/etc/tls/me.key",
+            shoal_agent_command_keys=[envelope.key_text(b"k" * 32), envelope.key_text(b"l" * 32)],
             shoal_agent_peers_upstream="hub.local:9000",
             shoal_agent_role="upstream",
             shoal_agent_devices=[device],
@@ -136,6 +139,7 @@ def test_the_agent_accepts_a_configuration_with_everything(tmp_path: Path) -> No
     assert config.broker.tls() == TlsFiles(
         ca_file="/etc/tls/ca.crt", cert_file=f"/etc/tls/{AWKWARD}", key_file="/etc/tls/me.key"
     )
+    assert config.command_keys == (b"k" * 32, b"l" * 32)
     assert config.upstream == ("hub.local", 9000)
     assert config.device[0].socket == f"/run/{AWKWARD}"
     assert config.pipeline[0].deadline_s == 1.5

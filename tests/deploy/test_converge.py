@@ -19,13 +19,15 @@ from tests.deploy import ansible_venv
 from tests.deploy.ansible_venv import REPOSITORY, needs_ansible
 from tests.deploy.guest import Guest, booted, why_no_guest
 
-from shoal_contract import messages
+from shoal_contract import envelope, messages
 from shoal_contract.messages import Command, CommandUpdate, Presence, State
+from shoal_contract.signatures import Signer
 from shoal_contract.topics import Topics
 
 NODE = "board-1"
 PASSWORD = 'a "quoted" pass\\word'
 TOPICS = Topics()
+SIGNER = Signer(b"k" * 32)
 EXPOSURE_LIMIT = 1.5
 
 pytestmark = [
@@ -98,10 +100,12 @@ class Operator:
         return self._wait(lambda m: isinstance(m, Presence) and m.online)
 
     def command(self, op: str) -> CommandUpdate:
-        """Send a command; its final state."""
+        """Send a signed command; its final state."""
         now = time.time_ns() // 1_000_000
         command = Command(os.urandom(8), op, {}, now, now + 30_000)
-        self._client.publish(TOPICS.commands(NODE), messages.encode(command), qos=1)
+        topic = TOPICS.commands(NODE)
+        # The board takes nothing else: in the unit, too, it can check signatures.
+        self._client.publish(topic, SIGNER.sign(messages.encode(command), topic=topic), qos=1)
         return self._wait(
             lambda m: isinstance(m, CommandUpdate) and m.id == command.id and m.state.is_final
         )
@@ -152,6 +156,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
             "shoal_agent_broker_port": port,
             "shoal_agent_broker_username": NODE,
             "shoal_agent_broker_password": PASSWORD,
+            "shoal_agent_command_keys": [envelope.key_text(SIGNER.public_key)],
         }
         inventory = {"boards": {"hosts": {NODE: variables}}}
         (scratch / "inventory.json").write_text(json.dumps(inventory))

@@ -8,10 +8,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from shoal_contract import envelope
 from shoal_fleet import digits
 from shoal_fleet.demo.audit import DISPLAY_CHANNEL, DeviceLog
 from shoal_fleet.demo.processes import Processes
 from shoal_fleet.demo.proxy import CuttableProxy
+from shoal_fleet.issuer import load_signer
 
 MODEL = "digits"
 DEVICE = "meter"
@@ -47,6 +49,9 @@ state_dir = "{folder}/state"
 [broker]
 host = "127.0.0.1"
 port = {broker_port}
+
+[trust]
+command_keys = ["{command_key}"]
 
 [peers]
 host = "127.0.0.1"
@@ -115,6 +120,7 @@ class _Plan:
     folder: Path
     root: str
     broker_port: int
+    command_key: str
     samples: Path
     rate_hz: float
 
@@ -138,7 +144,7 @@ async def build(folder: Path, *, nodes: int, rate_hz: float) -> AsyncIterator[Si
         )
         # A root of its own: another demo on this machine is heard over mDNS, and is not ours.
         root = f"demo-{secrets.token_hex(3)}"
-        plan = _Plan(folder, root, int(port), samples, rate_hz)
+        plan = _Plan(folder, root, int(port), _command_key(folder), samples, rate_hz)
         uplink = await stack.enter_async_context(CuttableProxy.open(plan.broker_port))
         boards = [_prepare(folder, f"board-{number + 1}") for number in range(nodes)]
         async with asyncio.TaskGroup() as tasks:
@@ -149,6 +155,13 @@ async def build(folder: Path, *, nodes: int, rate_hz: float) -> AsyncIterator[Si
                     _start_board(processes, plan, board, broker_port=port_seen), name=board.node
                 )
         yield Site(processes, boards, uplink, folder / "controller")
+
+
+def _command_key(folder: Path) -> str:
+    """The controller's public key, before it runs: boards start beside it, and obey nobody else."""
+    state_dir = folder / "controller"
+    state_dir.mkdir(mode=0o700)
+    return envelope.key_text(load_signer(state_dir).public_key)
 
 
 def _prepare(folder: Path, node: str) -> Board:
@@ -195,6 +208,7 @@ async def _start_board(
         root=plan.root,
         folder=folder,
         broker_port=broker_port,
+        command_key=plan.command_key,
         device=DEVICE,
         model=MODEL,
         sample_channel=SAMPLE_CHANNEL,
