@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from tests.support import left_running
 
+from shoal_agent.config import load
+from shoal_fleet.issuer import read_signer
+
 ONLY_LOOPBACK = 'ip link set lo up && exec "$@"'
 
 
@@ -127,6 +130,12 @@ def test_the_kernel_ends_the_children_of_a_killed_demo(mark, scratch, tmp_path):
     demo.kill()
     demo.wait(timeout=5)
     assert left_running.none_left(mark, within_s=10) == {}
+    # The files it left say that its boards obeyed nobody but its controller.
+    (controller,) = scratch.glob("**/controller")
+    configs = [load(path) for path in scratch.glob("**/agent.toml")]
+    assert [config.command_keys for config in configs] == [
+        (read_signer(controller).public_key,)
+    ] * 2
 
 
 @pytest.mark.system
