@@ -6,6 +6,7 @@ the codec, then packet ids, topics and filters. Whatever the bytes are, the answ
 `ProtocolError` with its MQTT 5 reason code, never another exception.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NoReturn
 
@@ -85,6 +86,7 @@ __all__ = [
     "UnsubAckReasonCode",
     "UnsubscribePacket",
     "Will",
+    "decode",
     "encode",
     "refused_version",
 ]
@@ -116,14 +118,16 @@ _OTHER_REASONS = (
 class PacketReader:
     """Cuts a byte stream into packets. After a ProtocolError the stream cannot be read on.
 
-    `packet_bytes` is the size on the wire of the packet returned last.
+    `packet_bytes` is the size on the wire of the packet returned last. `decode` reads one whole packet
+    (its bytes, the size of its fixed header): another version of MQTT than 5 puts its own there.
     """
 
-    __slots__ = ("_bytes", "_position", "max_packet_bytes", "packet_bytes")
+    __slots__ = ("_bytes", "_position", "decode", "max_packet_bytes", "packet_bytes")
 
     def __init__(self, max_packet_bytes: int = DEFAULT_MAX_PACKET_BYTES) -> None:
         self.max_packet_bytes = max_packet_bytes
         self.packet_bytes = 0
+        self.decode: Callable[[bytes | memoryview, int], Packet] = decode
         self._bytes: bytes | bytearray = b""
         self._position = 0
 
@@ -170,10 +174,10 @@ class PacketReader:
             self.packet_bytes = total
             return PubAckPacket(packet_id)
         if total <= _COPIED_BYTES:
-            decoded = _decode(bytes(buffered[start : start + total]), header_bytes)
+            decoded = self.decode(bytes(buffered[start : start + total]), header_bytes)
         else:
             with memoryview(buffered) as view, view[start : start + total] as packet:
-                decoded = _decode(packet, header_bytes)
+                decoded = self.decode(packet, header_bytes)
         self._position = start + total
         self.packet_bytes = total
         return decoded
@@ -203,8 +207,11 @@ def puback(packet_id: int) -> bytes:
 
 
 def refused_version(protocol_level: int) -> bytes:
-    """The CONNACK that a client which asked for `protocol_level` understands as a refusal."""
-    if protocol_level in (3, 4):
+    """The CONNACK that a client which asked for `protocol_level` understands as a refusal.
+
+    A bridge of mosquitto sets the highest bit; refused in the words of 3.1.1 it asks again without.
+    """
+    if protocol_level & 0x7F in (3, 4):
         # MQTT 3.1.1, 3.2.2.3: return code 1, unacceptable protocol version.
         return b"\x20\x02\x00\x01"
     return encode(ConnAckPacket(reason_code=ConnAckReasonCode.UNSUPPORTED_PROTOCOL_VERSION))
@@ -227,7 +234,8 @@ def _long_remaining_length(
     raise ProtocolError(MALFORMED, "a remaining length of more than 4 bytes")
 
 
-def _decode(packet: bytes | memoryview, header_bytes: int) -> Packet:
+def decode(packet: bytes | memoryview, header_bytes: int) -> Packet:
+    """The one MQTT 5 packet that these bytes are; its size was checked. Raises ProtocolError."""
     first_byte = packet[0]
     if not _has_checked_text(packet, first_byte, header_bytes):
         with memoryview(packet) as whole, whole[header_bytes:] as body:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from shoal_broker.codec import LARGEST_PACKET_BYTES, Packet, PacketReader, encode
+from shoal_broker import codec, mqtt311
+from shoal_broker.codec import LARGEST_PACKET_BYTES, Packet, PacketReader
 
 if TYPE_CHECKING:
     from shoal_broker.server.sessions import Session
@@ -36,6 +38,7 @@ class Connection:
     __slots__ = (
         "_unsent",
         "aliases",
+        "encode",
         "inherited",
         "is_unsent",
         "keep_alive_s",
@@ -71,6 +74,9 @@ class Connection:
         self.owner = owner
         """Whatever the shell knows it by."""
         self.reader = PacketReader(min(max_packet_bytes, LARGEST_FIRST_PACKET_BYTES))
+        self.reader.decode = self._decode_first
+        self.encode: Callable[[Packet], bytes] = codec.encode
+        """In the version of MQTT that CONNECT was in; empty for what that cannot say."""
         self.state = State.NEW
         self.surplus = surplus
         """Beyond the connection limit: it may say CONNECT and is told so."""
@@ -98,9 +104,23 @@ class Connection:
         self._unsent = unsent
         self.is_unsent = False
 
+    @property
+    def mqtt_version(self) -> str:
+        """What the client speaks, as people call it."""
+        return "3.1.1" if self.encode is mqtt311.encode else "5"
+
+    def _decode_first(self, packet: bytes | memoryview, header_bytes: int) -> Packet:
+        """The first packet says in which version of MQTT everything else is."""
+        if mqtt311.is_spoken_in(packet, header_bytes):
+            self.reader.decode = mqtt311.decode
+            self.encode = mqtt311.encode
+        else:
+            self.reader.decode = codec.decode
+        return self.reader.decode(packet, header_bytes)
+
     def send(self, packet: Packet) -> None:
         """Queue a packet unless the client said that it accepts none of this size."""
-        data = encode(packet)
+        data = self.encode(packet)
         if len(data) <= self.max_packet_bytes:
             self.send_bytes(data)
 

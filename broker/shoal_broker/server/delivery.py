@@ -116,7 +116,9 @@ class Courier:
         *,
         duplicate: bool,
     ) -> None:
-        data = encode_delivery(delivery, packet_id, now_s, duplicate=duplicate)
+        data = encode_delivery(
+            delivery, packet_id, now_s, duplicate=duplicate, encode=connection.encode
+        )
         if len(data) > connection.max_packet_bytes:
             # MQTT 5, 3.1.2.11.4: as if it had been delivered.
             self._counters.dropped[Dropped.TOO_LARGE_FOR_CLIENT] += 1

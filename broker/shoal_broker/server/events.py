@@ -20,6 +20,7 @@ class ClientConnected:
 
     peer: str
     client_id: str
+    mqtt_version: str
     user_name: str | None
     clean_start: bool
     session_present: bool

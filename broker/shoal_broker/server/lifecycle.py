@@ -137,6 +137,7 @@ class Lifecycle:
             ClientConnected(
                 connection.peer,
                 client_id,
+                connection.mqtt_version,
                 packet.username,
                 packet.clean_start,
                 session_present,

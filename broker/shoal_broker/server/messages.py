@@ -4,10 +4,11 @@ Pure values. Times are seconds on the broker's monotonic clock.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from shoal_broker.codec import PublishPacket, QoS, Will, encode
+from shoal_broker.codec import Packet, PublishPacket, QoS, Will, encode
 from shoal_broker.server.subscriptions import SharedGroup
 
 OVERHEAD_BYTES = 512
@@ -80,9 +81,17 @@ def from_will(will: Will, publisher: str, now_s: float) -> Message:
 
 
 def encode_delivery(
-    delivery: Delivery, packet_id: int | None, now_s: float, *, duplicate: bool
+    delivery: Delivery,
+    packet_id: int | None,
+    now_s: float,
+    *,
+    duplicate: bool,
+    encode: Callable[[Packet], bytes],
 ) -> bytes:
-    """The PUBLISH for `delivery`; `packet_id` is None for QoS 0. Its message has not expired."""
+    """The PUBLISH for `delivery`, written by `encode`; `packet_id` is None for QoS 0.
+
+    Its message has not expired.
+    """
     message = delivery.message
     content = message.content
     expires_at_s = message.expires_at_s

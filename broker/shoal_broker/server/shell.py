@@ -172,6 +172,7 @@ class Broker:
                         "client connected",
                         client=event.client_id,
                         peer=event.peer,
+                        mqtt=event.mqtt_version,
                         user=event.user_name,
                         clean_start=event.clean_start,
                         session_present=event.session_present,
