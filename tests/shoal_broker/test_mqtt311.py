@@ -248,9 +248,7 @@ def test_a_delivery_has_everything_but_properties(properties, **fields):
     )
 
 
-@given(
-    PACKET_ID, st.lists(st.sampled_from([int(code) for code in (0, 1, 2, 0x80, 0x87, 0x97, 0xA2)]))
-)
+@given(PACKET_ID, st.lists(st.sampled_from([0, 1, 2, 0x80, 0x87, 0x97, 0xA2])))
 @settings(max_examples=50, deadline=None)
 def test_every_failure_of_a_subscription_is_0x80(packet_id, codes):
     packet = SubAckPacket(packet_id, [SubAckReasonCode(code) for code in codes])

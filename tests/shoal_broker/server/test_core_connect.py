@@ -60,13 +60,6 @@ def test_a_client_that_does_not_start_with_connect_is_closed():
     assert client.take() == []
 
 
-def test_mqtt_3_1_1_is_refused_in_its_own_words():
-    client = Desk().stranger()
-    client.send_bytes(b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01c")
-    assert client.closed
-    assert bytes(client.reader._bytes) == b"\x20\x02\x00\x01"
-
-
 def test_another_version_is_refused_with_0x84():
     client = Desk().stranger()
     client.send_bytes(b"\x10\x0e\x00\x04MQTT\x06\x02\x00\x3c\x00\x00\x01c")
