@@ -149,10 +149,26 @@ async def test_paho_publishes_and_is_told_what_became_of_it(broker):
     assert acknowledged == [0] * 200
 
 
-async def test_paho_with_3_1_1_is_told_that_its_version_is_not_spoken(broker):
+async def test_aiomqtt_with_3_1_1_requests_from_a_client_with_5(broker):
+    old = aiomqtt.Client(
+        "127.0.0.1", broker.port, protocol=aiomqtt.ProtocolVersion.V311, timeout=5, identifier="o"
+    )
+    async with asyncio.timeout(10), old, aio(broker, identifier="n") as new:
+        await old.subscribe("answers", qos=1)
+        await new.subscribe("service", qos=1)
+        await old.publish("service", b"hello", qos=1)
+        request = await anext(aiter(new.messages))
+        await new.publish("answers", request.payload.upper(), qos=1)
+        assert (await anext(aiter(old.messages))).payload == b"HELLO"
+
+
+async def test_paho_with_3_1_is_told_that_its_version_is_not_spoken(broker):
     def talk():
         client = paho.Client(
-            CallbackAPIVersion.VERSION2, client_id="old", protocol=paho.MQTTProtocolVersion.MQTTv311
+            CallbackAPIVersion.VERSION2,
+            client_id="old",
+            protocol=paho.MQTTProtocolVersion.MQTTv31,
+            reconnect_on_failure=False,
         )
         answered = threading.Event()
         codes = []
