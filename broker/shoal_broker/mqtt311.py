@@ -204,13 +204,10 @@ def _encode_publish(packet: PublishPacket) -> bytes:
     topic, packet_id, payload = packet.topic.encode(), packet.packet_id, packet.payload
     if len(payload) > LARGEST_PAYLOAD_BYTES:
         raise EncodeError(f"a payload of {len(payload)} bytes fits in no packet")
-    return _framed(
-        first_byte,
-        len(topic).to_bytes(2, "big"),
-        topic,
-        b"" if packet_id is None else packet_id.to_bytes(2, "big"),
-        payload,
-    )
+    variable = len(topic).to_bytes(2, "big") + topic
+    if packet_id is not None:
+        variable += packet_id.to_bytes(2, "big")
+    return _fixed_header(first_byte, len(variable) + len(payload)) + variable + payload
 
 
 def _encode_connack(packet: ConnAckPacket) -> bytes:
@@ -223,12 +220,15 @@ def _encode_connack(packet: ConnAckPacket) -> bytes:
 
 def _framed(first_byte: int, *parts: bytes | memoryview) -> bytes:
     """The parts behind their fixed header."""
-    remaining = sum(map(len, parts))
+    return b"".join((_fixed_header(first_byte, sum(map(len, parts))), *parts))
+
+
+def _fixed_header(first_byte: int, remaining: int) -> bytes:
     if remaining < 0x80:  # noqa: PLR2004 - fits in one byte
-        return b"".join((bytes((first_byte, remaining)), *parts))
+        return bytes((first_byte, remaining))
     header = bytearray((first_byte,))
     while remaining > 0x7F:  # noqa: PLR2004 - continued in the next byte
         header.append(remaining & 0x7F | 0x80)
         remaining >>= 7
     header.append(remaining)
-    return b"".join((header, *parts))
+    return bytes(header)
