@@ -14,7 +14,9 @@ from tests.shoal_broker.server.real_clients import (
     Connect,
     Got,
     MosquittoClient,
+    PahoClient,
 )
+from tests.support.mosquitto import Mosquitto
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -178,6 +180,28 @@ async def test_a_session_crosses_the_versions(client, port, name, second):
     async with client.connected(Connect(port, second, f"{name}-k", kept=True)) as kept:
         await kept.subscribe(f"{name}/else", 1)
         assert (await kept.next_message()).payload == b"m"
+
+
+@pytest.mark.skipif(not Mosquitto.found(), reason="mosquitto is not installed")
+async def test_a_bridge_of_mosquitto_carries_messages_both_ways(version, port, name, tmp_path):
+    protocol = "mqttv50" if version == "5" else "mqttv311"
+    bridge = (
+        f"allow_anonymous true\nconnection {name}\naddress 127.0.0.1:{port}\n"
+        f"topic {name}/up out 1\ntopic {name}/down in 1\ntry_private false\n"
+        f"bridge_protocol_version {protocol}\nnotifications false\n"
+    )
+    async with (
+        Mosquitto.open(tmp_path, extra=bridge) as site,
+        PahoClient.connected(Connect(site.port, version, f"{name}-site")) as below,
+        PahoClient.connected(Connect(port, version, f"{name}-hub")) as above,
+    ):
+        await below.subscribe(f"{name}/down", 1)
+        await above.subscribe(f"{name}/up", 1)
+        await below.publish(f"{name}/up", b"up", qos=1)
+        assert await above.next_message() == Got(f"{name}/up", b"up", 1, False)
+        # It subscribes first of all, so it has done so by now.
+        await above.publish(f"{name}/down", b"down", qos=1)
+        assert await below.next_message() == Got(f"{name}/down", b"down", 1, False)
 
 
 @pytest.mark.timeout(40)
