@@ -75,6 +75,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help=f"refuse further clients (default: {defaults.max_connections})",
     )
     parser.add_argument(
+        "--ws-port", type=int, metavar="P", help="speak MQTT over WebSocket, too, at /mqtt"
+    )
+    parser.add_argument(
+        "--ws-origin",
+        action="append",
+        metavar="URL",
+        help="let pages of this origin connect; '*': of any (default: of the same host)",
+    )
+    parser.add_argument(
         "--metrics-port", type=int, metavar="P", help="serve Prometheus /metrics on loopback"
     )
     parser.add_argument(
@@ -124,6 +133,11 @@ def settings(parsed: argparse.Namespace) -> BrokerConfig:
         for name in _GIVEN_AS_THEY_ARE
         if getattr(parsed, name) is not None
     }
+    if parsed.ws_port is not None:
+        changes["websocket_port"] = parsed.ws_port
+        changes["websocket_origins"] = tuple(parsed.ws_origin or ())
+    elif parsed.ws_origin:
+        raise ConfigError("--ws-origin is for --ws-port")
     if parsed.no_auth:
         changes["no_auth"] = True
     tls = _tls(parsed, found.tls)
@@ -176,7 +190,8 @@ async def _serve(config: BrokerConfig, ready_file: Path | None) -> int:
     async with Broker.open(config) as broker:
         with _told(ready_file, broker.port):
             for listener, port in zip(config.listeners, broker.ports, strict=True):
-                words = " with TLS" if listener.tls is not None else ""
+                words = " over WebSocket" if listener.websocket else ""
+                words += " with TLS" if listener.tls is not None else ""
                 print(f"shoal-broker listening on {listener.host}:{port}{words}", flush=True)
             if broker.metrics_port is not None:
                 metrics = f"http://{config.metrics_host}:{broker.metrics_port}/metrics"

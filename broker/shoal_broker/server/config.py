@@ -82,6 +82,10 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     tls: Tls | None = None
     no_auth: bool = False
     """Anybody who reaches it may connect, and use every topic."""
+    websocket: bool = False
+    """MQTT over WebSocket, at /mqtt."""
+    origins: tuple[str, ...] = ()
+    """Of web pages that may connect ("*": all); none: pages of the same host. Programs may always."""
 
     @property
     def asks_for_certificate(self) -> bool:
@@ -161,8 +165,11 @@ class BrokerConfig(Limits, frozen=True, kw_only=True):
     tls: Tls | None = None
     no_auth: bool = False
     """Anybody who reaches `host` may connect; must be said when `host` is not loopback."""
+    websocket_port: int | None = None
+    """Speak MQTT over WebSocket, too, like `host` in all else; 0: any free port."""
+    websocket_origins: tuple[str, ...] = ()
     more_listeners: tuple[Listener, ...] = ()
-    """Beside the one that `host`, `port`, `tls` and `no_auth` describe."""
+    """Beside those that the fields above describe."""
 
     password_file: Path | None = None
     """Clients must give a user name and password from this file, except where they show a certificate."""
@@ -194,7 +201,12 @@ class BrokerConfig(Limits, frozen=True, kw_only=True):
     def listeners(self) -> tuple[Listener, ...]:
         """Every address to listen on."""
         first = Listener(host=self.host, port=self.port, tls=self.tls, no_auth=self.no_auth)
-        return (first, *self.more_listeners)
+        if self.websocket_port is None:
+            return (first, *self.more_listeners)
+        second = msgspec.structs.replace(
+            first, port=self.websocket_port, websocket=True, origins=self.websocket_origins
+        )
+        return (first, second, *self.more_listeners)
 
     @property
     def authenticates(self) -> bool:

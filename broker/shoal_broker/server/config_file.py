@@ -22,6 +22,8 @@ class ListenerTable(toml.Table, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: Port = 1883
     no_auth: bool = False
+    websocket: bool = False
+    origins: tuple[str, ...] = ()
     cert_file: str | None = None
     key_file: str | None = None
     client_ca_file: str | None = None
@@ -87,6 +89,8 @@ def _config(file: BrokerFile, *, beside: Path) -> BrokerConfig:
     if not file.listener:
         raise ConfigError("a broker without a [[listener]] serves nobody")
     first, *more = (_listener(table, beside) for table in file.listener)
+    if first.websocket:
+        raise ConfigError("the first [[listener]] is for MQTT without WebSocket")
     metrics = file.metrics
     settings = BrokerConfig(
         host=first.host,
@@ -109,7 +113,16 @@ def _listener(table: ListenerTable, beside: Path) -> Listener:
         client_ca_file=_beside(beside, table.client_ca_file),
         crl_file=_beside(beside, table.crl_file),
     )
-    return Listener(host=table.host, port=table.port, tls=tls, no_auth=table.no_auth)
+    if table.origins and not table.websocket:
+        raise ConfigError("origins are for WebSocket: say websocket = true, too")
+    return Listener(
+        host=table.host,
+        port=table.port,
+        tls=tls,
+        no_auth=table.no_auth,
+        websocket=table.websocket,
+        origins=table.origins,
+    )
 
 
 def _beside(folder: Path, name: str | None) -> Path | None:

@@ -31,6 +31,9 @@ class LinkOwner(Protocol):
 class Link(asyncio.Protocol):
     """One accepted socket."""
 
+    listener = "mqtt"
+    """Which kind of listener accepted it, for the metrics."""
+
     def __init__(self, owner: LinkOwner, *, write_buffer_bytes: int) -> None:
         self._owner = owner
         self._write_buffer_bytes = write_buffer_bytes
@@ -40,6 +43,8 @@ class Link(asyncio.Protocol):
         self.transport: asyncio.Transport
         self.connection: Connection
         self.peer = "?"
+        self.why_lost: str | None = None
+        """Said by who knows better than the event loop."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio: the socket was accepted."""
@@ -76,7 +81,11 @@ class Link(asyncio.Protocol):
         """asyncio: the socket is closed."""
         if self._cut is not None:
             self._cut.cancel()
-        self._owner.lost(self, "connection lost" if exc is None else str(exc))
+        self._owner.lost(self, self.why_lost or ("connection lost" if exc is None else str(exc)))
+
+    def write(self, data: bytes) -> None:
+        """Send bytes of MQTT."""
+        self.transport.write(data)
 
     def hold_back(self) -> None:
         """Stop reading from a client that takes no answers: those have no other bound."""

@@ -15,7 +15,7 @@ from typing import Self, cast
 import structlog
 
 from shoal_broker.errors import ConfigError, ListenError
-from shoal_broker.server.config import BrokerConfig
+from shoal_broker.server.config import BrokerConfig, Listener
 from shoal_broker.server.connection import Connection, State
 from shoal_broker.server.core import BrokerCore
 from shoal_broker.server.counters import Counters
@@ -101,6 +101,12 @@ class Broker:
         return self.ports[0]
 
     @property
+    def websocket_port(self) -> int:
+        """Of the first listener that speaks WebSocket. Raises StopIteration when there is none."""
+        ports = zip(self.config.listeners, self.ports, strict=True)
+        return next(port for listener, port in ports if listener.websocket)
+
+    @property
     def counters(self) -> Counters:
         """What was counted since the start."""
         return self.core.counters
@@ -127,11 +133,11 @@ class Broker:
                 server, port = await listen(
                     listener.host,
                     listener.port,
-                    lambda: Link(self, write_buffer_bytes=self.config.write_buffer_bytes),
+                    _links(self, listener),
                 )
                 self._servers.append(server)
                 self.ports.append(port)
-        except ListenError:
+        except (ListenError, ConfigError):
             self._stop_listening()
             raise
 
@@ -212,7 +218,7 @@ class Broker:
             if link.transport.is_closing():
                 continue
             if output:
-                link.transport.write(output)
+                link.write(output)
             if connection.state is State.CLOSED:
                 link.close()
             else:
@@ -283,6 +289,17 @@ async def _metrics(broker: Broker) -> AsyncIterator[None]:
     with serve(broker.core, broker.config.metrics_host, broker.config.metrics_port) as port:
         broker.metrics_port = port
         yield
+
+
+def _links(broker: Broker, listener: Listener) -> Callable[[], Link]:
+    if not listener.websocket:
+        return lambda: Link(broker, write_buffer_bytes=broker.config.write_buffer_bytes)
+    # Only who asks for WebSocket needs its library.
+    try:
+        from shoal_broker.server.websocket import WebSocketLink  # noqa: PLC0415 - see above
+    except ImportError as exc:
+        raise ConfigError(f"WebSocket needs the package {exc.name}") from exc
+    return lambda: WebSocketLink(broker, broker.config, listener)
 
 
 def _link_of(connection: Connection) -> Link:
