@@ -448,7 +448,12 @@ def _link_error(what: str, cause: BaseException | None) -> LinkError:
 
 
 def _publish_properties(message: Outbound) -> Properties | None:
-    if message.expiry_s is None and not message.response_topic and message.correlation is None:
+    if (
+        message.expiry_s is None
+        and not message.response_topic
+        and message.correlation is None
+        and message.properties is None
+    ):
         return None
     properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
     if message.expiry_s is not None:
@@ -457,4 +462,9 @@ def _publish_properties(message: Outbound) -> Properties | None:
         properties.ResponseTopic = message.response_topic
     if message.correlation is not None:
         properties.CorrelationData = message.correlation
+    if message.properties is not None:
+        properties.PayloadFormatIndicator = message.properties.payload_format
+        if message.properties.content_type is not None:
+            properties.ContentType = message.properties.content_type
+        properties.UserProperty = list(message.properties.user)
     return properties

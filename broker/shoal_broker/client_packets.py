@@ -18,11 +18,21 @@ from shoal_broker.codec import (
     UnsubscribePacket,
 )
 from shoal_broker.errors import EncodeError
-from shoal_broker.link import Arrival, Greeting, Inbound, Outbound, SessionConfig, Will
+from shoal_broker.link import (
+    Arrival,
+    Greeting,
+    Inbound,
+    Outbound,
+    Properties,
+    SessionConfig,
+    Will,
+)
 
 # What we accept, said in CONNECT so that the broker drops a larger message instead of sending it again
 # and again. Shoal's own are at most 96 KiB.
 MAX_PACKET_BYTES = codec.DEFAULT_MAX_PACKET_BYTES
+# Says in CONNECT that a bridge is coming; what asks for it is answered with who the broker is.
+BRIDGE_PROPERTY = ("shoal-bridge", "1")
 FAILURE_REASON = 0x80
 TOPIC_NAME_INVALID = 0x90
 QOS_NOT_SUPPORTED = 0x9B
@@ -43,6 +53,7 @@ IDENTITY_REASONS = frozenset(
 )
 # Making a packet raises these for what MQTT 5 cannot carry.
 _UNSENDABLE = (ValueError, OverflowError, TypeError, EncodeError)
+_NO_PROPERTIES = Properties()
 _QOS = (QoS.AT_MOST_ONCE, QoS.AT_LEAST_ONCE)
 
 
@@ -60,6 +71,7 @@ def connect_packet(config: SessionConfig, will: Will | None) -> bytes:
                 session_expiry_interval=config.session_expiry_s,
                 receive_max=config.receive_maximum,
                 max_packet_size=MAX_PACKET_BYTES,
+                user_properties=[BRIDGE_PROPERTY] if config.is_bridge else [],
             )
         )
     except _UNSENDABLE as exc:
@@ -86,11 +98,13 @@ def greeting(connack: ConnAckPacket, config: SessionConfig) -> Greeting:
         maximum_packet_bytes=connack.max_packet_size,
         retain_available=connack.retain_available,
         keepalive_s=config.keepalive_s if keepalive_s is None else keepalive_s,
+        user_properties=tuple(connack.user_properties),
     )
 
 
 def publish_packet(message: Outbound, packet_id: int) -> bytes:
     """The PUBLISH, `packet_id` 0 for QoS 0. Raises RefusedByBrokerError for what none can carry."""
+    properties = message.properties or _NO_PROPERTIES
     try:
         # The one thing in a text that the codec lets pass; a broker hangs up on it.
         if "\0" in message.topic or (message.response_topic and "\0" in message.response_topic):
@@ -105,6 +119,9 @@ def publish_packet(message: Outbound, packet_id: int) -> bytes:
                 message_expiry_interval=message.expiry_s,
                 response_topic=message.response_topic,
                 correlation_data=message.correlation,
+                payload_format_indicator=properties.payload_format,
+                content_type=properties.content_type,
+                user_properties=list(properties.user),
             )
         )
     except _UNSENDABLE as exc:
@@ -114,11 +131,21 @@ def publish_packet(message: Outbound, packet_id: int) -> bytes:
 
 
 def subscribe_packet(
-    topic_filter: str, qos: int, subscription_id: int | None, packet_id: int
+    topic_filter: str,
+    qos: int,
+    subscription_id: int | None,
+    packet_id: int,
+    *,
+    is_bridge: bool = False,
 ) -> bytes:
     """The SUBSCRIBE. Raises LinkError for what none can carry."""
     try:
-        wanted = TopicFilter(topic_filter, max_qos=_QOS[min(qos, 1)], retain_as_published=False)
+        wanted = TopicFilter(
+            topic_filter,
+            max_qos=_QOS[min(qos, 1)],
+            no_local=is_bridge,
+            retain_as_published=is_bridge,
+        )
         return codec.encode(SubscribePacket(packet_id, [wanted], subscription_id=subscription_id))
     except _UNSENDABLE as exc:
         raise LinkError(f"cannot subscribe to {topic_filter}: {exc}") from exc
@@ -141,8 +168,8 @@ def unsupported(topic_filter: str, connack: ConnAckPacket) -> int | None:
     return None
 
 
-def arrival(packet: PublishPacket) -> Arrival:
-    """A PUBLISH as it came in; `packet_id` 0 at QoS 0."""
+def arrival(packet: PublishPacket, *, is_bridge: bool = False) -> Arrival:
+    """A PUBLISH as it came in; `packet_id` 0 at QoS 0; with all its properties for a bridge."""
     return Arrival(
         Inbound(
             topic=packet.topic,
@@ -152,10 +179,20 @@ def arrival(packet: PublishPacket) -> Arrival:
             response_topic=packet.response_topic,
             correlation=packet.correlation_data,
             message_expiry_s=packet.message_expiry_interval,
+            properties=_properties(packet) if is_bridge else None,
         ),
         packet.packet_id or 0,
         tuple(packet.subscription_ids),
     )
+
+
+def _properties(packet: PublishPacket) -> Properties | None:
+    properties = Properties(
+        payload_format=packet.payload_format_indicator,
+        content_type=packet.content_type,
+        user=tuple(packet.user_properties),
+    )
+    return None if properties == _NO_PROPERTIES else properties
 
 
 def reason_text(reason_code: int, said: str | None) -> str:

@@ -107,6 +107,7 @@ class CodecLink(asyncio.BufferedProtocol):
         "_gone",
         "_greeted",
         "_greeting",
+        "_is_bridge",
         "_is_leaving",
         "_is_reading",
         "_last_inbound_s",
@@ -128,6 +129,7 @@ class CodecLink(asyncio.BufferedProtocol):
         self._connack: ConnAckPacket | None = None
         self._greeting: Greeting | None = None
         self._max_qos = 0
+        self._is_bridge = False
         # A list: READ_AHEAD_MESSAGES bounds it, and an empty deque is 760 bytes a connection.
         self._arrivals: list[Arrival] = []
         self._arrived: asyncio.Future[None] | None = None
@@ -162,6 +164,7 @@ class CodecLink(asyncio.BufferedProtocol):
 
     async def greet(self, hello: bytes, config: SessionConfig) -> None:
         """Send the CONNECT `hello` and wait for the CONNACK. Raises LinkError, TrustError."""
+        self._is_bridge = config.is_bridge
         self._out.send(hello)
         try:
             async with asyncio.timeout(config.connect_timeout_s):
@@ -235,7 +238,13 @@ class CodecLink(asyncio.BufferedProtocol):
             )
         number = subscription_id if granted.subscription_id_available else None
         answer = await self._out.request(
-            partial(client_packets.subscribe_packet, topic_filter, qos, number)
+            partial(
+                client_packets.subscribe_packet,
+                topic_filter,
+                qos,
+                number,
+                is_bridge=self._is_bridge,
+            )
         )
         if isinstance(answer, SubAckPacket):
             reason = int(answer.reason_codes[0])
@@ -375,7 +384,7 @@ class CodecLink(asyncio.BufferedProtocol):
     def _arrive(self, packet: PublishPacket) -> None:
         if packet.topic_alias is not None:
             raise ProtocolError(TOPIC_ALIAS_INVALID, "a topic alias, and we take none")
-        self._arrivals.append(client_packets.arrival(packet))
+        self._arrivals.append(client_packets.arrival(packet, is_bridge=self._is_bridge))
         if self._arrived is not None and not self._arrived.done():
             self._arrived.set_result(None)
 

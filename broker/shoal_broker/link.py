@@ -35,7 +35,8 @@ class SessionConfig:
     `half_open_timeout_s` is how long the line may be silent (None: 1.5 x keepalive);
     `ack_timeout_s` how long the broker may leave every publish in flight without an answer.
     `transport`: aiomqtt is in every role's install; codec, a quarter of the CPU, needs mqtt5.
-    `tls`: None is a plain connection.
+    `tls`: None is a plain connection. `is_bridge` (codec only): what comes is to go on to another
+    broker, so subscriptions are no-local and retain as published, and messages bring `properties`.
     """
 
     host: str
@@ -57,6 +58,7 @@ class SessionConfig:
     in_flight_bytes: int = 128 << 10
     transport: Transport = "aiomqtt"
     tls: TlsFiles | None = None
+    is_bridge: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,20 @@ class Will:
 
 
 # The values that are made for every message are structs: a frozen dataclass takes ten times as long.
+class Properties(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What else a PUBLISH may carry: for messages that are passed on, Shoal's own have none."""
+
+    payload_format: int = 0
+    content_type: str | None = None
+    user: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def packet_bytes(self) -> int:
+        """Upper bound of what it adds to the packet."""
+        user = sum(len(name.encode()) + len(value.encode()) + 5 for name, value in self.user)
+        return user + len((self.content_type or "").encode()) + 5
+
+
 class Inbound(msgspec.Struct, frozen=True, kw_only=True):
     """A message as it came in. `message_expiry_s` is what was left of it at the broker."""
 
@@ -80,6 +96,7 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True):
     response_topic: str | None = None
     correlation: bytes | None = None
     message_expiry_s: int | None = None
+    properties: Properties | None = None
 
 
 class Outbound(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,13 +109,15 @@ class Outbound(msgspec.Struct, frozen=True, kw_only=True):
     expiry_s: int | None = None
     response_topic: str | None = None
     correlation: bytes | None = None
+    properties: Properties | None = None
 
     @property
     def packet_bytes(self) -> int:
         """Upper bound of the PUBLISH packet: fixed header, packet id, properties and all."""
         response = len((self.response_topic or "").encode()) + 3
         correlation = len(self.correlation or b"") + 3
-        return len(self.topic.encode()) + len(self.payload) + response + correlation + 18
+        size_bytes = len(self.topic.encode()) + len(self.payload) + response + correlation + 18
+        return size_bytes + (0 if self.properties is None else self.properties.packet_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +129,7 @@ class Greeting:
     maximum_packet_bytes: int | None = None
     retain_available: bool = True
     keepalive_s: int
+    user_properties: tuple[tuple[str, str], ...] = ()
 
 
 class Arrival(msgspec.Struct, frozen=True):

@@ -193,4 +193,5 @@ def _outbound(message: OutboxMessage, now_ms: int) -> Outbound:
         expiry_s=expiry_s,
         response_topic=message.response_topic,
         correlation=message.correlation,
+        properties=message.properties,
     )

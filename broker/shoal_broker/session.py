@@ -30,7 +30,16 @@ from shoal_broker.bus_errors import (
     TrustError,
 )
 from shoal_broker.dispatch import Dispatcher, SideBySide, Subscriber, Subscription
-from shoal_broker.link import Connect, Greeting, Inbound, Link, Outbound, SessionConfig, Will
+from shoal_broker.link import (
+    Connect,
+    Greeting,
+    Inbound,
+    Link,
+    Outbound,
+    Properties,
+    SessionConfig,
+    Will,
+)
 from shoal_broker.liveness import Watch
 from shoal_broker.outbox import Lane, Outbox, OutboxMessage
 from shoal_broker.pump import Pump, SendWindow, check
@@ -237,6 +246,12 @@ class Session:
             # Remembered: the next connection asks for it.
             return
 
+    async def ask_again(self, topic_filter: str) -> None:
+        """Have the broker send what it retains for a subscription once more; nothing when not connected."""
+        subscription = self._dispatcher.subscriptions.get(topic_filter)
+        if subscription is not None and (link := self._link) is not None:
+            await self._bounded(self._grant(link, subscription), self.config.connect_timeout_s)
+
     async def unsubscribe(self, topic_filter: str) -> None:
         """Forget the subscription; what has come in already still reaches its subscriber.
 
@@ -260,6 +275,7 @@ class Session:
         expiry_s: float | None = None,
         response_topic: str | None = None,
         correlation: bytes | None = None,
+        properties: Properties | None = None,
         lane: int = Lane.NORMAL,
         durable: bool = True,
         droppable: bool = False,
@@ -267,6 +283,7 @@ class Session:
         receipt: bytes | None = None,
         hold: bool = False,
         not_before_s: float = 0.0,
+        keep_s: float | None = None,
         stream_bytes: int | None = None,
         timeout_s: float | None = None,
     ) -> None:
@@ -274,7 +291,8 @@ class Session:
 
         Durable: returns once the message is safe, connected or not; it is sent until the broker
         has it, or, with a `receipt`, until `Outbox.received` has said so (see `Outbox.put` for
-        `hold`, `not_before_s` and `stream_bytes`). Direct: returns at PUBACK (QoS 1) or when
+        `hold`, `not_before_s` and `stream_bytes`; `keep_s` is how long it waits at most, which nobody
+        is told, unlike `expiry_s`). Direct: returns at PUBACK (QoS 1) or when
         written (QoS 0), within `timeout_s`, without one for as long as the connection lives; what
         concerns the outbox has no meaning.
 
@@ -290,6 +308,7 @@ class Session:
             expiry_s=None if expiry_s is None else max(1, round(expiry_s)),
             response_topic=response_topic,
             correlation=correlation,
+            properties=properties,
         )
         if not durable:
             window = self._window
@@ -303,9 +322,7 @@ class Session:
             raise BusError(f"{topic}: a durable publish needs a session with an outbox")
         if self._link is not None:
             check(self._link.greeting, outbound)
-        expires_at_ms = None
-        if expiry_s is not None:
-            expires_at_ms = self.outbox.clock_ms() + round(expiry_s * 1000)
+        now_ms = self.outbox.clock_ms()
         await self.outbox.put(
             OutboxMessage(
                 topic=topic,
@@ -313,9 +330,11 @@ class Session:
                 qos=qos,
                 retain=retain,
                 lane=lane,
-                expires_at_ms=expires_at_ms,
+                expires_at_ms=None if expiry_s is None else now_ms + round(expiry_s * 1000),
+                keep_until_ms=None if keep_s is None else now_ms + round(keep_s * 1000),
                 response_topic=response_topic,
                 correlation=correlation,
+                properties=properties,
                 coalesce_key=coalesce_key,
                 droppable=droppable,
                 receipt=receipt,

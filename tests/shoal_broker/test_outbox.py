@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal_broker.bus_errors import MessageTooLargeError, OutboxFullError
+from shoal_broker.link import Properties
 from shoal_broker.outbox import Lane, Outbox, OutboxMessage, insert
 from shoal_broker.store import Store
 
@@ -41,6 +42,8 @@ async def test_rows_come_back_after_a_restart_in_order_and_complete(tmp_path):
         correlation=b"\0c",
         coalesce_key="k",
         droppable=True,
+        keep_until_ms=9_999_999_999_998,
+        properties=Properties(payload_format=1, content_type="text", user=(("a", "b"), ("a", "c"))),
     )
     async with outbox_at(tmp_path / "o.db") as outbox:
         await outbox.put(message(b"1"))
@@ -107,6 +110,26 @@ async def test_a_replaced_row_in_flight_is_not_sent_again(tmp_path):
         await outbox.put(message(b"new", coalesce_key="s"))
         outbox.link_opened(session_present=True)
         assert await payloads(outbox) == [b"new"]
+
+
+async def test_a_row_waits_no_longer_than_it_is_to_be_kept_and_its_expiry_is_another(tmp_path):
+    clock = {"now": 1000}
+    for reopened in (False, True):
+        path = tmp_path / f"{reopened}.db"
+        async with outbox_at(path, clock_ms=lambda: clock["now"]) as outbox:
+            await outbox.put(message(b"short", keep_until_ms=2000, expires_at_ms=9000))
+            await outbox.put(message(b"long", keep_until_ms=5000))
+            await outbox.put(message(b"expires first", keep_until_ms=5000, expires_at_ms=2000))
+            clock["now"] = 3000
+            if not reopened:
+                assert await payloads(outbox) == [b"long"]
+                assert outbox.stats.expired == 2
+        if reopened:
+            async with outbox_at(path, clock_ms=lambda: clock["now"]) as outbox:
+                (row,) = await outbox.take(max_rows=9, max_bytes=1 << 20)
+                assert row.message == message(b"long", keep_until_ms=5000)
+                assert outbox.stats.expired == 2
+        clock["now"] = 1000
 
 
 async def test_expired_rows_are_dropped_and_counted(tmp_path):
@@ -565,7 +588,10 @@ async def test_a_table_of_the_first_version_is_taken_over(tmp_path):
         await outbox.put(message(b"old"))
         await outbox.store.write(
             lambda connection: [
-                connection.execute("ALTER TABLE outbox DROP COLUMN receipt"),
+                *(
+                    connection.execute(f"ALTER TABLE outbox DROP COLUMN {column}")
+                    for column in ("receipt", "keep_until_ms", "properties")
+                ),
                 connection.execute("UPDATE shoal_schema SET version = 1"),
             ]
         )

@@ -22,6 +22,7 @@ from shoal_broker.bus_errors import (
     StoreError,
     TopicError,
 )
+from shoal_broker.link import Properties
 from shoal_broker.outbox import Lane, Outbox, OutboxMessage, insert
 from shoal_broker.server import Broker, BrokerConfig
 from shoal_broker.session import (
@@ -901,6 +902,37 @@ async def test_retained_state_reaches_a_late_subscriber(broker, tmp_path):
     async with connected(broker.port, "late", subscriptions={"s": sink}):
         await sink.wait(1)
     assert (sink.got[0].payload, sink.got[0].retain) == (b"new", True)
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_a_bridge_gets_and_passes_on_every_property_and_none_of_its_own(
+    broker, tmp_path, durable
+):
+    if QUICK["transport"] != "codec":
+        pytest.skip("bridges are on the codec")
+    properties = Properties(
+        payload_format=1, content_type="text/plain", user=(("a", "b"), ("a", "\u00e4"))
+    )
+    sink = Sink()
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(Store.open(tmp_path / "o.db"))
+        sender = await stack.enter_async_context(
+            connected(broker.port, "sender", outbox=await Outbox.load(store))
+        )
+        bridge = await stack.enter_async_context(
+            connected(
+                broker.port, "bridge", given={"is_bridge": True}, subscriptions={"t/#": sink}
+            )
+        )
+        await bridge.publish("t/own", b"", durable=False)
+        await sender.publish("t/1", b"m", properties=properties, retain=True, durable=durable)
+        await sink.wait(1)
+        assert sink.got[0].topic == "t/1"
+        assert sink.got[0].properties == properties
+        assert sink.got[0].retain
+        await bridge.ask_again("t/#")
+        await sink.wait(2)
+        assert (sink.got[1].topic, sink.got[1].retain) == ("t/1", True)
 
 
 def test_the_session_itself_loads_no_mqtt_library():

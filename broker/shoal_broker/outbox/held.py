@@ -50,7 +50,7 @@ class Held:
             (after, next(self._turns)),
             int(message.lane),
             message.size_bytes,
-            message.expires_at_ms,
+            message.gone_at_ms,
             message.coalesce_key,
             message.receipt,
             message.topic if message.droppable else None,

@@ -217,7 +217,8 @@ class Outbox:
         since = self._indexed_through
         rows = await self.store.read(
             lambda connection: connection.execute(
-                "SELECT id, lane, size_bytes, expires_at_ms, coalesce_key, receipt,"
+                "SELECT id, lane, size_bytes, MIN(COALESCE(expires_at_ms, keep_until_ms),"
+                " COALESCE(keep_until_ms, expires_at_ms)), coalesce_key, receipt,"
                 " CASE WHEN droppable THEN topic END, id FROM outbox WHERE id > ? ORDER BY id",
                 (since,),
             ).fetchall()
@@ -464,7 +465,7 @@ def _entry(row_id: int, message: OutboxMessage) -> Entry:
         (row_id, 0),
         int(message.lane),
         message.size_bytes,
-        message.expires_at_ms,
+        message.gone_at_ms,
         message.coalesce_key,
         message.receipt,
         message.topic if message.droppable else None,

@@ -10,8 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
+import msgspec
+
+from shoal_broker.link import Properties
+
 COMPONENT = "outbox"
-VERSION = 2
+VERSION = 3
 DDL = """
 CREATE TABLE outbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -26,11 +30,17 @@ CREATE TABLE outbox (
     coalesce_key TEXT,
     droppable INTEGER NOT NULL,
     size_bytes INTEGER NOT NULL,
-    receipt BLOB
+    receipt BLOB,
+    keep_until_ms INTEGER,
+    properties TEXT
 );
 CREATE INDEX outbox_coalesce ON outbox (coalesce_key) WHERE coalesce_key IS NOT NULL;
 """
-MIGRATIONS = {2: "ALTER TABLE outbox ADD COLUMN receipt BLOB;"}
+MIGRATIONS = {
+    2: "ALTER TABLE outbox ADD COLUMN receipt BLOB;",
+    3: "ALTER TABLE outbox ADD COLUMN keep_until_ms INTEGER;"
+    "ALTER TABLE outbox ADD COLUMN properties TEXT;",
+}
 # What a row costs beside its payload and topic: columns, index entries, page overhead.
 ROW_OVERHEAD_BYTES = 64
 
@@ -47,6 +57,8 @@ class Lane(IntEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxMessage:
     """What to publish. `expires_at_ms` is wall-clock milliseconds since the epoch.
+
+    `keep_until_ms` likewise: it waits no longer than that, but its receivers are told nothing of it.
 
     A newer message with the same `coalesce_key` replaces an older one (retained state);
     a `droppable` one (telemetry) may be dropped, and is counted, when the outbox is full.
@@ -65,12 +77,23 @@ class OutboxMessage:
     coalesce_key: str | None = None
     droppable: bool = False
     receipt: bytes | None = None
+    keep_until_ms: int | None = None
+    properties: Properties | None = None
 
     @property
     def size_bytes(self) -> int:
         """What the message counts against the outbox's byte limit."""
         variable = len(self.response_topic or "") + len(self.correlation or b"")
+        if self.properties is not None:
+            variable += self.properties.packet_bytes
         return len(self.topic) + len(self.payload) + variable + ROW_OVERHEAD_BYTES
+
+    @property
+    def gone_at_ms(self) -> int | None:
+        """When it is of no use any more, for whichever reason."""
+        if self.keep_until_ms is None or self.expires_at_ms is None:
+            return self.expires_at_ms if self.keep_until_ms is None else self.keep_until_ms
+        return min(self.expires_at_ms, self.keep_until_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +114,8 @@ def insert(connection: sqlite3.Connection, message: OutboxMessage) -> int:
         connection.execute("DELETE FROM outbox WHERE coalesce_key = ?", (message.coalesce_key,))
     cursor = connection.execute(
         "INSERT INTO outbox (lane, topic, payload, qos, retain, expires_at_ms, response_topic,"
-        " correlation, coalesce_key, droppable, size_bytes, receipt)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " correlation, coalesce_key, droppable, size_bytes, receipt, keep_until_ms, properties)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             int(message.lane),
             message.topic,
@@ -106,6 +129,10 @@ def insert(connection: sqlite3.Connection, message: OutboxMessage) -> int:
             message.droppable,
             message.size_bytes,
             message.receipt,
+            message.keep_until_ms,
+            None
+            if message.properties is None
+            else msgspec.json.encode(message.properties).decode(),
         ),
     )
     assert cursor.lastrowid is not None  # noqa: S101 - an INSERT that did not raise has one
@@ -123,7 +150,7 @@ def fetch(connection: sqlite3.Connection, row_ids: Iterable[int]) -> dict[int, O
     for row_id in row_ids:
         found = connection.execute(
             "SELECT topic, payload, qos, retain, lane, expires_at_ms, response_topic, correlation,"
-            " coalesce_key, droppable, receipt FROM outbox WHERE id = ?",
+            " coalesce_key, droppable, receipt, keep_until_ms, properties FROM outbox WHERE id = ?",
             (row_id,),
         ).fetchone()
         if found is not None:
@@ -139,5 +166,9 @@ def fetch(connection: sqlite3.Connection, row_ids: Iterable[int]) -> dict[int, O
                 coalesce_key=found[8],
                 droppable=bool(found[9]),
                 receipt=found[10],
+                keep_until_ms=found[11],
+                properties=None
+                if found[12] is None
+                else msgspec.json.decode(found[12], type=Properties),
             )
     return messages
