@@ -908,11 +908,10 @@ async def test_retained_state_reaches_a_late_subscriber(broker, tmp_path):
 async def test_a_bridge_gets_and_passes_on_every_property_and_none_of_its_own(
     broker, tmp_path, durable
 ):
-    if QUICK["transport"] != "codec":
-        pytest.skip("bridges are on the codec")
     properties = Properties(
         payload_format=1, content_type="text/plain", user=(("a", "b"), ("a", "\u00e4"))
     )
+    bridging = {"is_bridge": True, "transport": "codec"}
     sink = Sink()
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(Store.open(tmp_path / "o.db"))
@@ -920,9 +919,7 @@ async def test_a_bridge_gets_and_passes_on_every_property_and_none_of_its_own(
             connected(broker.port, "sender", outbox=await Outbox.load(store))
         )
         bridge = await stack.enter_async_context(
-            connected(
-                broker.port, "bridge", given={"is_bridge": True}, subscriptions={"t/#": sink}
-            )
+            connected(broker.port, "bridge", given=bridging, subscriptions={"t/#": sink})
         )
         await bridge.publish("t/own", b"", durable=False)
         await sender.publish("t/1", b"m", properties=properties, retain=True, durable=durable)
