@@ -53,5 +53,9 @@ class PasswordFileError(BrokerError):
         self.line = line
 
 
+class CertificateFileError(BrokerError):
+    """A file for TLS cannot be read, or does not hold what it should; the message names it."""
+
+
 class ConfigError(BrokerError):
     """A setting of the broker is out of its range, or an open door was not asked for."""

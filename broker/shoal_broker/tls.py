@@ -2,7 +2,8 @@
 
 TLS 1.3, and the broker's certificate and name are always verified. Files are read anew for each
 connection, so a renewed certificate needs no restart. No X.509 of our own: OpenSSL judges, and
-`tls_failures` says in words what it found.
+`tls_failures` says in words what it found. The embedded broker reads its own files with the same
+`trust` and `identify`.
 """
 
 from __future__ import annotations
@@ -60,21 +61,25 @@ def client_context(files: TlsFiles) -> ssl.SSLContext:
     """Read the files. Blocks for as long as the disk does. Raises TlsFilesError."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     made.minimum_version = ssl.TLSVersion.TLSv1_3
-    _trust(made, files.ca_file)
+    trust(made, files.ca_file)
     if files.cert_file is not None and files.key_file is not None:
-        _identify(made, files.cert_file, files.key_file)
+        identify(made, files.cert_file, files.key_file)
     return made
 
 
-def _trust(made: ssl.SSLContext, ca_file: str) -> None:
-    _check_readable("ca_file", ca_file)
+def trust(
+    made: ssl.SSLContext, ca_file: str, *, key: str = "ca_file", what: str = "certificate"
+) -> None:
+    """Judge the other end's certificate by what this file holds. Raises TlsFilesError, naming `key`."""
+    _check_readable(key, ca_file)
     try:
         made.load_verify_locations(cafile=ca_file)
     except OSError as exc:
-        _refuse("ca_file", ca_file, f"holds no certificate in PEM form: {_why(exc)}", exc)
+        _refuse(key, ca_file, f"holds no {what} in PEM form: {_why(exc)}", exc)
 
 
-def _identify(made: ssl.SSLContext, cert_file: str, key_file: str) -> None:
+def identify(made: ssl.SSLContext, cert_file: str, key_file: str) -> None:
+    """Show this certificate. Raises TlsFilesError."""
     _check_readable("cert_file", cert_file)
     _check_readable("key_file", key_file)
 

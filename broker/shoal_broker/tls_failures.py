@@ -117,6 +117,22 @@ def without_tls(exc: LinkError) -> LinkError:
     return told
 
 
+def explain_client(exc: ssl.SSLError) -> str:
+    """What a client's connection, in or after its handshake, died of: for the log of a broker."""
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return f"the client's certificate is not accepted: {exc.verify_message}"
+    if _reason(exc) == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+        return "the client has no certificate"
+    if _reason(exc) == "UNSUPPORTED_PROTOCOL":
+        return "the client does not speak TLS 1.3"
+    alert = alert_in(exc)
+    if alert is not None:
+        return f"the client ended TLS: {alert}"
+    if _reason(exc) in _NOT_TLS:
+        return "the client does not speak TLS"
+    return f"TLS failed: {_plain(exc)}"
+
+
 def alert_in(exc: ssl.SSLError) -> str | None:
     """The alert that the other end sent, as RFC 8446 spells it but with blanks; None: no alert."""
     found = _ALERT.search(_reason(exc)) or _ALERT.search(str(exc))

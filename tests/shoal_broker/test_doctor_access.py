@@ -9,11 +9,13 @@ import pytest
 import structlog.testing
 from tests.shoal_broker.render.rendered_mosquitto import Authority, RenderedMosquitto
 from tests.shoal_broker.render.tls_client import connected
+from tests.support.embedded import tls_of
 from tests.support.mosquitto import Mosquitto
 
 from shoal_broker import cli as broker_cli
 from shoal_broker.doctor import cli as doctor
 from shoal_broker.server import Broker, BrokerConfig
+from shoal_broker.server.access_rules import AccessRules, Rule
 from shoal_contract.access import TABLE
 from shoal_contract.topics import Channel, Topics
 
@@ -47,13 +49,7 @@ class Examined:
             assert old in acl.read_text()
             acl.write_text(acl.read_text().replace(old, new))
         self.identities = folder / "identities.toml"
-        tables = [f'root = "{TOPICS.root}"\n']
-        for table, name in (("controller", CONTROLLER), ("node", NODE)):
-            cert_file, key_file = authority.issue(name)
-            tables.append(
-                f'[{table}]\nname = "{name}"\ncert_file = "{cert_file}"\nkey_file = "{key_file}"\n'
-            )
-        self.identities.write_text("\n".join(tables))
+        self.identities.write_text(tables_of(authority))
 
     def diagnose(self, *arguments):
         self.capsys.readouterr()
@@ -62,6 +58,16 @@ class Examined:
             "--identities", str(self.identities), *arguments,
         )  # fmt: skip
         return code, self.capsys.readouterr().out
+
+
+def tables_of(authority):
+    tables = [f'root = "{TOPICS.root}"\n']
+    for table, name in (("controller", CONTROLLER), ("node", NODE)):
+        cert_file, key_file = authority.issue(name)
+        tables.append(
+            f'[{table}]\nname = "{name}"\ncert_file = "{cert_file}"\nkey_file = "{key_file}"\n'
+        )
+    return "\n".join(tables)
 
 
 def run(*arguments):
@@ -223,6 +229,38 @@ async def test_a_broker_that_cuts_off_whom_it_refuses_is_walked_to_the_end(tmp_p
     assert code == 0, out
     assert found(out, False) == set()
     assert len(found(out, None)) == 8
+
+
+@pytest.mark.parametrize(
+    ("rule", "wrong"),
+    [
+        (None, set()),
+        (
+            Rule(user=NODE, topic=f"{TOPICS.root}/n/+/s", access="write"),
+            {("node", "state", "another node's", "write", "too wide")},
+        ),
+    ],
+)
+async def test_the_embedded_brokers_rules_are_walked(tmp_path, authority, capsys, rule, wrong):
+    identities = tmp_path / "identities.toml"
+    identities.write_text(tables_of(authority))
+    rules = AccessRules(
+        root=TOPICS.root, controllers=(CONTROLLER,), rule=() if rule is None else (rule,)
+    )
+    config = BrokerConfig(port=0, tls=tls_of(authority), access=rules)
+    with structlog.testing.capture_logs():
+        async with Broker.open(config) as broker:
+            code = await asyncio.to_thread(
+                run,
+                *("--port", str(broker.port), "--ca-file", f"{authority.folder}/ca.crt"),
+                *("--identities", str(identities), "--json"),
+            )
+    out = capsys.readouterr().out
+    assert found(out, False) == wrong
+    assert code == bool(wrong)
+    # What a refused subscription tells of the node, nobody tells of the controller.
+    if rule is None:
+        assert [role for role, *_ in found(out, None)] == ["controller"] * 4
 
 
 async def test_a_broker_without_rules_is_found_too_wide(tmp_path, capsys):

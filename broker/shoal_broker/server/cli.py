@@ -7,17 +7,25 @@ import asyncio
 import contextlib
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
+import structlog
 
 from shoal_broker import logs
 from shoal_broker.durable import write_durably
 from shoal_broker.errors import BrokerError, ConfigError
-from shoal_broker.server.config import AccessRules, BrokerConfig, Policy, Tls
+from shoal_broker.server.access_rules import AccessRules, Policy
+from shoal_broker.server.config import BrokerConfig, Tls
 from shoal_broker.server.config_file import load, tls_files
 from shoal_contract.exits import Exit
+
+if TYPE_CHECKING:
+    from shoal_broker.server.shell import Broker
+
+log = structlog.get_logger("shoal_broker")
 
 EXAMPLES = """\
 examples:
@@ -174,19 +182,22 @@ def _run(parsed: argparse.Namespace) -> int:
     config = settings(parsed)
     logs.configure(log_format=parsed.log_format)
     _allow_open_files()
-    return asyncio.run(_serve(config, parsed.ready_file))
+    return asyncio.run(_serve(config, parsed.ready_file, lambda: settings(parsed).access))
 
 
-async def _serve(config: BrokerConfig, ready_file: Path | None) -> int:
+async def _serve(
+    config: BrokerConfig, ready_file: Path | None, access_now: Callable[[], AccessRules]
+) -> int:
     try:
         from shoal_broker.server import Broker  # noqa: PLC0415 - a board has no codec for it
     except ImportError as exc:
         raise ConfigError(f"the broker's packages are not installed here ({exc.name})") from exc
 
-    stopped = asyncio.Event()
+    stopped, hung_up = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    loop.add_signal_handler(signal.SIGHUP, hung_up.set)
     async with Broker.open(config) as broker:
         with _told(ready_file, broker.port):
             for listener, port in zip(config.listeners, broker.ports, strict=True):
@@ -196,8 +207,29 @@ async def _serve(config: BrokerConfig, ready_file: Path | None) -> int:
             if broker.metrics_port is not None:
                 metrics = f"http://{config.metrics_host}:{broker.metrics_port}/metrics"
                 print(f"metrics on {metrics}", flush=True)
-            await stopped.wait()
+            async with asyncio.TaskGroup() as tasks:
+                again = tasks.create_task(
+                    _read_again_forever(broker, hung_up, access_now), name="broker.read-again"
+                )
+                await stopped.wait()
+                again.cancel()
     return Exit.OK
+
+
+async def _read_again_forever(
+    broker: Broker, asked: asyncio.Event, access_now: Callable[[], AccessRules]
+) -> None:
+    """Each time it is asked for: what was good stays in force when what is read is not."""
+    while True:
+        await asked.wait()
+        asked.clear()
+        try:
+            await broker.read_again(await asyncio.to_thread(access_now))
+        except BrokerError as exc:
+            why = str(exc)
+            log.error("files unusable, the earlier ones stay", error=why)  # noqa: TRY400 - one line
+        else:
+            log.info("files read again")
 
 
 def _allow_open_files() -> None:

@@ -5,8 +5,7 @@ As a TOML file it is `config_file`'s business; what happens at each limit is tol
 
 import ipaddress
 import typing
-from collections import Counter
-from enum import StrEnum
+from enum import Enum, auto
 from pathlib import Path
 from typing import Annotated
 
@@ -14,14 +13,11 @@ import msgspec
 
 from shoal_broker.errors import ConfigError
 from shoal_broker.packet_text import DEFAULT_MAX_PACKET_BYTES
+from shoal_broker.server.access_rules import AccessRules
 from shoal_contract import toml
-from shoal_contract.access import Role
-from shoal_contract.errors import TopicError
-from shoal_contract.topics import Topics, check_node_id
 
 LARGEST_PORT = 65_535
 LARGEST_WINDOW = 65_535
-DEFAULT_CONTROLLER = "shoal-controller"
 
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
 NotNegative = Annotated[int, msgspec.Meta(ge=0)]
@@ -73,6 +69,15 @@ class Tls(msgspec.Struct, frozen=True, kw_only=True):
     """Certificates that the authority has revoked."""
 
 
+class Login(Enum):
+    """How a client shows who it is."""
+
+    ANYBODY = auto()
+    """It does not: it has no identity and no rules."""
+    PASSWORD = auto()
+    CERTIFICATE = auto()
+
+
 class Listener(msgspec.Struct, frozen=True, kw_only=True):
     """An address to listen on."""
 
@@ -91,69 +96,6 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     def asks_for_certificate(self) -> bool:
         """Whether a client shows by its certificate who it is."""
         return self.tls is not None and self.tls.client_ca_file is not None
-
-
-class Policy(StrEnum):
-    """Whose rules say which topics an authenticated client may use."""
-
-    TABLE = "table"
-    """The table of topics of Shoal and `rules`."""
-    RULES = "rules"
-    """`rules` alone."""
-    OPEN = "open"
-    """None: every client may use every topic."""
-
-
-class Rule(toml.Table, frozen=True, kw_only=True):
-    """[[access.rule]]: `user` "*" is every authenticated client, the level `%u` in `topic` its name."""
-
-    topic: str
-    access: typing.Literal["read", "write", "readwrite"]
-    user: str = "*"
-
-
-class Site(toml.Table, frozen=True, kw_only=True):
-    """[[access.site]]: a bridged broker that speaks for these nodes; none named: for every one."""
-
-    name: str
-    nodes: tuple[str, ...] = ()
-
-
-class AccessRules(toml.Table, frozen=True, kw_only=True):
-    """[access]: who is what. Whoever is authenticated and not named is a node."""
-
-    policy: Policy = Policy.TABLE
-    root: str = "shoal"
-    controllers: tuple[str, ...] = (DEFAULT_CONTROLLER,)
-    operators: tuple[str, ...] = ()
-    observers: tuple[str, ...] = ()
-    doors: tuple[str, ...] = ()
-    site: tuple[Site, ...] = ()
-    rule: tuple[Rule, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work."""
-        try:
-            Topics(self.root)
-            for site in self.site:
-                for node in site.nodes:
-                    check_node_id(node)
-        except TopicError as exc:
-            raise ConfigError(f"[access] {exc}") from exc
-        named = [name for names in self.by_role().values() for name in names]
-        named += [site.name for site in self.site]
-        twice = [name for name, count in Counter(named).items() if count > 1]
-        if twice:
-            raise ConfigError(f"[access] {twice[0]} is named twice: a client has one role")
-
-    def by_role(self) -> dict[Role, tuple[str, ...]]:
-        """The names of every role but the nodes'."""
-        return {
-            Role.CONTROLLER: self.controllers,
-            Role.OPERATOR: self.operators,
-            Role.OBSERVER: self.observers,
-            Role.DOOR: self.doors,
-        }
 
 
 class BrokerConfig(Limits, frozen=True, kw_only=True):
@@ -208,19 +150,16 @@ class BrokerConfig(Limits, frozen=True, kw_only=True):
         )
         return (first, second, *self.more_listeners)
 
-    @property
-    def authenticates(self) -> bool:
-        """Whether any client is asked who it is."""
-        return any(map(self.asks_who, self.listeners))
-
-    def asks_who(self, listener: Listener) -> bool:
-        """Whether clients of `listener` must show who they are."""
-        return listener.asks_for_certificate or (
-            self.password_file is not None and not listener.no_auth
-        )
+    def login_at(self, listener: Listener) -> Login:
+        """How clients of `listener` show who they are."""
+        if listener.asks_for_certificate:
+            return Login.CERTIFICATE
+        if self.password_file is not None and not listener.no_auth:
+            return Login.PASSWORD
+        return Login.ANYBODY
 
     def _check_open_door(self, listener: Listener) -> None:
-        if listener.no_auth or self.asks_who(listener):
+        if listener.no_auth or self.login_at(listener) is not Login.ANYBODY:
             return
         if not is_loopback(listener.host):
             raise ConfigError(
@@ -228,7 +167,7 @@ class BrokerConfig(Limits, frozen=True, kw_only=True):
                 "authority for clients' certificates, or say that nobody needs one "
                 "(--password-file FILE, --tls-client-ca FILE or --no-auth)"
             )
-        if self.authenticates:
+        if any(self.login_at(other) is not Login.ANYBODY for other in self.listeners):
             raise ConfigError(
                 f"{listener.host}:{listener.port} lets anybody in beside a listener that asks who "
                 "a client is: say so (no_auth = true), or give a password file"

@@ -9,7 +9,8 @@ from typing import Annotated
 import msgspec
 
 from shoal_broker.errors import ConfigError
-from shoal_broker.server.config import AccessRules, BrokerConfig, Limits, Listener, Tls
+from shoal_broker.server.access_rules import AccessRules
+from shoal_broker.server.config import BrokerConfig, Limits, Listener, Tls
 from shoal_contract import toml
 from shoal_contract.errors import FileFormatError
 

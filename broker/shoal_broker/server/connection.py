@@ -10,6 +10,7 @@ from shoal_broker import codec, mqtt311
 from shoal_broker.codec import LARGEST_PACKET_BYTES, Packet, PacketReader
 
 if TYPE_CHECKING:
+    from shoal_broker.server.config import Login
     from shoal_broker.server.sessions import Session
 
 LARGEST_FIRST_PACKET_BYTES = 256 << 10
@@ -39,10 +40,12 @@ class Connection:
         "_unsent",
         "aliases",
         "encode",
+        "identity",
         "inherited",
         "is_unsent",
         "keep_alive_s",
         "last_heard_s",
+        "login",
         "max_packet_bytes",
         "opened_at_s",
         "output",
@@ -69,10 +72,14 @@ class Connection:
         max_packet_bytes: int,
         unsent: list[Connection],
         surplus: bool,
+        login: Login,
     ) -> None:
         self.peer = peer
         self.owner = owner
         """Whatever the shell knows it by."""
+        self.login = login
+        self.identity: str | None = None
+        """Who the client has shown to be: the CN of its certificate, or its user name."""
         self.reader = PacketReader(min(max_packet_bytes, LARGEST_FIRST_PACKET_BYTES))
         self.reader.decode = self._decode_first
         self.encode: Callable[[Packet], bytes] = codec.encode

@@ -27,7 +27,8 @@ from shoal_broker.codec import (
     UnsubscribePacket,
 )
 from shoal_broker.errors import ProtocolError
-from shoal_broker.server.config import BrokerConfig
+from shoal_broker.server.access_rules import AccessRules
+from shoal_broker.server.config import BrokerConfig, Login
 from shoal_broker.server.connection import Connection, State
 from shoal_broker.server.counters import Counters
 from shoal_broker.server.events import Event
@@ -53,15 +54,19 @@ class BrokerCore:
 
     # --- what the shell calls
 
-    def open(self, *, peer: str, owner: object, now_s: float) -> Connection:
-        """A network connection was accepted."""
+    def open(
+        self, *, peer: str, owner: object, now_s: float, login: Login | None = None
+    ) -> Connection:
+        """A network connection was accepted, by the first listener unless `login` is given."""
+        config = self._config
         connection = Connection(
             peer=peer,
             owner=owner,
             now_s=now_s,
-            max_packet_bytes=self._config.max_packet_bytes,
+            max_packet_bytes=config.max_packet_bytes,
             unsent=self._unsent,
-            surplus=len(self.connections) >= self._config.max_connections,
+            surplus=len(self.connections) >= config.max_connections,
+            login=login or config.login_at(config.listeners[0]),
         )
         self.connections.add(connection)
         self.counters.connections += 1
@@ -92,6 +97,10 @@ class BrokerCore:
         self.connections.discard(connection)
         self._lifecycle.lost(connection, now_s, reason)
 
+    def apply_access(self, rules: AccessRules) -> None:
+        """From now on these rules hold."""
+        self.router.apply_access(rules)
+
     def tick(self, now_s: float) -> None:
         """Time has passed: about once a second is right."""
         for connection in list(self.connections):
@@ -99,6 +108,12 @@ class BrokerCore:
         for session in list(self.router.sessions.values()):
             self.router.run_clocks(session, now_s)
         self.router.retained.drop_expired(now_s)
+
+    def dismiss(self, is_gone: Callable[[str], bool], now_s: float) -> None:
+        """Send away the connected users who had a password and are gone."""
+        for connection in list(self.connections):
+            if connection.login is Login.PASSWORD and is_gone(connection.identity or ""):
+                self._lifecycle.dismiss(connection, now_s)
 
     def shut_down(self) -> None:
         """Say goodbye to everybody (0x8B). Sessions end with the process, so no wills are sent."""

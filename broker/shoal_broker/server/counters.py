@@ -16,6 +16,7 @@ class Dropped(StrEnum):
     RESERVED_TOPIC = "reserved_topic"
     SESSION_ENDED = "session_ended"
     REFUSED_BY_CLIENT = "refused_by_client"
+    NOT_AUTHORIZED = "not_authorized"
 
 
 @dataclass(slots=True)
@@ -26,6 +27,8 @@ class Counters:
     """Network connections accepted."""
     refused: int = 0
     """Of these, turned away before or at CONNECT."""
+    tls_failed: int = 0
+    """Connections that ended before their TLS handshake was over."""
     messages_in: int = 0
     messages_out: int = 0
     """Including repeats."""

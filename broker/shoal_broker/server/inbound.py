@@ -16,9 +16,9 @@ from shoal_broker.codec import (
 from shoal_broker.errors import ProtocolError
 from shoal_broker.server.config import BrokerConfig
 from shoal_broker.server.connection import Connection
-from shoal_broker.server.counters import Counters
+from shoal_broker.server.counters import Counters, Dropped
 from shoal_broker.server.messages import Message, from_publish
-from shoal_broker.server.router import QUOTA_EXCEEDED, Router
+from shoal_broker.server.router import NOT_AUTHORIZED, QUOTA_EXCEEDED, Router
 from shoal_broker.server.sessions import Session
 
 PROTOCOL_VIOLATION = 0x82
@@ -54,13 +54,13 @@ class Inbound:
             now_s,
         )
         if packet_id is None:
-            self._router.publish(message, now_s)
+            self._route(session, message, now_s)
         elif packet.qos is QoS.EXACTLY_ONCE:
             self._take_once(connection, session, message, packet_id, now_s)
         else:
             connection.unanswered += 1
             _check_quota(connection, session)
-            reason_code = self._router.publish(message, now_s)
+            reason_code = self._route(session, message, now_s)
             connection.send(PubAckPacket(packet_id, reason_code=PubAckReasonCode(reason_code)))
 
     def release(self, connection: Connection, session: Session, packet_id: int) -> None:
@@ -90,15 +90,22 @@ class Inbound:
             return
         connection.unanswered += 1
         _check_quota(connection, session)
-        if self._router.has_room(message, now_s):
-            reason_code = self._router.publish(message, now_s)
-        else:
-            reason_code = QUOTA_EXCEEDED
+        reason_code = self._route(session, message, now_s, once=True)
         if reason_code < FAILURES_FROM:
             # From here it is counted among the unreleased.
             connection.unanswered -= 1
             session.receive(packet_id)
         connection.send(PubRecPacket(packet_id, reason_code=PubRecReasonCode(reason_code)))
+
+    def _route(self, session: Session, message: Message, now_s: float, *, once: bool = False) -> int:
+        """Publish what the session may; the reason code. `once`: to everybody, or to nobody."""
+        rights = session.rights
+        if rights is not None and not rights.may_write(message.topic):
+            self._counters.dropped[Dropped.NOT_AUTHORIZED] += 1
+            return NOT_AUTHORIZED
+        if once and not self._router.has_room(message, now_s):
+            return QUOTA_EXCEEDED
+        return self._router.publish(message, now_s)
 
     def _resolve(self, connection: Connection, topic: str, alias: int) -> str:
         """The topic that a PUBLISH with this alias goes to."""

@@ -15,7 +15,7 @@ from shoal_broker.codec import (
 )
 from shoal_broker.errors import ProtocolError
 from shoal_broker.server import admission
-from shoal_broker.server.config import BrokerConfig
+from shoal_broker.server.config import BrokerConfig, Login
 from shoal_broker.server.connection import Connection, State
 from shoal_broker.server.counters import Counters
 from shoal_broker.server.events import (
@@ -64,11 +64,11 @@ class Lifecycle:
                 f"{self._config.max_connections} clients are connected, which is the limit",
             )
             return
-        refused = admission.refusal(packet, self._config)
+        refused = admission.refusal(packet, connection)
         if refused is not None:
             self._refuse(connection, *refused)
             return
-        if self._config.password_file is None:
+        if connection.login is not Login.PASSWORD:
             self._accept(connection, packet, now_s)
             return
         connection.state = State.AUTHENTICATING
@@ -83,6 +83,7 @@ class Lifecycle:
         if packet is None or connection.state is not State.AUTHENTICATING:
             return
         if accepted:
+            connection.identity = packet.username
             self._accept(connection, packet, now_s)
         else:
             self._refuse(
@@ -91,8 +92,18 @@ class Lifecycle:
 
     def _accept(self, connection: Connection, packet: ConnectPacket, now_s: float) -> None:
         sessions = self._router.sessions
-        client_id = packet.client_id or self._new_client_id()
+        identity = connection.identity
+        rights = self._router.rights(identity)
+        if rights is not None and rights.names_client:
+            client_id = rights.identity
+        else:
+            client_id = packet.client_id or self._new_client_id()
         session = sessions.get(client_id)
+        owner = None if session is None else session.identity
+        denied = admission.denial(packet, rights, identity=identity, owner=owner)
+        if denied is not None:
+            self._refuse(connection, *denied)
+            return
         if session is not None and session.connection is not None:
             self._send_away(
                 session.connection, DisconnectReasonCode.SESSION_TAKEN_OVER, "taken over", now_s
@@ -112,6 +123,7 @@ class Lifecycle:
             )
             return
         session.connection = connection
+        self._router.belongs_to(session, identity, rights)
         session.expiry_interval_s = packet.session_expiry_interval
         session.expires_at_s = None
         session.will = packet.will
@@ -138,7 +150,7 @@ class Lifecycle:
                 connection.peer,
                 client_id,
                 connection.mqtt_version,
-                packet.username,
+                identity or packet.username,
                 packet.clean_start,
                 session_present,
                 packet.keep_alive,
@@ -186,6 +198,12 @@ class Lifecycle:
         connection.send(DisconnectPacket(reason_code=code, reason_str=reason))
         self.leave(connection, now_s, with_will=True, reason_code=int(code), reason=reason)
         self.close(connection)
+
+    def dismiss(self, connection: Connection, now_s: float) -> None:
+        """Send away a client who is connected and may no longer be."""
+        if connection.state is State.CONNECTED:
+            code = DisconnectReasonCode.ADMINISTRATIVE_ACTION
+            self._send_away(connection, code, "this user is no longer known", now_s)
 
     def leave(
         self,

@@ -6,10 +6,15 @@ import asyncio
 import socket
 from typing import Protocol, cast
 
+from shoal_broker.server.config import Login
 from shoal_broker.server.connection import Connection
 
 GOODBYE_TIMEOUT_S = 5.0
 """For a client to read what we told it last; then the connection is cut."""
+
+# Why a link is not read for a while; a bit each.
+ANSWERS, PASSWORD, RATE = 1, 2, 4
+"""It takes no answers, its password is being checked, it sends more than it may."""
 
 
 class LinkOwner(Protocol):
@@ -34,11 +39,13 @@ class Link(asyncio.Protocol):
     listener = "mqtt"
     """Which kind of listener accepted it, for the metrics."""
 
-    def __init__(self, owner: LinkOwner, *, write_buffer_bytes: int) -> None:
+    def __init__(self, owner: LinkOwner, *, login: Login, write_buffer_bytes: int) -> None:
         self._owner = owner
+        self.login = login
         self._write_buffer_bytes = write_buffer_bytes
         self.writable = True
-        self._reading_held = False
+        self.held = 0
+        """Why it is not read; 0: it is."""
         self._cut: asyncio.TimerHandle | None = None
         self.transport: asyncio.Transport
         self.connection: Connection
@@ -72,9 +79,7 @@ class Link(asyncio.Protocol):
     def resume_writing(self) -> None:
         """asyncio: the write buffer is well below its limit again."""
         self.writable = True
-        if self._reading_held:
-            self._reading_held = False
-            self.transport.resume_reading()
+        self.read_on(ANSWERS)
         self._owner.writable(self.connection, writable=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -87,12 +92,28 @@ class Link(asyncio.Protocol):
         """Send bytes of MQTT."""
         self.transport.write(data)
 
+    def identified(self, name: str | None) -> None:
+        """The TLS handshake is over; `name` is what the client's certificate says."""
+        self.connection.identity = name
+
+    def hold(self, reason: int) -> None:
+        """Do not read it until every reason to is gone."""
+        if not self.held:
+            self.transport.pause_reading()
+        self.held |= reason
+
+    def read_on(self, reason: int) -> None:
+        """This reason not to read it is gone."""
+        if self.held:
+            self.held &= ~reason
+            if not self.held and not self.transport.is_closing():
+                self.transport.resume_reading()
+
     def hold_back(self) -> None:
         """Stop reading from a client that takes no answers: those have no other bound."""
         limit = 2 * self._write_buffer_bytes
-        if not self._reading_held and self.transport.get_write_buffer_size() > limit:
-            self._reading_held = True
-            self.transport.pause_reading()
+        if self.transport.get_write_buffer_size() > limit:
+            self.hold(ANSWERS)
 
     def close(self) -> None:
         """Close once everything is written, at the latest in GOODBYE_TIMEOUT_S."""

@@ -86,6 +86,10 @@ class Passwords:
             users[user] = parsed
         return cls(users)
 
+    def __contains__(self, user: str) -> bool:
+        """Whether there is such a user."""
+        return user in self._users
+
     def verify(self, user: str, password: bytes) -> bool:
         """Whether this is the password of `user`. Takes as long for a user that does not exist."""
         seen = hmac.digest(self._key, user.encode() + b"\0" + password, "sha256")

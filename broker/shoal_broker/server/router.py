@@ -4,8 +4,11 @@ Also owns the sessions, since a message reaches them while they are away. No pac
 """
 
 from collections import deque
+from dataclasses import replace
 
 from shoal_broker.codec import RetainHandling, TopicFilter
+from shoal_broker.server.access import Reading, Rights, compiled
+from shoal_broker.server.access_rules import AccessRules
 from shoal_broker.server.config import BrokerConfig
 from shoal_broker.server.counters import Counters, Dropped
 from shoal_broker.server.delivery import Courier
@@ -26,6 +29,7 @@ MAX_LEVELS = 128
 ACCEPTED = 0x00
 NO_MATCHING_SUBSCRIBERS = 0x10
 NO_SUBSCRIPTION_EXISTED = 0x11
+NOT_AUTHORIZED = 0x87
 TOPIC_FILTER_INVALID = 0x8F
 TOPIC_NAME_INVALID = 0x90
 QUOTA_EXCEEDED = 0x97
@@ -45,8 +49,34 @@ class Router:
             write_buffer_bytes=config.write_buffer_bytes,
             counters=counters,
         )
+        self._access = compiled(config.access)
         self._config = config
         self._counters = counters
+
+    # --- access rules
+
+    def rights(self, identity: str | None) -> Rights | None:
+        """What this user may do; None for anonymous clients and without rules: everything."""
+        if identity is None or self._access is None:
+            return None
+        return self._access.rights(identity)
+
+    def belongs_to(self, session: Session, identity: str | None, rights: Rights | None) -> None:
+        """The session is this identity's; what it subscribed to is looked at by these rights."""
+        session.identity, session.rights = identity, rights
+        for pattern, subscription in session.subscriptions.items():
+            reader = _reader(rights, subscription.topic_filter)
+            if subscription.rights is not reader:
+                changed = replace(subscription, rights=reader)
+                session.subscriptions[pattern] = changed
+                self.subscriptions.add(changed)
+
+    def apply_access(self, rules: AccessRules) -> None:
+        """From now on these rules hold, for what waits in queues, too."""
+        self._access = compiled(rules)
+        for session in self.sessions.values():
+            self.belongs_to(session, session.identity, self.rights(session.identity))
+            session.forget_unreadable()
 
     # --- messages
 
@@ -64,7 +94,7 @@ class Router:
             refused = self._keep(message)
             if refused:
                 return refused
-        subscriptions, groups = self.subscriptions.match(message.topic)
+        subscriptions, groups = self._matching(message.topic)
         if not subscriptions and not groups:
             return NO_MATCHING_SUBSCRIBERS
         reason_code = ACCEPTED
@@ -83,13 +113,20 @@ class Router:
                 reason_code = QUOTA_EXCEEDED
         return reason_code
 
+    def _matching(self, topic: str) -> tuple[list[Subscription], list[SharedGroup]]:
+        """Who wants the topic and may have it; of a share, members are looked at one by one."""
+        subscriptions, groups = self.subscriptions.match(topic)
+        if self._access is not None:
+            subscriptions = [one for one in subscriptions if _may_have(one, topic)]
+        return subscriptions, groups
+
     def has_room(self, message: Message, now_s: float) -> bool:
         """Whether everybody who is to get this QoS 2 message has room for it.
 
         Everybody is every session that outlives its connection and one member of each share. Who is
         refused publishes anew: what some had by then would come to them twice.
         """
-        subscriptions, groups = self.subscriptions.match(message.topic)
+        subscriptions, groups = self._matching(message.topic)
         sessions, size_bytes = self.sessions, message.size_bytes
         for subscriber, max_qos, _, _ in merge_overlapping(subscriptions, message.publisher):
             session = sessions[subscriber.client_id]
@@ -97,9 +134,10 @@ class Router:
                 self._counters.dropped[Dropped.QUEUE_FULL] += 1
                 return False
         for group in groups:
-            if not any(
+            if _has_reader(group, message.topic) and not any(
                 sessions[member].make_room(size_bytes, now_s) or not subscription.max_qos
                 for member, subscription in group.members.items()
+                if _may_have(subscription, message.topic)
             ):
                 self._counters.dropped[Dropped.QUEUE_FULL] += 1
                 return False
@@ -130,6 +168,8 @@ class Router:
         """Give it to one member; False when a QoS 1 or 2 message found no room with any of them."""
         qos, as_published = int(message.content.qos), message.content.retain
         for member in group.candidates():
+            if not _may_have(member, message.topic):
+                continue
             session = self.sessions[member.subscriber.client_id]
             delivery = Delivery(
                 message,
@@ -141,7 +181,7 @@ class Router:
             if self._deliver(session, delivery, now_s):
                 group.chosen(member)
                 return True
-        return not qos
+        return not qos or not _has_reader(group, message.topic)
 
     # --- subscriptions
 
@@ -154,6 +194,9 @@ class Router:
             return QUOTA_EXCEEDED
         if topic_filter.count("/") >= MAX_LEVELS:
             return TOPIC_FILTER_INVALID
+        rights = session.rights
+        if rights is not None and rights.reading(topic_filter) is Reading.NOTHING:
+            return NOT_AUTHORIZED
         subscription = Subscription(
             subscriber=session,
             topic_filter=topic_filter,
@@ -162,6 +205,7 @@ class Router:
             no_local=wanted.no_local,
             retain_as_published=wanted.retain_as_published,
             identifiers=[] if identifier is None else [identifier],
+            rights=_reader(rights, topic_filter),
         )
         wants_retained = wanted.retain_handling == RetainHandling.SEND_ALWAYS or (
             wanted.retain_handling == RetainHandling.SEND_IF_SUBSCRIPTION_NOT_EXISTS
@@ -184,6 +228,7 @@ class Router:
             message
             for message in self.retained.match(subscription.topic_filter)
             if not (subscription.no_local and message.publisher == session.client_id)
+            and _may_have(subscription, message.topic)
         )
         # Subscribing again starts again: what the same filter still has to come is replaced.
         replaced = len(session.backlog.get(subscription.topic_filter, ()))
@@ -267,5 +312,26 @@ class Router:
 
     def _publish_will(self, session: Session, now_s: float) -> None:
         will, session.will, session.will_due_at_s = session.will, None, None
-        if will is not None:
+        if will is None:
+            return
+        # Checked at CONNECT, but the rules may be others by now.
+        if session.rights is not None and not session.rights.may_write(will.topic):
+            self._counters.dropped[Dropped.NOT_AUTHORIZED] += 1
+        else:
             self.publish(from_will(will, session.client_id, now_s), now_s)
+
+
+def _reader(rights: Rights | None, topic_filter: str) -> Rights | None:
+    """What messages of a subscription are to be looked at by; None: by nothing."""
+    if rights is None or rights.reading(topic_filter) is Reading.ALL:
+        return None
+    return rights
+
+
+def _may_have(subscription: Subscription, topic: str) -> bool:
+    """Whether the subscriber may read this topic, which belongs to the filter."""
+    return subscription.rights is None or subscription.rights.may_read(topic)
+
+
+def _has_reader(group: SharedGroup, topic: str) -> bool:
+    return any(_may_have(member, topic) for member in group.members.values())

@@ -15,6 +15,7 @@ from shoal_broker.server.messages import Delivery, Message
 from shoal_broker.server.subscriptions import Subscription
 
 if TYPE_CHECKING:
+    from shoal_broker.server.access import Rights
     from shoal_broker.server.connection import Connection
 
 LARGEST_PACKET_ID = 65_535
@@ -41,9 +42,11 @@ class Session:
         "expires_at_s",
         "expiry_interval_s",
         "held_bytes",
+        "identity",
         "in_flight",
         "queue",
         "repeats",
+        "rights",
         "subscriptions",
         "unreleased",
         "will",
@@ -54,6 +57,10 @@ class Session:
         self, client_id: str, *, max_messages: int, max_bytes: int, counters: Counters
     ) -> None:
         self.client_id = client_id
+        self.identity: str | None = None
+        """Whose session it is; None: of whoever asks for this client id."""
+        self.rights: Rights | None = None
+        """None: every topic."""
         self.connection: Connection | None = None
         self.expiry_interval_s = 0
         self.expires_at_s: float | None = None
@@ -204,6 +211,21 @@ class Session:
             *((delivery, delivery.qos == 1) for delivery in sent),
             *((delivery, True) for delivery in self.queue),
         ]
+
+    def forget_unreadable(self) -> None:
+        """Drop what waits and may no longer be read."""
+        rights = self.rights
+        if rights is None:
+            return
+        for waiting in (self.queue, self.best_effort):
+            kept = [each for each in waiting if rights.may_read(each.message.topic)]
+            self._counters.dropped[Dropped.NOT_AUTHORIZED] += len(waiting) - len(kept)
+            self.held_bytes += sum(each.message.size_bytes for each in kept)
+            self.held_bytes -= sum(each.message.size_bytes for each in waiting)
+            waiting.clear()
+            waiting.extend(kept)
+        for pattern, messages in list(self.backlog.items()):
+            self.backlog[pattern] = deque(m for m in messages if rights.may_read(m.topic))
 
     def forget_messages(self) -> None:
         """Drop everything that waits or is unacknowledged."""

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Self, cast
 
 import structlog
 
 from shoal_broker.errors import ConfigError, ListenError
-from shoal_broker.server.config import BrokerConfig, Listener
+from shoal_broker.server.access_rules import AccessRules
+from shoal_broker.server.config import BrokerConfig, Listener, Tls
 from shoal_broker.server.connection import Connection, State
 from shoal_broker.server.core import BrokerCore
 from shoal_broker.server.counters import Counters
@@ -25,9 +27,10 @@ from shoal_broker.server.events import (
     ClientGone,
     ClientRefused,
 )
-from shoal_broker.server.link import Link
+from shoal_broker.server.files import Files
+from shoal_broker.server.link import PASSWORD, Link
 from shoal_broker.server.listening import listen
-from shoal_broker.server.passwords import Passwords
+from shoal_broker.server.tls import TlsStream
 
 SWEEP_INTERVAL_S = 1.0
 """How late a will, an expiry or a keep alive may be noticed."""
@@ -45,16 +48,14 @@ log = structlog.get_logger("shoal_broker")
 class Broker:
     """A running broker. Everything is kept in memory and gone when it is closed."""
 
-    def __init__(
-        self, config: BrokerConfig, passwords: Passwords | None, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, config: BrokerConfig, files: Files, clock: Callable[[], float]) -> None:
         self.config = config
         self.core = BrokerCore(config, new_client_id=_random_client_id)
         self.ports: list[int] = []
         """Of each listener, in the order of `config.listeners`."""
         self.metrics_port: int | None = None
         self._clock = clock
-        self._passwords = passwords
+        self._files = files
         self._password_turns = asyncio.Semaphore(PASSWORD_THREADS)
         self._loop = asyncio.get_running_loop()
         self._tasks: asyncio.TaskGroup
@@ -71,14 +72,10 @@ class Broker:
     ) -> AsyncIterator[Self]:
         """Listen until the block ends; then say goodbye (0x8B) and close.
 
-        Raises ListenError and PasswordFileError.
+        Raises ListenError, PasswordFileError and CertificateFileError.
         """
-        passwords = (
-            await asyncio.to_thread(Passwords.read, config.password_file)
-            if config.password_file is not None
-            else None
-        )
-        broker = cls(config, passwords, clock)
+        files = await asyncio.to_thread(Files.read, config)
+        broker = cls(config, files, clock)
         await broker._listen()
         failure: Exception | None = None
         async with asyncio.TaskGroup() as tasks:
@@ -107,6 +104,11 @@ class Broker:
         return next(port for listener, port in ports if listener.websocket)
 
     @property
+    def contexts(self) -> Mapping[Tls, ssl.SSLContext]:
+        """Of the listeners that speak TLS, as their files were when they were last read."""
+        return self._files.contexts
+
+    @property
     def counters(self) -> Counters:
         """What was counted since the start."""
         return self.core.counters
@@ -114,6 +116,19 @@ class Broker:
     def sweep(self) -> None:
         """Do now what is due by the clock; happens by itself once a second."""
         self.core.tick(self._clock())
+        self._after()
+
+    async def read_again(self, access: AccessRules) -> None:
+        """Use these access rules, and the files for TLS and passwords as they are now.
+
+        Connections stay as they are but for the rules; users who are no longer in the password file
+        are sent away (0x98). Raises PasswordFileError and CertificateFileError: then nothing has changed.
+        """
+        self._files = await asyncio.to_thread(Files.read, self.config)
+        self.core.apply_access(access)
+        passwords = self._files.passwords
+        if passwords is not None:
+            self.core.dismiss(lambda user: user not in passwords, self._clock())
         self._after()
 
     def abort(self) -> None:
@@ -128,13 +143,7 @@ class Broker:
     async def _listen(self) -> None:
         try:
             for listener in self.config.listeners:
-                if listener.tls is not None:
-                    raise ConfigError("TLS listeners are not served yet")
-                server, port = await listen(
-                    listener.host,
-                    listener.port,
-                    _links(self, listener),
-                )
+                server, port = await listen(listener.host, listener.port, _links(self, listener))
                 self._servers.append(server)
                 self.ports.append(port)
         except (ListenError, ConfigError):
@@ -171,7 +180,7 @@ class Broker:
         for event in self.core.take_events():
             match event:
                 case AuthenticationWanted():
-                    _link_of(event.connection).transport.pause_reading()
+                    _link_of(event.connection).hold(PASSWORD)
                     self._tasks.create_task(self._authenticate(event), name="broker.password")
                 case ClientConnected():
                     log.info(
@@ -228,7 +237,7 @@ class Broker:
 
     async def _authenticate(self, wanted: AuthenticationWanted) -> None:
         connection = wanted.connection
-        passwords = self._passwords
+        passwords = self._files.passwords
         if passwords is None:
             raise AssertionError("authentication is wanted, but there is no password file")
         async with self._password_turns:
@@ -237,9 +246,7 @@ class Broker:
                 return
             accepted = await asyncio.to_thread(passwords.verify, wanted.user_name, wanted.password)
         self.core.authenticated(connection, self._clock(), accepted=accepted)
-        link = _link_of(connection)
-        if not link.transport.is_closing():
-            link.transport.resume_reading()
+        _link_of(connection).read_on(PASSWORD)
         self._after()
 
     # --- the links' news
@@ -249,7 +256,7 @@ class Broker:
         self._links.add(link)
         if len(self._links) > self.config.max_connections + SURPLUS_CONNECTIONS:
             link.transport.abort()
-        return self.core.open(peer=link.peer, owner=link, now_s=self._clock())
+        return self.core.open(peer=link.peer, owner=link, now_s=self._clock(), login=link.login)
 
     def received(self, connection: Connection, received: bytes) -> None:
         """As LinkOwner."""
@@ -291,9 +298,20 @@ async def _metrics(broker: Broker) -> AsyncIterator[None]:
         yield
 
 
-def _links(broker: Broker, listener: Listener) -> Callable[[], Link]:
+def _links(broker: Broker, listener: Listener) -> Callable[[], asyncio.Protocol]:
+    new_link = _plain_links(broker, listener)
+    files = listener.tls
+    if files is None:
+        return new_link
+    # The context is looked up each time: files are read again.
+    return lambda: TlsStream(broker.contexts[files], new_link(), broker.counters)
+
+
+def _plain_links(broker: Broker, listener: Listener) -> Callable[[], Link]:
+    login = broker.config.login_at(listener)
     if not listener.websocket:
-        return lambda: Link(broker, write_buffer_bytes=broker.config.write_buffer_bytes)
+        buffer_bytes = broker.config.write_buffer_bytes
+        return lambda: Link(broker, login=login, write_buffer_bytes=buffer_bytes)
     # Only who asks for WebSocket needs its library.
     try:
         from shoal_broker.server.websocket import WebSocketLink  # noqa: PLC0415 - see above

@@ -4,11 +4,16 @@ Filters and topics come in checked. Cost of a match is the number of filters tha
 whatever the number of subscriptions; a fleet in which every client has its own topics is one lookup a level.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from shoal_broker.topic_filter import SHARE_PREFIX
+
+if TYPE_CHECKING:
+    from shoal_broker.server.access import Rights
 
 
 class Subscriber(Protocol):
@@ -34,6 +39,8 @@ class Subscription:
     retain_as_published: bool
     identifiers: list[int]
     """None or one, as it goes into the packet. Shared by many: never changed."""
+    rights: Rights | None = None
+    """By which each message is looked at; None: all that belong to the filter may be read."""
 
 
 class SharedGroup:

@@ -45,7 +45,11 @@ class WebSocketLink(Link):
     listener = "websocket"
 
     def __init__(self, owner: LinkOwner, config: BrokerConfig, listener: Listener) -> None:
-        super().__init__(owner, write_buffer_bytes=config.write_buffer_bytes)
+        super().__init__(
+            owner,
+            login=config.login_at(listener),
+            write_buffer_bytes=config.write_buffer_bytes,
+        )
         self._listener = listener
         self._protocol = ServerProtocol(
             subprotocols=[SUBPROTOCOL],

@@ -1,4 +1,4 @@
-"""Debian's mosquitto with what `shoal-broker render mosquitto` wrote: who gets what, by deliveries.
+"""Who gets what, by deliveries: mosquitto with what `shoal-broker render` wrote, and the embedded broker.
 
 A SUBACK or PUBACK proves nothing (mosquitto grants subscriptions it never serves). So everybody
 tries everything, a marker follows that everybody may read, and what came before it counts.
@@ -14,19 +14,17 @@ from dataclasses import dataclass
 import pytest
 from tests.shoal_broker.render.rendered_mosquitto import Authority, RenderedMosquitto
 from tests.shoal_broker.render.tls_client import RefusedError, connected
+from tests.support.embedded import embedded, tls_of
 from tests.support.mosquitto import Mosquitto
 
 from shoal_broker.render.plan import MAX_IN_FLIGHT, MAX_PACKET_BYTES
+from shoal_broker.server import Broker, BrokerConfig
+from shoal_broker.server.access_rules import AccessRules
 from shoal_contract.access import Access, Door, Fleetwide, Role, access
 from shoal_contract.messages import MAX_MESSAGE_BYTES
 from shoal_contract.topics import Channel, Topics
 
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.skipif(
-        Mosquitto.found() is None, reason="mosquitto is not installed (apt-get install mosquitto)"
-    ),
-]
+pytestmark = pytest.mark.system
 
 TOPICS = Topics("acme/plant-1")
 A, B = "node-a", "node-b"
@@ -78,8 +76,23 @@ def authority(tmp_path_factory):
     return Authority(tmp_path_factory.mktemp("authority"))
 
 
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory, authority):
+@pytest.fixture(scope="module", params=["mosquitto", "embedded"])
+def broker(request, tmp_path_factory, authority):
+    if request.param == "embedded":
+        rules = AccessRules(
+            root=TOPICS.root,
+            operators=(OPERATOR,),
+            observers=(OBSERVER,),
+            doors=(DOOR, OTHER_DOOR),
+        )
+        config = BrokerConfig(
+            port=0, tls=tls_of(authority), access=rules, max_packet_bytes=MAX_PACKET_BYTES
+        )
+        with embedded(config) as running:
+            yield running
+        return
+    if Mosquitto.found() is None:
+        pytest.skip("mosquitto is not installed (apt-get install mosquitto)")
     rendered = RenderedMosquitto(
         tmp_path_factory.mktemp("broker") / "etc", authority,
         "--root", TOPICS.root, "--operator", OPERATOR, "--observer", OBSERVER,
@@ -210,8 +223,13 @@ def test_retained_messages_are_delivered_by_the_same_rules(client):
 def test_a_last_will_speaks_for_its_own_node_only(client, broker, authority):
     watcher = client(OBSERVER)
     watcher.subscribe(TOPICS.every(Channel.PRESENCE), MARKER)
-    with connected(broker.port, authority, B, will=(TOPICS.presence(A), b"a is gone")) as liar:
-        liar.drop()
+    lie = (TOPICS.presence(A), b"a is gone")
+    if isinstance(broker, Broker):
+        with pytest.raises(RefusedError, match="Not authorized"):
+            client(B, will=lie)
+    else:
+        with connected(broker.port, authority, B, will=lie) as liar:
+            liar.drop()
     with connected(broker.port, authority, A, will=(TOPICS.presence(A), b"true")) as node:
         node.drop()
         assert watcher.until(b"true") == []
@@ -292,10 +310,11 @@ def test_a_certificate_that_names_a_wildcard_reads_and_writes_nothing(
     assert controller.publish(MARKER, b"still there") == 0
 
 
-def test_the_largest_message_passes_and_a_larger_packet_ends_the_connection(client):
+def test_the_largest_message_passes_and_a_larger_packet_ends_the_connection(client, broker):
     node, controller, other = client(A), client(CONTROLLER), client(OPERATOR)
     assert controller.connack.MaximumPacketSize == MAX_PACKET_BYTES
-    assert controller.connack.ReceiveMaximum == MAX_IN_FLIGHT
+    if not isinstance(broker, Broker):
+        assert controller.connack.ReceiveMaximum == MAX_IN_FLIGHT
     node.subscribe(TOPICS.commands(A), MARKER)
     assert controller.publish(TOPICS.commands(A), bytes(MAX_MESSAGE_BYTES)) == 0
     assert controller.publish_and_be_cut(TOPICS.commands(A), bytes(MAX_PACKET_BYTES))
