@@ -50,6 +50,7 @@ class BrokerCore:
         self._inbound = Inbound(config, self.router, self.counters)
         self._lifecycle = Lifecycle(config, self.router, self.counters, new_client_id)
         self._config = config
+        self._login = config.login_at(config.listeners[0])
         self._unsent: list[Connection] = []
 
     # --- what the shell calls
@@ -66,7 +67,7 @@ class BrokerCore:
             max_packet_bytes=config.max_packet_bytes,
             unsent=self._unsent,
             surplus=len(self.connections) >= config.max_connections,
-            login=login or config.login_at(config.listeners[0]),
+            login=login or self._login,
         )
         self.connections.add(connection)
         self.counters.connections += 1

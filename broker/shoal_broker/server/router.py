@@ -63,7 +63,10 @@ class Router:
 
     def belongs_to(self, session: Session, identity: str | None, rights: Rights | None) -> None:
         """The session is this identity's; what it subscribed to is looked at by these rights."""
+        changes_hands = session.identity != identity
         session.identity, session.rights = identity, rights
+        if changes_hands:
+            session.forget_unreadable(in_flight=True)
         for pattern, subscription in session.subscriptions.items():
             reader = _reader(rights, subscription.topic_filter)
             if subscription.rights is not reader:

@@ -212,8 +212,8 @@ class Session:
             *((delivery, True) for delivery in self.queue),
         ]
 
-    def forget_unreadable(self) -> None:
-        """Drop what waits and may no longer be read."""
+    def forget_unreadable(self, *, in_flight: bool = False) -> None:
+        """Drop what waits and may no longer be read; `in_flight`: what was sent to somebody else, too."""
         rights = self.rights
         if rights is None:
             return
@@ -224,6 +224,10 @@ class Session:
             self.held_bytes -= sum(each.message.size_bytes for each in waiting)
             waiting.clear()
             waiting.extend(kept)
+        if in_flight:
+            for packet_id, delivery in list(self.in_flight.items()):
+                if not rights.may_read(delivery.message.topic):
+                    self.acknowledge(packet_id)
         for pattern, messages in list(self.backlog.items()):
             self.backlog[pattern] = deque(m for m in messages if rights.may_read(m.topic))
 

@@ -21,7 +21,7 @@ from shoal_broker.codec import (
     TopicFilter,
     encode,
 )
-from shoal_broker.server.config import BrokerConfig
+from shoal_broker.server.config import BrokerConfig, Login
 from shoal_broker.server.connection import State
 from shoal_broker.server.core import BrokerCore
 
@@ -42,13 +42,15 @@ class Desk:
         self.core.tick(self.now_s)
         self.settle()
 
-    def stranger(self) -> DeskClient:
-        """A connection that has said nothing yet."""
-        return DeskClient(self)
+    def stranger(self, certificate: str | None = None) -> DeskClient:
+        """A connection that has said nothing yet; `certificate` is the name in it."""
+        return DeskClient(self, certificate)
 
-    def connect(self, client_id: str = "c", **options) -> DeskClient:
+    def connect(
+        self, client_id: str = "c", *, certificate: str | None = None, **options
+    ) -> DeskClient:
         """A client whose CONNECT was accepted; its CONNACK is `welcome`."""
-        client = DeskClient(self)
+        client = DeskClient(self, certificate)
         client.send(ConnectPacket(client_id, **options))
         client.welcome = client.take_one(ConnAckPacket)
         return client
@@ -73,10 +75,16 @@ class Desk:
 class DeskClient:
     """Speaks packets with the core; acknowledges only when told."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, certificate: str | None = None) -> None:
         self.desk = desk
         self.reader = PacketReader(1 << 28)
-        self.connection = desk.core.open(peer="desk", owner=self, now_s=desk.now_s)
+        self.connection = desk.core.open(
+            peer="desk",
+            owner=self,
+            now_s=desk.now_s,
+            login=None if certificate is None else Login.CERTIFICATE,
+        )
+        self.connection.identity = certificate
         self.welcome: ConnAckPacket
         self.closed = False
         self.stalled = False
