@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from tests.shoal_broker.render.rendered_mosquitto import Authority
 
@@ -42,8 +43,12 @@ def embedded(config: BrokerConfig) -> Iterator[Broker]:
         thread.join()
 
 
-def tls_of(authority: Authority, **given) -> Tls:
+def tls_of(authority: Authority, **given: Path | None) -> Tls:
     """A certificate for localhost; clients must have one of the same authority."""
     certificate, key = authority.issue("localhost", "broker")
-    known = {"client_ca_file": authority.folder / "ca.crt"}
-    return Tls(cert_file=certificate, key_file=key, **known | given)
+    known = {
+        "cert_file": Path(certificate),
+        "key_file": Path(key),
+        "client_ca_file": authority.folder / "ca.crt",
+    }
+    return Tls(**known | given)
