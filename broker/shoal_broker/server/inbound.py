@@ -97,7 +97,9 @@ class Inbound:
             session.receive(packet_id)
         connection.send(PubRecPacket(packet_id, reason_code=PubRecReasonCode(reason_code)))
 
-    def _route(self, session: Session, message: Message, now_s: float, *, once: bool = False) -> int:
+    def _route(
+        self, session: Session, message: Message, now_s: float, *, once: bool = False
+    ) -> int:
         """Publish what the session may; the reason code. `once`: to everybody, or to nobody."""
         rights = session.rights
         if rights is not None and not rights.may_write(message.topic):

@@ -226,8 +226,8 @@ class Session:
             waiting.extend(kept)
         if in_flight:
             for packet_id, delivery in list(self.in_flight.items()):
-                if not rights.may_read(delivery.message.topic):
-                    self.acknowledge(packet_id)
+                if delivery is not None and not rights.may_read(delivery.message.topic):
+                    self.settle(packet_id)
         for pattern, messages in list(self.backlog.items()):
             self.backlog[pattern] = deque(m for m in messages if rights.may_read(m.topic))
 
