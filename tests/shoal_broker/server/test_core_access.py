@@ -4,7 +4,15 @@ import pytest
 from tests.shoal_broker.server.desk import NEVER, Desk
 from tests.shoal_broker.server.test_access import NODE, OTHER, PLACES, RULES, TOPICS, USER, WHO
 
-from shoal_broker.codec import ConnAckPacket, ConnectPacket, PubAckPacket, PublishPacket, QoS, Will
+from shoal_broker.codec import (
+    ConnAckPacket,
+    ConnectPacket,
+    PubAckPacket,
+    PublishPacket,
+    PubRecPacket,
+    QoS,
+    Will,
+)
 from shoal_broker.server.access_rules import AccessRules, Policy, Rule
 from shoal_broker.server.counters import Dropped
 from shoal_contract.access import Access, access
@@ -69,6 +77,31 @@ def test_a_refused_qos_0_message_is_dropped_and_counted(desk):
     assert watcher.messages() == []
     assert len(desk.core.router.retained) == 0
     assert desk.core.counters.dropped[Dropped.NOT_AUTHORIZED] == 1
+
+
+def test_a_refused_qos_2_message_is_told_in_its_pubrec(desk):
+    node = join(desk, NODE)
+    for packet_id in (1, 2):
+        message = PublishPacket(
+            TOPICS.state(OTHER), b"m", qos=QoS.EXACTLY_ONCE, packet_id=packet_id, retain=True
+        )
+        node.send(message)
+        assert int(node.take_one(PubRecPacket).reason_code) == DENIED
+    assert len(desk.core.router.retained) == 0
+    # The id is free: nothing was taken.
+    node.send(PublishPacket(TOPICS.state(NODE), b"m", qos=QoS.EXACTLY_ONCE, packet_id=1))
+    assert int(node.take_one(PubRecPacket).reason_code) < 0x80
+
+
+def test_a_full_queue_behind_a_filter_that_may_not_be_read_refuses_no_qos_2_message():
+    desk = Desk(access=RULES, max_queued_messages=1)
+    other = join(desk, OTHER, session_expiry_interval=NEVER)
+    other.subscribe("#", "$share/g/#")
+    other.drop()
+    controller = join(desk, CONTROLLER)
+    assert controller.publish(TOPICS.commands(OTHER)) == 0
+    controller.send(PublishPacket(TOPICS.commands(NODE), b"m", qos=QoS.EXACTLY_ONCE, packet_id=1))
+    assert int(controller.take_one(PubRecPacket).reason_code) < 0x80
 
 
 def test_a_topic_alias_does_not_get_around_the_rules(desk):
