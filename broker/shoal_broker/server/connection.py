@@ -96,7 +96,7 @@ class Connection:
         self.receive_max = 1
         """What the client takes at a time, QoS 1 and 2."""
         self.receive_limit = 1
-        """What we take at a time, as announced."""
+        """What we take at a time, as announced where it can be."""
         self.unanswered = 0
         """QoS 1 and 2 messages of which the last answer is not written yet."""
         self.inherited: set[int] = NOTHING_INHERITED
@@ -112,9 +112,9 @@ class Connection:
         self.is_unsent = False
 
     @property
-    def mqtt_version(self) -> str:
-        """What the client speaks, as people call it."""
-        return "3.1.1" if self.encode is mqtt311.encode else "5"
+    def is_mqtt5(self) -> bool:
+        """Whether the client speaks MQTT 5, and can be told limits; else it is 3.1.1."""
+        return self.encode is not mqtt311.encode
 
     def _decode_first(self, packet: bytes | memoryview, header_bytes: int) -> Packet:
         """The first packet says in which version of MQTT everything else is."""

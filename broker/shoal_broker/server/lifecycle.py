@@ -26,6 +26,7 @@ from shoal_broker.server.events import (
     Event,
 )
 from shoal_broker.server.router import Router
+from shoal_broker.server.sessions import LARGEST_PACKET_ID
 
 KEEP_ALIVE_GRACE = 1.5
 """MQTT 5, 3.1.2.10."""
@@ -133,7 +134,10 @@ class Lifecycle:
         connection.session_expiry_s = packet.session_expiry_interval
         connection.keep_alive_s = packet.keep_alive
         connection.receive_max = packet.receive_max
-        connection.receive_limit = self._config.receive_max
+        # In 3.1.1 nobody can be told: packet ids are the limit there.
+        connection.receive_limit = (
+            self._config.receive_max if connection.is_mqtt5 else LARGEST_PACKET_ID
+        )
         if session.unreleased:
             connection.inherited = set(session.unreleased)
         connection.reader.max_packet_bytes = self._config.max_packet_bytes
@@ -149,7 +153,7 @@ class Lifecycle:
             ClientConnected(
                 connection.peer,
                 client_id,
-                connection.mqtt_version,
+                "5" if connection.is_mqtt5 else "3.1.1",
                 identity or packet.username,
                 packet.clean_start,
                 session_present,

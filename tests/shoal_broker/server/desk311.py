@@ -53,5 +53,21 @@ class OldClient(DeskClient):
         self.send_bytes(paho_wire.publish(topic, payload, qos=1, packet_id=packet_id, **options))
         assert self.take_one("puback").packet_id == packet_id
 
+    def publish_qos2(self, topic: str, payload: bytes = b"m") -> None:
+        """Publish at QoS 2 and go through the whole exchange."""
+        self._next_id += 1
+        packet_id = self._next_id
+        self.send_bytes(paho_wire.publish(topic, payload, qos=2, packet_id=packet_id))
+        assert self.take_one("pubrec").packet_id == packet_id
+        self.send_bytes(paho_wire.acknowledge("pubrel", packet_id))
+        assert self.take_one("pubcomp").packet_id == packet_id
+
+    def finish(self, messages: list[Heard]) -> None:
+        """Go through the rest of the QoS 2 exchange of each."""
+        for message in messages:
+            self.send_bytes(paho_wire.acknowledge("pubrec", message.packet_id))
+            assert self.take_one("pubrel").packet_id == message.packet_id
+            self.send_bytes(paho_wire.acknowledge("pubcomp", message.packet_id))
+
     def acknowledge(self, messages: list[Heard]) -> None:
         self.send_bytes(b"".join(paho_wire.acknowledge("puback", m.packet_id) for m in messages))

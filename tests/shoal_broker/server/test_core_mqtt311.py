@@ -10,7 +10,7 @@ from tests.shoal_broker.paho_wire import Heard
 from tests.shoal_broker.server.desk import NEVER, Desk
 from tests.shoal_broker.server.desk311 import OldClient
 
-from shoal_broker.codec import ConnectPacket, PublishPacket, QoS, TopicFilter, Will
+from shoal_broker.codec import ConnectPacket, PublishPacket, PubRelPacket, QoS, TopicFilter, Will
 from shoal_broker.server.events import ClientConnected, ClientGone, ClientRefused
 
 
@@ -266,6 +266,74 @@ def test_versions_share_a_shared_subscription():
     got = (old.payloads(), new.payloads())
     assert [len(part) for part in got] == [2, 2]
     assert sorted(got[0] + got[1]) == [bytes([n]) for n in range(4)]
+
+
+# --- QoS 2
+
+
+def test_a_message_at_qos_2_arrives_once_in_both_versions():
+    desk = Desk()
+    old, new = OldClient.connected(desk), desk.connect("new")
+    old.subscribe("t", qos=2)
+    new.subscribe(TopicFilter("t", max_qos=QoS.EXACTLY_ONCE))
+    OldClient.connected(desk, "sender").publish_qos2("t", b"1")
+    desk.connect("sender5").publish_qos2("t", b"2")
+    got = old.messages()
+    assert [(m.payload, m.qos) for m in got] == [(b"1", 2), (b"2", 2)]
+    old.finish(got)
+    new.finish(new.messages())
+    for client_id in ("old", "new"):
+        assert desk.core.router.sessions[client_id].held_messages == 0
+
+
+def test_a_repeated_qos_2_message_of_3_1_1_is_delivered_once():
+    desk = Desk()
+    witness = desk.connect("witness")
+    witness.subscribe("t")
+    sender = OldClient.connected(desk, clean_session=False)
+    sender.send_bytes(paho_wire.publish("t", b"1", qos=2, packet_id=9))
+    sender.take_one("pubrec")
+    sender.drop()
+    sender = OldClient.connected(desk, clean_session=False)
+    sender.send_bytes(paho_wire.publish("t", b"1", qos=2, packet_id=9, duplicate=True))
+    assert sender.take_one("pubrec").packet_id == 9
+    for _ in range(2):
+        sender.send_bytes(paho_wire.acknowledge("pubrel", 9))
+        assert sender.take_one("pubcomp").packet_id == 9
+    assert witness.payloads() == [b"1"]
+
+
+def test_a_refused_message_at_qos_2_goes_through_the_whole_exchange_and_nowhere():
+    desk = Desk()
+    witness = desk.connect("witness")
+    witness.subscribe("$mine")
+    OldClient.connected(desk).publish_qos2("$mine", b"refused")
+    assert witness.take() == []
+
+
+def test_a_release_that_3_1_1_owes_is_asked_for_by_mqtt_5():
+    desk = Desk()
+    old = OldClient.connected(desk, "node", clean_session=False)
+    old.subscribe("t", qos=2)
+    desk.connect("sender").publish_qos2("t", b"1")
+    (got,) = old.messages()
+    old.send_bytes(paho_wire.acknowledge("pubrec", got.packet_id))
+    old.take_one("pubrel")
+    old.drop()
+    new = desk.stranger()
+    new.send(ConnectPacket("node", session_expiry_interval=60))
+    _, released = new.take()
+    assert released == PubRelPacket(got.packet_id)
+
+
+def test_a_burst_that_mqtt_5_would_be_told_not_to_send_is_taken_from_3_1_1():
+    desk = Desk(receive_max=10)
+    burst = b"".join(paho_wire.publish("t", qos=1, packet_id=n) for n in range(1, 51))
+    client = OldClient.connected(desk)
+    client.send_bytes(burst)
+    assert [(m.kind, m.packet_id) for m in client.take()] == [("puback", n) for n in range(1, 51)]
+    client.send_bytes(b"".join(paho_wire.publish("t", qos=2, packet_id=n) for n in range(1, 51)))
+    assert [m.packet_id for m in client.take()] == list(range(1, 51))
 
 
 # --- one session, two versions

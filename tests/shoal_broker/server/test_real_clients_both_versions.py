@@ -21,7 +21,7 @@ from tests.support.mosquitto import Mosquitto
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 VERSIONS = ("5", "3.1.1")
-QUALITIES = (0, 1)
+QUALITIES = (0, 1, 2)
 NUMBERS = itertools.count()
 
 
@@ -82,11 +82,12 @@ async def test_messages_come_back_in_order(connected, name, qos):
     assert got == [Got(f"{name}/t", payload, qos, False) for payload in payloads]
 
 
-async def test_the_lower_quality_of_service_wins(connected, name):
+@pytest.mark.parametrize(("published", "subscribed"), [(1, 0), (2, 1), (1, 2)])
+async def test_the_lower_quality_of_service_wins(connected, name, published, subscribed):
     async with connected() as one:
-        await one.subscribe(f"{name}/t", 0)
-        await one.publish(f"{name}/t", b"m", qos=1)
-        assert (await one.next_message()).qos == 0
+        await one.subscribe(f"{name}/t", subscribed)
+        await one.publish(f"{name}/t", b"m", qos=published)
+        assert (await one.next_message()).qos == min(published, subscribed)
 
 
 async def test_wildcards_match(connected, name):
@@ -133,21 +134,23 @@ async def test_a_will_goes_out_when_the_connection_is_cut_and_not_at_a_goodbye(
             assert await watcher.next_message() == Got(f"{name}/w/cut", b"gone", 1, False)
 
 
+@pytest.mark.parametrize("qos", [1, 2])
 @pytest.mark.parametrize("farewell", ["goodbye", "cut"])
-async def test_a_session_goes_on_over_a_reconnection(connected, name, farewell):
+async def test_a_session_goes_on_over_a_reconnection(connected, name, farewell, qos):
     topic = f"{name}/t"
     async with connected("kept", kept=True) as kept:
-        await kept.subscribe(topic, 1)
+        await kept.subscribe(topic, qos)
         if farewell == "cut":
             await kept.cut()
     payloads = [b"%d" % n for n in range(5)]
     async with connected("sender") as sender:
         for payload in payloads:
-            await sender.publish(topic, payload, qos=1)
+            await sender.publish(topic, payload, qos=qos)
     async with connected("kept", kept=True) as kept:
         # What waited comes with the connection; mosquitto_sub cannot connect without subscribing.
         await kept.subscribe(f"{name}/else", 1)
-        assert [(await kept.next_message()).payload for _ in payloads] == payloads
+        got = [await kept.next_message() for _ in payloads]
+    assert got == [Got(topic, payload, qos, False) for payload in payloads]
 
 
 async def test_200_kilobytes_come_back_whole(connected, name):
