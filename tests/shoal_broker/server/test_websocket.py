@@ -344,12 +344,12 @@ async def test_one_who_pings_without_reading_is_no_longer_read():
             assert await reader.read(1)
             pings = frame(PING, b"x" * 125) * 1_000
             (connection,) = broker.core.connections
-            while not connection.owner._reading_held:
+            while not connection.owner.held:
                 writer.write(pings)
                 await asyncio.sleep(0)
             assert broker.core.connections == {connection}
             assert connection.owner.transport.get_write_buffer_size() < 1 << 20
-            while connection.owner._reading_held:
+            while connection.owner.held:
                 await reader.read(1 << 16)
 
 
