@@ -53,14 +53,52 @@ def denial(
     return None
 
 
+def keep_alive_s(packet: ConnectPacket, connection: Connection, config: BrokerConfig) -> int:
+    """The keep alive that holds: what the client asks for, up to the limit where there is one.
+
+    A client of MQTT 3.1.1 cannot be told of another one.
+    """
+    limit_s = config.max_keep_alive_s if connection.is_mqtt5 else 0
+    if limit_s and not 0 < packet.keep_alive <= limit_s:
+        return limit_s
+    return packet.keep_alive
+
+
+def session_expiry_s(packet: ConnectPacket, config: BrokerConfig) -> int:
+    """How long the session is kept without a connection: what the client asks for, up to the limit."""
+    return min(packet.session_expiry_interval, config.max_session_expiry_s)
+
+
 def acceptance(
-    config: BrokerConfig, *, session_present: bool, assigned_client_id: str | None
+    packet: ConnectPacket,
+    config: BrokerConfig,
+    *,
+    session_present: bool,
+    client_id: str,
+    keep_alive_s: int,
 ) -> ConnAckPacket:
-    """The CONNACK that says what this broker does and how much of it."""
+    """The CONNACK that says what this broker does and how much of it.
+
+    What is as the client asked for is not repeated: its absence says so.
+    """
+    expiry_s = session_expiry_s(packet, config)
     return ConnAckPacket(
         session_present=session_present,
-        assigned_client_id=assigned_client_id,
+        session_expiry_interval=None if expiry_s == packet.session_expiry_interval else expiry_s,
+        assigned_client_id=None if packet.client_id == client_id else client_id,
+        server_keep_alive=None if keep_alive_s == packet.keep_alive else keep_alive_s,
+        response_info=_response_topics(packet, config, client_id),
         receive_max=config.receive_max,
         max_packet_size=config.max_packet_bytes,
         topic_alias_max=config.max_topic_aliases,
     )
+
+
+def _response_topics(packet: ConnectPacket, config: BrokerConfig, client_id: str) -> str | None:
+    """The topic below which replies for this client may go; only told to who asks (3.2.2.3.15)."""
+    if not packet.request_response_info or not config.response_topics:
+        return None
+    # A client id may be what a topic cannot hold, or reach into somebody else's branch.
+    if any(character in client_id for character in "+#/\0"):
+        return None
+    return f"{config.response_topics}/{client_id}"

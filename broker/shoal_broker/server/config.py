@@ -4,6 +4,7 @@ As a TOML file it is `config_file`'s business; what happens at each limit is tol
 """
 
 import ipaddress
+import math
 import typing
 from enum import Enum, auto
 from pathlib import Path
@@ -11,13 +12,16 @@ from typing import Annotated
 
 import msgspec
 
+from shoal_broker import bus_errors
 from shoal_broker.errors import ConfigError
 from shoal_broker.packet_text import DEFAULT_MAX_PACKET_BYTES
 from shoal_broker.server.access_rules import AccessRules
+from shoal_broker.topic_filter import check_topic
 from shoal_contract import toml
 
 LARGEST_PORT = 65_535
 LARGEST_WINDOW = 65_535
+NEVER_EXPIRES = 0xFFFFFFFF
 
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
 NotNegative = Annotated[int, msgspec.Meta(ge=0)]
@@ -52,6 +56,11 @@ class Limits(toml.Table, frozen=True, kw_only=True):
     max_retained_messages: NotNegative = 100_000
     max_retained_bytes: NotNegative = 256 << 20
     max_topic_aliases: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_WINDOW)] = 32
+    """Of one client, and as many towards it if it takes them."""
+    max_keep_alive_s: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 0
+    """Announced to a client that wants a longer one or none; 0: what the client says."""
+    max_session_expiry_s: Annotated[int, msgspec.Meta(ge=0, le=NEVER_EXPIRES)] = NEVER_EXPIRES
+    """Announced to a client that wants longer; all ones: for ever."""
     write_buffer_bytes: Annotated[int, msgspec.Meta(ge=1)] = 256 << 10
     """A connection with more than this waiting to be sent gets no further messages until it is less."""
     connect_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
@@ -118,6 +127,11 @@ class BrokerConfig(Limits, frozen=True, kw_only=True):
     access: AccessRules = AccessRules()
     """Holds for clients that are authenticated."""
 
+    sys_interval_s: float = 10.0
+    """How often `$SYS/broker/...` is published, while anybody listens; 0: never."""
+    response_topics: str = ""
+    """Who asks for response information is told `<this>/<client id>`; empty: nothing."""
+
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
     """Serve Prometheus `/metrics` here; 0: any free port."""
@@ -126,6 +140,7 @@ class BrokerConfig(Limits, frozen=True, kw_only=True):
         """Refuse what cannot work."""
         _check_ranges(self)
         _check_port("metrics_port", self.metrics_port)
+        _check_topics(self)
         asked = False
         for listener in self.listeners:
             _check_port("port", listener.port)
@@ -187,6 +202,19 @@ def is_loopback(host: str) -> bool:
 def _check_port(name: str, port: int | None) -> None:
     if port is not None and not 0 <= port <= LARGEST_PORT:
         raise ConfigError(f"{name} is {port}; a port is 0 to {LARGEST_PORT}")
+
+
+def _check_topics(config: BrokerConfig) -> None:
+    if not 0 <= config.sys_interval_s < math.inf:
+        raise ConfigError(f"sys_interval_s is {config.sys_interval_s}; it is at least 0")
+    topics = config.response_topics
+    if topics:
+        try:
+            check_topic(topics)
+        except bus_errors.TopicError as exc:
+            raise ConfigError(f"response_topics: {exc}") from exc
+        if topics.startswith("$"):
+            raise ConfigError(f"response_topics is {topics}; clients cannot publish below $")
 
 
 def _check_ranges(limits: Limits) -> None:

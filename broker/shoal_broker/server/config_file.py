@@ -46,6 +46,8 @@ class BrokerFile(toml.Table, frozen=True, kw_only=True):
     access: AccessRules = AccessRules()
     limits: Limits = Limits()
     metrics: MetricsTable | None = None
+    sys_interval_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
+    response_topics: str = ""
 
 
 def load(path: Path) -> BrokerConfig:
@@ -101,6 +103,8 @@ def _config(file: BrokerFile, *, beside: Path) -> BrokerConfig:
         more_listeners=tuple(more),
         password_file=_beside(beside, file.password_file),
         access=file.access,
+        sys_interval_s=file.sys_interval_s,
+        response_topics=file.response_topics,
         metrics_host="127.0.0.1" if metrics is None else metrics.host,
         metrics_port=None if metrics is None else metrics.port,
     )

@@ -10,6 +10,7 @@ from shoal_broker import codec, mqtt311
 from shoal_broker.codec import LARGEST_PACKET_BYTES, Packet, PacketReader
 
 if TYPE_CHECKING:
+    from shoal_broker.server.aliases import TopicAliases
     from shoal_broker.server.config import Login
     from shoal_broker.server.sessions import Session
 
@@ -39,6 +40,7 @@ class Connection:
     __slots__ = (
         "_unsent",
         "aliases",
+        "aliases_given",
         "encode",
         "identity",
         "inherited",
@@ -60,6 +62,7 @@ class Connection:
         "state",
         "surplus",
         "unanswered",
+        "wants_reasons",
         "writable",
     )
 
@@ -104,6 +107,11 @@ class Connection:
         self.max_packet_bytes = LARGEST_PACKET_BYTES
         """What the client accepts."""
         self.aliases: dict[int, str] = {}
+        """Topics by the number that the client gave them."""
+        self.aliases_given: TopicAliases | None = None
+        """Numbers that we give topics towards the client; None: it takes none."""
+        self.wants_reasons = True
+        """False: no reason strings but in CONNACK and DISCONNECT."""
         self.writable = True
         """False while the shell's write buffer is above its limit."""
         self.output: list[bytes] = []

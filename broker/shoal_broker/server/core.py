@@ -34,8 +34,10 @@ from shoal_broker.server.counters import Counters
 from shoal_broker.server.events import Event
 from shoal_broker.server.inbound import Inbound
 from shoal_broker.server.lifecycle import Lifecycle
-from shoal_broker.server.router import Router
+from shoal_broker.server.reasons import words
+from shoal_broker.server.router import STATUS_ROOT, Router
 from shoal_broker.server.sessions import Session
+from shoal_broker.server.status_topics import StatusTopics
 
 PROTOCOL_VIOLATION = 0x82
 
@@ -43,12 +45,17 @@ PROTOCOL_VIOLATION = 0x82
 class BrokerCore:
     """One broker. `new_client_id` names clients that leave it to us."""
 
-    def __init__(self, config: BrokerConfig, *, new_client_id: Callable[[], str]) -> None:
+    def __init__(
+        self, config: BrokerConfig, *, new_client_id: Callable[[], str], version: str = "unknown"
+    ) -> None:
         self.counters = Counters()
         self.router = Router(config, self.counters)
         self.connections: set[Connection] = set()
         self._inbound = Inbound(config, self.router, self.counters)
         self._lifecycle = Lifecycle(config, self.router, self.counters, new_client_id)
+        self._status = StatusTopics(
+            config.sys_interval_s, self.router, self.counters, version=version
+        )
         self._config = config
         self._login = config.login_at(config.listeners[0])
         self._unsent: list[Connection] = []
@@ -109,6 +116,7 @@ class BrokerCore:
         for session in list(self.router.sessions.values()):
             self.router.run_clocks(session, now_s)
         self.router.retained.drop_expired(now_s)
+        self._status.tick(now_s)
 
     def dismiss(self, is_gone: Callable[[str], bool], now_s: float) -> None:
         """Send away the connected users who had a password and are gone."""
@@ -129,6 +137,8 @@ class BrokerCore:
         """Connections with output to write, or to be closed after it; each once."""
         unsent = self._unsent[:]
         self._unsent.clear()
+        for connection in unsent:
+            self.counters.sent_packets += len(connection.output)
         return unsent
 
     def take_events(self) -> list[Event]:
@@ -152,6 +162,7 @@ class BrokerCore:
                 packet = reader.next_packet()
                 if packet is None:
                     return
+                self.counters.received_packets += 1
                 self._act(connection, packet, now_s)
         except ProtocolError as exc:
             self._lifecycle.answer_error(connection, exc, now_s)
@@ -203,11 +214,19 @@ class BrokerCore:
     def _subscribe(
         self, connection: Connection, session: Session, packet: SubscribePacket, now_s: float
     ) -> None:
-        answers = [
-            SubAckReasonCode(self.router.subscribe(session, wanted, packet.subscription_id))
+        if any(wanted.pattern.startswith(STATUS_ROOT) for wanted in packet.topic_filters):
+            self._status.refresh(now_s)
+        codes = [
+            self.router.subscribe(session, wanted, packet.subscription_id)
             for wanted in packet.topic_filters
         ]
-        connection.send(SubAckPacket(packet.packet_id, answers))
+        connection.send(
+            SubAckPacket(
+                packet.packet_id,
+                [SubAckReasonCode(code) for code in codes],
+                reason_str=words(connection, max(codes), codes=len(codes)),
+            )
+        )
         self.router.courier.pump(session, now_s)
 
     def _goodbye(
@@ -219,7 +238,7 @@ class BrokerCore:
                 raise ProtocolError(
                     PROTOCOL_VIOLATION, "DISCONNECT gives a session an expiry that it never had"
                 )
-            session.expiry_interval_s = interval_s
+            session.expiry_interval_s = min(interval_s, self._config.max_session_expiry_s)
         self._lifecycle.leave(
             connection,
             now_s,

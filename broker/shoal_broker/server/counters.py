@@ -29,6 +29,11 @@ class Counters:
     """Of these, turned away before or at CONNECT."""
     tls_failed: int = 0
     """Connections that ended before their TLS handshake was over."""
+    received_bytes: int = 0
+    """Of MQTT, acknowledgements and all."""
+    sent_bytes: int = 0
+    received_packets: int = 0
+    sent_packets: int = 0
     messages_in: int = 0
     messages_out: int = 0
     """Including repeats."""

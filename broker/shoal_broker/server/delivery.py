@@ -8,9 +8,8 @@ from shoal_broker.codec import PubRecPacket, PubRelPacket, PubRelReasonCode
 from shoal_broker.server.connection import Connection
 from shoal_broker.server.counters import Counters, Dropped
 from shoal_broker.server.messages import Delivery, encode_delivery
+from shoal_broker.server.reasons import FAILURES_FROM
 from shoal_broker.server.sessions import Session
-
-FAILURES_FROM = 0x80
 
 
 class Courier:
@@ -116,8 +115,20 @@ class Courier:
         *,
         duplicate: bool,
     ) -> None:
+        aliases = connection.aliases_given
+        known = new = None
+        if aliases is not None:
+            topic = delivery.message.topic
+            known = aliases.known(topic)
+            new = aliases.next_for(topic) if known is None else None
         data = encode_delivery(
-            delivery, packet_id, now_s, duplicate=duplicate, encode=connection.encode
+            delivery,
+            packet_id,
+            now_s,
+            duplicate=duplicate,
+            encode=connection.encode,
+            known_alias=known,
+            new_alias=new,
         )
         if len(data) > connection.max_packet_bytes:
             # MQTT 5, 3.1.2.11.4: as if it had been delivered.
@@ -125,6 +136,8 @@ class Courier:
             if packet_id is not None:
                 session.settle(packet_id)
             return
+        if aliases is not None and new is not None:
+            aliases.give(delivery.message.topic, new)
         self._counters.messages_out += 1
         connection.send_bytes(data)
 

@@ -18,13 +18,13 @@ from shoal_broker.server.config import BrokerConfig
 from shoal_broker.server.connection import Connection
 from shoal_broker.server.counters import Counters, Dropped
 from shoal_broker.server.messages import Message, from_publish
+from shoal_broker.server.reasons import FAILURES_FROM, words
 from shoal_broker.server.router import NOT_AUTHORIZED, QUOTA_EXCEEDED, Router
 from shoal_broker.server.sessions import Session
 
 PROTOCOL_VIOLATION = 0x82
 RECEIVE_MAXIMUM_EXCEEDED = 0x93
 TOPIC_ALIAS_INVALID = 0x94
-FAILURES_FROM = 0x80
 
 
 class Inbound:
@@ -61,7 +61,13 @@ class Inbound:
             connection.unanswered += 1
             _check_quota(connection, session)
             reason_code = self._route(session, message, now_s)
-            connection.send(PubAckPacket(packet_id, reason_code=PubAckReasonCode(reason_code)))
+            connection.send(
+                PubAckPacket(
+                    packet_id,
+                    reason_code=PubAckReasonCode(reason_code),
+                    reason_str=words(connection, reason_code) if reason_code else None,
+                )
+            )
 
     def release(self, connection: Connection, session: Session, packet_id: int) -> None:
         """PUBREL: the id is free again; one that we do not know is said to be unknown, no error."""
@@ -95,7 +101,13 @@ class Inbound:
             # From here it is counted among the unreleased.
             connection.unanswered -= 1
             session.receive(packet_id)
-        connection.send(PubRecPacket(packet_id, reason_code=PubRecReasonCode(reason_code)))
+        connection.send(
+            PubRecPacket(
+                packet_id,
+                reason_code=PubRecReasonCode(reason_code),
+                reason_str=words(connection, reason_code),
+            )
+        )
 
     def _route(
         self, session: Session, message: Message, now_s: float, *, once: bool = False

@@ -15,6 +15,7 @@ from shoal_broker.codec import (
 )
 from shoal_broker.errors import ProtocolError
 from shoal_broker.server import admission
+from shoal_broker.server.aliases import TopicAliases
 from shoal_broker.server.config import BrokerConfig, Login
 from shoal_broker.server.connection import Connection, State
 from shoal_broker.server.counters import Counters
@@ -25,6 +26,7 @@ from shoal_broker.server.events import (
     ClientRefused,
     Event,
 )
+from shoal_broker.server.reasons import parting_words
 from shoal_broker.server.router import Router
 from shoal_broker.server.sessions import LARGEST_PACKET_ID
 
@@ -98,7 +100,7 @@ class Lifecycle:
         if rights is not None and rights.names_client:
             client_id = rights.identity
         else:
-            client_id = packet.client_id or self._new_client_id()
+            client_id = packet.client_id or self._unused_client_id()
         session = sessions.get(client_id)
         owner = None if session is None else session.identity
         denied = admission.denial(packet, rights, identity=identity, owner=owner)
@@ -125,14 +127,18 @@ class Lifecycle:
             return
         session.connection = connection
         self._router.belongs_to(session, identity, rights)
-        session.expiry_interval_s = packet.session_expiry_interval
+        session.expiry_interval_s = admission.session_expiry_s(packet, self._config)
         session.expires_at_s = None
         session.will = packet.will
         session.will_due_at_s = None
         session.repeats.extend(session.in_flight)
         connection.session = session
         connection.session_expiry_s = packet.session_expiry_interval
-        connection.keep_alive_s = packet.keep_alive
+        connection.keep_alive_s = admission.keep_alive_s(packet, connection, self._config)
+        connection.wants_reasons = packet.request_problem_info
+        aliases = min(packet.topic_alias_max, self._config.max_topic_aliases)
+        if aliases:
+            connection.aliases_given = TopicAliases(aliases)
         connection.receive_max = packet.receive_max
         # In 3.1.1 nobody can be told: packet ids are the limit there.
         connection.receive_limit = (
@@ -144,9 +150,11 @@ class Lifecycle:
         connection.state = State.CONNECTED
         connection.send(
             admission.acceptance(
+                packet,
                 self._config,
                 session_present=session_present,
-                assigned_client_id=None if packet.client_id else client_id,
+                client_id=client_id,
+                keep_alive_s=connection.keep_alive_s,
             )
         )
         self.events.append(
@@ -157,10 +165,15 @@ class Lifecycle:
                 identity or packet.username,
                 packet.clean_start,
                 session_present,
-                packet.keep_alive,
+                connection.keep_alive_s,
             )
         )
         self._router.courier.pump(session, now_s)
+
+    def _unused_client_id(self) -> str:
+        while (client_id := self._new_client_id()) in self._router.sessions:
+            pass
+        return client_id
 
     # --- endings
 
@@ -174,7 +187,8 @@ class Lifecycle:
         self._waiting.pop(connection, None)
 
     def _refuse(self, connection: Connection, code: ConnAckReasonCode, reason: str) -> None:
-        connection.send(ConnAckPacket(reason_code=code, reason_str=reason))
+        words = parting_words(connection, reason)
+        connection.send(ConnAckPacket(reason_code=code, reason_str=words))
         self._turn_away(connection, int(code), reason)
         self.close(connection)
 
@@ -199,7 +213,8 @@ class Lifecycle:
     def _send_away(
         self, connection: Connection, code: DisconnectReasonCode, reason: str, now_s: float
     ) -> None:
-        connection.send(DisconnectPacket(reason_code=code, reason_str=reason))
+        words = parting_words(connection, reason)
+        connection.send(DisconnectPacket(reason_code=code, reason_str=words))
         self.leave(connection, now_s, with_will=True, reason_code=int(code), reason=reason)
         self.close(connection)
 

@@ -87,17 +87,19 @@ def encode_delivery(
     *,
     duplicate: bool,
     encode: Callable[[Packet], bytes],
+    known_alias: int | None = None,
+    new_alias: int | None = None,
 ) -> bytes:
     """The PUBLISH for `delivery`, written by `encode`; `packet_id` is None for QoS 0.
 
-    Its message has not expired.
+    Its message has not expired. A known alias stands for the topic, a new one goes with it.
     """
     message = delivery.message
     content = message.content
     expires_at_s = message.expires_at_s
     return encode(
         PublishPacket(
-            message.topic,
+            message.topic if known_alias is None else "",
             content.payload,
             qos=QUALITIES[delivery.qos],
             retain=delivery.retain,
@@ -111,6 +113,7 @@ def encode_delivery(
             response_topic=content.response_topic,
             correlation_data=content.correlation_data,
             subscription_ids=delivery.identifiers,
+            topic_alias=new_alias if known_alias is None else known_alias,
             user_properties=content.user_properties,
         )
     )

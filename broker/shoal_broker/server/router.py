@@ -26,6 +26,9 @@ from shoal_broker.server.subscriptions import (
 MAX_LEVELS = 128
 """A topic of 65,535 bytes could have 65,536 levels, each with a node of its own in memory."""
 
+STATUS_ROOT = "$SYS"
+MAX_STATUS_TOPICS = 64
+
 ACCEPTED = 0x00
 NO_MATCHING_SUBSCRIBERS = 0x10
 NO_SUBSCRIPTION_EXISTED = 0x11
@@ -44,6 +47,10 @@ class Router:
         self.retained = RetainedStore(
             max_messages=config.max_retained_messages, max_bytes=config.max_retained_bytes
         )
+        self.status = RetainedStore(
+            max_messages=MAX_STATUS_TOPICS, max_bytes=MAX_STATUS_TOPICS * config.max_packet_bytes
+        )
+        """What the broker says of itself: apart, since it is nobody's and no limit of theirs."""
         self.courier = Courier(
             max_in_flight=config.max_in_flight,
             write_buffer_bytes=config.write_buffer_bytes,
@@ -97,6 +104,15 @@ class Router:
             refused = self._keep(message)
             if refused:
                 return refused
+        return self._distribute(message, now_s)
+
+    def announce(self, message: Message, now_s: float) -> None:
+        """Publish, as the server, what the broker says of itself."""
+        self.status.put(message)
+        self._distribute(message, now_s)
+
+    def _distribute(self, message: Message, now_s: float) -> int:
+        content = message.content
         subscriptions, groups = self._matching(message.topic)
         if not subscriptions and not groups:
             return NO_MATCHING_SUBSCRIBERS
@@ -227,9 +243,10 @@ class Router:
 
     def _queue_retained(self, session: Session, subscription: Subscription) -> bool:
         """Have the session get what is retained; False when it waits for too many already."""
+        retained = self.status if subscription.topic_filter.startswith("$") else self.retained
         messages = deque(
             message
-            for message in self.retained.match(subscription.topic_filter)
+            for message in retained.match(subscription.topic_filter)
             if not (subscription.no_local and message.publisher == session.client_id)
             and _may_have(subscription, message.topic)
         )

@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from typing import Self, cast
 
 import structlog
@@ -50,7 +51,7 @@ class Broker:
 
     def __init__(self, config: BrokerConfig, files: Files, clock: Callable[[], float]) -> None:
         self.config = config
-        self.core = BrokerCore(config, new_client_id=_random_client_id)
+        self.core = BrokerCore(config, new_client_id=_random_client_id, version=version("shoal"))
         self.ports: list[int] = []
         """Of each listener, in the order of `config.listeners`."""
         self.metrics_port: int | None = None
@@ -227,6 +228,7 @@ class Broker:
             if link.transport.is_closing():
                 continue
             if output:
+                self.counters.sent_bytes += len(output)
                 link.write(output)
             if connection.state is State.CLOSED:
                 link.close()
@@ -260,6 +262,7 @@ class Broker:
 
     def received(self, connection: Connection, received: bytes) -> None:
         """As LinkOwner."""
+        self.counters.received_bytes += len(received)
         self.core.receive(connection, received, self._clock())
         self._after()
 

@@ -141,6 +141,10 @@ class SubscriptionTree:
                 break
             del parent.children[level]
 
+    def has_branch(self, level: str) -> bool:
+        """Whether there is any filter that begins with `level`, shared ones included."""
+        return level in self._root.children
+
     def match(self, topic: str) -> tuple[list[Subscription], list[SharedGroup]]:
         """Subscriptions (one client may have several) and shared groups that `topic` belongs to."""
         subscriptions: list[Subscription] = []

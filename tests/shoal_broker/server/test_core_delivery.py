@@ -268,6 +268,7 @@ def test_topics_of_the_server_cannot_be_published_to(topic):
     desk = Desk()
     client = desk.connect()
     client.subscribe("$SYS/#", "$x")
+    client.take()
     assert client.publish(topic) == 0x90
     assert not client.closed
 
