@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-long bench bench-bus lock digits picture ansible-env clean
+.PHONY: help setup demo test check test-long bench bench-bus bench-broker peers lock digits picture ansible-env clean
 
 PY := .venv/bin/python
 
@@ -25,7 +25,7 @@ check: setup ## what a change must pass: ruff, mypy --strict, import-linter, all
 test-long: setup ## the full counts (long) and the tests that need root
 	@$(PY) -m pytest -m "long or root" $(ARGS)
 
-bench: setup ## measure, and print one table an area
+bench: setup peers ## measure, and print one table an area
 	@$(PY) bench/run.py $(ARGS)
 
 digits: setup ## rebuild the demonstration models from the committed scans
@@ -37,8 +37,14 @@ picture: setup ## draw docs/demo.svg anew from a real run
 bench-bus: setup ## measure the bus against its goals (about 15 minutes)
 	@$(PY) bench/run.py --area bus $(ARGS)
 
+bench-broker: setup peers ## measure the embedded broker beside its peers (about 10 minutes)
+	@$(PY) bench/run.py --area broker $(ARGS)
+
+peers:
+	@sh tools/setup-peers || echo "amqtt is not measured: .venv-peers could not be made" >&2
+
 lock: ## resolve requirements/*.txt anew (needs uv)
 	@sh tools/lock
 
 clean: ## remove .venv and caches
-	rm -rf .venv .venv-ansible .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	rm -rf .venv .venv-ansible .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

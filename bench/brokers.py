@@ -1,13 +1,17 @@
-"""Broker processes on loopback for bus.py: Shoal's, Mosquitto, and the floor under both. Measures nothing."""
+"""Broker processes on loopback for bus.py and broker.py: Shoal's, its peers', and the floor under all.
+
+Measures nothing.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import getpass
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +22,9 @@ from measure import BenchError
 START_TIMEOUT_S = 15.0
 # It announces this as its receive maximum, and gmqtt fails on one that is not well above the window.
 MOSQUITTO_IN_FLIGHT = 16 * IN_FLIGHT
+OUR_PROGRAM = Path(processes.PYTHON).with_name("shoal-broker")
+# Made by tools/setup-peers.
+AMQTT_PROGRAM = Path(__file__).parents[1] / ".venv-peers/bin/amqtt"
 # Where the scheduler puts two processes that wake each other decides on half of their time: say it.
 LOAD_CORE, BROKER_CORE = processes.two_cores() or (None, None)
 
@@ -33,16 +40,27 @@ class Broker:
 
 @contextlib.contextmanager
 def shoal_broker(
-    name: str, *, port: int = 0, max_connections: int | None = None
+    name: str,
+    *,
+    port: int = 0,
+    max_connections: int | None = None,
+    options: Sequence[str | Path] = (),
 ) -> Iterator[Broker]:
     """The embedded broker, as the installed command starts it (port 0: a free one). Raises BenchError."""
     port = port or free_port()
-    program = Path(processes.PYTHON).with_name("shoal-broker")
-    arguments = ["--host", "127.0.0.1", "--port", str(port)]
+    arguments = ["--host", "127.0.0.1", "--port", str(port), *options]
     if max_connections is not None:
         arguments += ["--max-connections", str(max_connections)]
-    with _broker(name, port, [program, "run", *arguments]) as broker:
+    with _broker(name, port, [OUR_PROGRAM, "run", *arguments]) as broker:
         yield broker
+
+
+def we_can(option: str) -> bool:
+    """Whether the embedded broker knows this command line option."""
+    shown = subprocess.run(
+        [OUR_PROGRAM, "run", "--help"], capture_output=True, timeout=30, check=False
+    )
+    return option.encode() in shown.stdout
 
 
 @contextlib.contextmanager
@@ -55,17 +73,64 @@ def floor(name: str) -> Iterator[Broker]:
 
 
 @contextlib.contextmanager
-def mosquitto(name: str, program: str, folder: Path) -> Iterator[Broker]:
-    """Debian's Mosquitto with its configuration in `folder`. Raises BenchError."""
-    port = free_port()
-    config = folder / "mosquitto.conf"
-    config.write_text(
-        f"listener {port} 127.0.0.1\nallow_anonymous true\nlog_type none\n"
-        f"set_tcp_nodelay true\nmax_inflight_messages {MOSQUITTO_IN_FLIGHT}\n",
-        encoding="ascii",
+def mosquitto(
+    name: str, program: str, folder: Path, *, port: int = 0, settings: Sequence[str] = ()
+) -> Iterator[Broker]:
+    """Debian's Mosquitto with its configuration in `folder`, and these lines more. Raises BenchError."""
+    port = port or free_port()
+    config = folder / f"mosquitto-{port}.conf"
+    lines = (
+        f"listener {port} 127.0.0.1",
+        "allow_anonymous true",
+        "log_type none",
+        "set_tcp_nodelay true",
+        f"max_inflight_messages {MOSQUITTO_IN_FLIGHT}",
+        *settings,
     )
+    config.write_text("\n".join(lines) + "\n", encoding="utf-8")
     with _broker(name, port, [program, "-c", config]) as broker:
         yield broker
+
+
+def every_change_saved(folder: Path) -> tuple[str, ...]:
+    """Mosquitto's settings for its whole state written to `folder` whenever something changed."""
+    return (
+        # Started by root it becomes another user, who may not write here.
+        f"user {getpass.getuser()}",
+        "persistence true",
+        f"persistence_location {folder}/",
+        "autosave_on_changes true",
+        "autosave_interval 1",
+    )
+
+
+@contextlib.contextmanager
+def amqtt(name: str, folder: Path) -> Iterator[Broker]:
+    """The broker of PyPI's amqtt, without its plugins for the log and $SYS. Raises BenchError."""
+    port = free_port()
+    config = folder / "amqtt.yaml"
+    config.write_text(
+        f"listeners:\n  default:\n    type: tcp\n    bind: 127.0.0.1:{port}\n"
+        "plugins:\n  amqtt.plugins.authentication.AnonymousAuthPlugin:\n    allow_anonymous: true\n",
+        encoding="ascii",
+    )
+    with _broker(name, port, [AMQTT_PROGRAM, "-c", config]) as broker:
+        yield broker
+
+
+def amqtt_version() -> str:
+    """Of what stands in .venv-peers."""
+    if not AMQTT_PROGRAM.exists():
+        return "absent"
+    look = "import importlib.metadata as m; print(m.version('amqtt'))"
+    shown = subprocess.run(
+        [AMQTT_PROGRAM.with_name("python"), "-c", look],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    return f"amqtt {shown.stdout.strip() or 'of unknown version'}"
 
 
 def mosquitto_version() -> str:

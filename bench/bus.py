@@ -1,8 +1,8 @@
-"""Area `bus`: commands over the Session beside its peers, the broker beside Mosquitto, and what an agent costs.
+"""Area `bus`: commands over the Session beside its peers, and what sessions and an agent cost.
 
 Everything in one set of shuffled rounds; brokers, hubs, nodes and agents are processes of their own.
-Contenders come from commands.py, fleet.py and idle.py, sizes from wire_sizes.py. The broker's own rows are
-the load of one raw client (load.py), the same for every broker.
+Contenders come from commands.py, fleet.py and idle.py, sizes from wire_sizes.py. The broker alone is
+broker.py's area.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 
 import brokers
 import bus_goals
@@ -18,25 +17,17 @@ import bus_settings
 import commands
 import fleet
 import idle
-import measure
-import processes
 import traced
 import wire_sizes
-from brokers import LOAD_CORE, Broker
 from bus_settings import Counts
 from fleet import Crowd
 from idle import Window
-from load import IN_FLIGHT, RawClient
-from measure import Column, Figure, Options, Rounds, Row, Table
+from measure import Column, Options, Rounds, Table
 from shoal_broker.link import KEEPALIVE_S
 from shoal_broker.liveness import PING_SHARE_OF_KEEPALIVE
 
 # Every idle session pings once in it.
 PING_EVERY_S = PING_SHARE_OF_KEEPALIVE * KEEPALIVE_S
-ECHO_TOPIC = "bench/echo"
-OURS = "echo: shoal-broker"
-MOSQUITTO = "echo: mosquitto"
-FLOOR = "echo: codec, no broker"
 COLUMNS = (
     Column("per_s", "messages/s"),
     Column("hub_us", "hub us", 1),
@@ -49,8 +40,8 @@ COLUMNS = (
 )
 
 
-FULL = Counts(20_000, 2000, 4000, Crowd(10_000, PING_EVERY_S, 5000), Window(40, 5.0, 1, 300))
-QUICK = Counts(1000, 200, 400, Crowd(300, 2.0, 200), Window(15, 5.0, 1, 50))
+FULL = Counts(4000, Crowd(10_000, PING_EVERY_S, 5000), Window(40, 5.0, 1, 300))
+QUICK = Counts(400, Crowd(300, 2.0, 200), Window(15, 5.0, 1, 50))
 
 Contenders = dict[str, Callable[[], Mapping[str, float]]]
 
@@ -60,19 +51,12 @@ def run(options: Options, say: Callable[[str], None]) -> Table:
     counts = QUICK if options.is_quick else FULL
     skipped: list[str] = []
     with contextlib.ExitStack() as stack:
-        ours = stack.enter_context(brokers.shoal_broker(OURS))
-        running = {OURS: ours}
         if (program := brokers.mosquitto_program()) is not None:
-            running[MOSQUITTO] = stack.enter_context(
-                brokers.mosquitto(MOSQUITTO, program, options.folder)
-            )
+            target = stack.enter_context(brokers.mosquitto("mosquitto", program, options.folder))
         else:
+            target = stack.enter_context(brokers.shoal_broker("shoal-broker"))
             skipped.append("mosquitto: not installed (apt-get install mosquitto)")
-        target = running.get(MOSQUITTO, ours)
         contenders: Contenders = {}
-        if options.wants("broker"):
-            running[FLOOR] = stack.enter_context(brokers.floor(FLOOR))
-            contenders |= {name: partial(_echo, on, counts) for name, on in running.items()}
         if options.wants("command"):
             contenders |= commands.contenders(target, counts.commands, options)
         if options.wants("sessions"):
@@ -87,9 +71,9 @@ def run(options: Options, say: Callable[[str], None]) -> Table:
     return Table(
         title="bus: MQTT 5 QoS 1 on loopback",
         columns=COLUMNS,
-        rows=tuple(_row(name, rounds) for name in contenders),
-        goals=bus_goals.goals(rounds, options, is_lossless=lambda name: not _lost(name, rounds)),
-        settings=bus_settings.settings(counts, target.name.removeprefix("echo: "), options),
+        rows=tuple(rounds.row(name, is_ours=name in bus_goals.OURS) for name in contenders),
+        goals=bus_goals.goals(rounds, options, is_lossless=lambda name: not rounds.lost(name)),
+        settings=bus_settings.settings(counts, target.name, options),
         notes=_notes(rounds) + (_sizes() if options.wants("wire") else ()),
         skipped=tuple(skipped),
     )
@@ -108,63 +92,16 @@ def _within_the_file_limit(counts: Counts, skipped: list[str]) -> Counts:
     return replace(counts, crowd=crowd)
 
 
-def _echo(broker: Broker, counts: Counts) -> Mapping[str, float]:
-    """One message echoed is a QoS 1 PUBLISH in and one out, both acknowledged."""
-    with processes.on_core(LOAD_CORE), RawClient.open(broker.port, "bench-echo") as client:
-        client.subscribe(ECHO_TOPIC)
-        client.echo(ECHO_TOPIC, counts.echoes // 10, in_flight=IN_FLIGHT)
-        cpu_before_s = processes.cpu_s(broker.pid)
-        many = client.echo(ECHO_TOPIC, counts.echoes, in_flight=IN_FLIGHT)
-        broker_cpu_s = processes.cpu_s(broker.pid) - cpu_before_s
-        single = client.echo(ECHO_TOPIC, counts.round_trips, in_flight=1)
-    return {
-        "per_s": many.delivered / many.took_s,
-        "broker_us": broker_cpu_s / max(1, many.delivered) * 1e6,
-        "broker_busy": broker_cpu_s / many.took_s,
-        "generator_busy": many.cpu_s / many.took_s,
-        "p50_us": measure.percentile(single.round_trips_s, 0.5) * 1e6,
-        "p99_us": measure.percentile(single.round_trips_s, 0.99) * 1e6,
-        "rss_mib": processes.rss_mib(broker.pid),
-        "sent": many.sent + single.sent,
-        "delivered": many.delivered + single.delivered,
-    }
-
-
-def _row(name: str, rounds: Rounds) -> Row:
-    figures = rounds.figures(name)
-    for counter in {"sent", "delivered"} & figures.keys():
-        total = rounds.total(name, counter)
-        figures[counter] = Figure(total, total, total)
-    is_ours = name == OURS or name in bus_goals.OURS
-    return Row(name, is_ours, figures, _lost(name, rounds))
-
-
-def _lost(name: str, rounds: Rounds) -> str:
-    if "sent" not in rounds.samples[name][0]:
-        return ""
-    missing = rounds.total(name, "sent") - rounds.total(name, "delivered")
-    return f"LOST {missing:.0f}" if missing else ""
-
-
 def _notes(rounds: Rounds) -> tuple[str, ...]:
-    figures = (("broker_us", "CPU a message"), ("p50_us", "p50"), ("per_s", "messages/s"))
-    pairs = [(OURS, peer, *figure) for peer in (MOSQUITTO, FLOOR) for figure in figures]
-    pairs += [
+    pairs = (
         (commands.DURABLE, commands.AIOMQTT_DURABLE, "per_s", "commands/s"),
         (commands.MEMORY, commands.FLOOR, "hub_us", "hub CPU"),
-    ]
+    )
     notes = [
-        _versus(rounds, what, figure, ours, peer)
+        rounds.versus(what, figure, ours, peer)
         for ours, peer, figure, what in pairs
         if {ours, peer} <= rounds.samples.keys()
     ]
-    for name in (OURS, MOSQUITTO, FLOOR):
-        if name in rounds.samples:
-            busy = rounds.figures(name)
-            notes.append(
-                f"{name}: broker busy {busy['broker_busy'].median:.0%} of a core, generator"
-                f" {busy['generator_busy'].median:.0%}; {busy['rss_mib'].median:.1f} MiB resident"
-            )
     if idle.DAY in rounds.samples:
         day = rounds.figures(idle.DAY)
         notes.append(
@@ -177,14 +114,6 @@ def _notes(rounds: Rounds) -> tuple[str, ...]:
             for name in (idle.MEMORY_CODEC, idle.MEMORY_AIOMQTT)
         ]
     return tuple(notes)
-
-
-def _versus(rounds: Rounds, what: str, figure: str, ours: str, peer: str) -> str:
-    """The ratio as a line; none against, or for, who lost messages."""
-    for name in (ours, peer):
-        if lost := _lost(name, rounds):
-            return f"{what}, {ours} / {peer}: not compared, {name} {lost}"
-    return f"{what}, {ours} / {peer}: {measure.ratio_text(rounds.ratios(figure, ours, peer))}"
 
 
 def _sizes() -> tuple[str, ...]:

@@ -19,8 +19,6 @@ from shoal_broker.link import KEEPALIVE_S
 class Counts:
     """How much one sample takes."""
 
-    echoes: int
-    round_trips: int
     commands: int
     crowd: Crowd
     window: Window
@@ -29,7 +27,6 @@ class Counts:
 def settings(counts: Counts, broker: str, options: Options) -> tuple[str, ...]:
     """The lines of the parts that were measured; `broker` carried the commands."""
     lines = {
-        "broker": _broker(counts),
         "command": _command(counts, broker),
         "sessions": _sessions(counts),
         "agent": _agent(counts),
@@ -54,16 +51,6 @@ def _all() -> tuple[str, ...]:
     )
 
 
-def _broker(counts: Counts) -> tuple[str, ...]:
-    return (
-        (
-            f"echo: one raw client publishes {PAYLOAD_BYTES} bytes to itself; {counts.echoes:,} messages,"
-            f" {IN_FLIGHT} in flight, then {counts.round_trips:,} with one in flight"
-        ),
-        "floor: the codec without a broker, and without a client library",
-    )
-
-
 def _command(counts: Counts, broker: str) -> tuple[str, ...]:
     return (
         (
@@ -75,6 +62,7 @@ def _command(counts: Counts, broker: str) -> tuple[str, ...]:
         "durable: hub's outbox until the answer, node's id and answer in one commit; SQLite WAL, FULL",
         "aiomqtt + ack + outbox: the same durable path on aiomqtt with manual acknowledgement",
         f"plain echo: {PAYLOAD_BYTES} bytes sent back, nothing decoded, remembered or kept",
+        "codec, no library: the floor, without a client library",
     )
 
 

@@ -1,4 +1,4 @@
-"""`echo_floor.py PORT`: the floor under every broker on this codec; started by bus.py.
+"""`echo_floor.py PORT`: the floor under every broker on this codec; started by broker.py.
 
 It decodes, checks and encodes what a broker would, and sends each PUBLISH back to its own sender. No
 sessions, no subscriptions, no queue, no limits: not a broker.

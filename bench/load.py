@@ -1,7 +1,7 @@
-"""A raw MQTT 5 client on the codec and a blocking socket: the same load for every broker.
+"""A raw MQTT 5 client on the codec and a blocking socket: the floor under the clients of the area `bus`.
 
-It does as little as a client can, so that what is measured is the other end. It counts what comes
-back by the sequence number in the payload; what does not come is reported, never assumed.
+It does as little as a client on this codec can. It counts what comes back by the sequence number in
+the payload; what does not come is reported, never assumed.
 """
 
 from __future__ import annotations

@@ -167,6 +167,28 @@ class Rounds:
         """A counter's sum over the rounds."""
         return sum(sample[figure] for sample in self.samples[name])
 
+    def row(self, name: str, *, is_ours: bool) -> Row:
+        """The contender's row; what it sent and delivered is counted over all rounds."""
+        figures = self.figures(name)
+        for counter in {"sent", "delivered"} & figures.keys():
+            total = self.total(name, counter)
+            figures[counter] = Figure(total, total, total)
+        return Row(name, is_ours, figures, self.lost(name))
+
+    def lost(self, name: str) -> str:
+        """What it did not deliver, in words; empty: nothing, or it delivers no messages."""
+        if "sent" not in self.samples[name][0]:
+            return ""
+        missing = self.total(name, "sent") - self.total(name, "delivered")
+        return f"LOST {missing:.0f}" if missing else ""
+
+    def versus(self, what: str, figure: str, ours: str, peer: str) -> str:
+        """The ratio as a line; none against, or for, who lost messages."""
+        for name in (ours, peer):
+            if lost := self.lost(name):
+                return f"{what}, {ours} / {peer}: not compared, {name} {lost}"
+        return f"{what}, {ours} / {peer}: {ratio_text(self.ratios(figure, ours, peer))}"
+
 
 def ratio_text(ratio: Figure) -> str:
     """A ratio with its spread."""

@@ -1,7 +1,7 @@
 """`make bench`: measures Shoal beside its peers in one run and prints one table an area.
 
-Loopback only, no root, nothing downloaded. What an area measures stands in bus.py, delta.py and
-inference.py; what the figures mean in docs/benchmarks.md.
+Loopback only, no root, nothing downloaded. What an area measures stands in bus.py, broker.py,
+delta.py and inference.py; what the figures mean in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ from rich.table import Table as Grid
 import measure
 from measure import BenchError, Column, Figure, Options, Row, Table
 
-AREAS = ("bus", "delta", "inference")
-PARTS = ("broker", "command", "sessions", "agent", "wire")
+PARTS: dict[str, tuple[str, ...]] = {
+    "bus": ("command", "sessions", "agent", "wire"),
+    "broker": ("echo", "amqtt", "fanout", "idle", "durable"),
+    "delta": (),
+    "inference": (),
+}
+AREAS = tuple(PARTS)
 QUICK_ROUNDS = 1
 WIDTH = 160
 
@@ -50,9 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             measure.refuse_memory_disk(options.folder)
             facts = measure.machine(options.folder)
             _print_facts(console, facts, options)
-            tables = {
-                area: _run_area(area, options, console) for area in arguments.area or list(AREAS)
-            }
+            tables = {area: _run_area(area, options, console) for area in _areas(arguments)}
         took_s = time.monotonic() - started
         console.print(f"took {took_s:.0f} s")
         if arguments.json is not None:
@@ -76,7 +79,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--area", choices=AREAS, action="append", help="default: all; repeatable")
     parser.add_argument(
-        "--part", choices=PARTS, action="append", help="of bus, default: all; repeatable"
+        "--part",
+        choices=[part for parts in PARTS.values() for part in parts],
+        action="append",
+        help="of bus or broker, default: all; repeatable",
     )
     parser.add_argument("--rounds", type=_rounds, help="rounds an area (default 5; 1 with --quick)")
     parser.add_argument("--quick", action="store_true", help="fewer messages: a look, not a figure")
@@ -85,7 +91,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dir", type=Path, help="a directory on the disk to measure (default: the temporary one)"
     )
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if not _areas(arguments):
+        parser.error(f"none of these parts belongs to {' or '.join(arguments.area)}")
+    return arguments
+
+
+def _areas(arguments: argparse.Namespace) -> list[str]:
+    """The areas asked for, without those of which other parts than theirs were."""
+    asked: list[str] = arguments.area or list(AREAS)
+    if not arguments.part:
+        return asked
+    return [area for area in asked if set(PARTS[area]) & set(arguments.part)]
 
 
 def _rounds(text: str) -> int:

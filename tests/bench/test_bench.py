@@ -71,6 +71,7 @@ def test_a_quick_run_prints_its_table_and_writes_the_same_figures_as_json(tmp_pa
         (("--area", "weather"), 2, "invalid choice"),
         (("--rounds", "0"), 2, "1 to 100"),
         (("--rounds", "many"), 2, "invalid"),
+        (("--area", "delta", "--part", "echo"), 2, "none of these parts belongs to delta"),
         (("--area", "delta", "--dir", "/nowhere/at/all"), 1, "bench: "),
     ],
 )
@@ -154,16 +155,13 @@ def test_a_ratio_is_taken_round_by_round(bench, tmp_path):
 
 
 def test_who_loses_messages_is_marked_and_not_compared(bench, tmp_path):
-    bus = bench("bus")
     rounds = bench("measure").Rounds(options(bench, tmp_path))
     fast = {"cpu_us": 1.0, "sent": 100.0, "delivered": 99.0}
     whole = {"cpu_us": 2.0, "sent": 100.0, "delivered": 100.0}
     rounds.samples = {"fast": [fast, whole], "whole": [whole, whole]}
-    assert bus._versus(rounds, "CPU", "cpu_us", "whole", "fast").endswith(
-        "not compared, fast LOST 1"
-    )
-    assert bus._row("fast", rounds).lost == "LOST 1"
-    assert bus._row("whole", rounds).lost == ""
+    assert rounds.versus("CPU", "cpu_us", "whole", "fast").endswith("not compared, fast LOST 1")
+    assert rounds.row("fast", is_ours=False).lost == "LOST 1"
+    assert rounds.row("whole", is_ours=True).lost == ""
 
 
 def test_a_goal_is_judged_by_the_median_and_a_figure_without_one_is_only_told(bench):
