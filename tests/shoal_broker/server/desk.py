@@ -60,16 +60,16 @@ class Desk:
         while unsent := self.core.take_unsent():
             for connection in unsent:
                 client: DeskClient = connection.owner
+                output = connection.take_output()
                 if client.stalled:
-                    client.held.append(connection.take_output())
-                    self.core.written(connection, self.now_s, writable=False)
-                    continue
-                client.reader.feed(connection.take_output())
+                    client.held.append(output)
+                else:
+                    client.reader.feed(output)
                 if connection.state is State.CLOSED:
                     client.closed = True
                     self.core.lost(connection, self.now_s, "closed")
                 else:
-                    self.core.written(connection, self.now_s, writable=True)
+                    self.core.written(connection, self.now_s, writable=not client.stalled)
 
 
 class DeskClient:
