@@ -85,7 +85,7 @@ def acceptance(
     return ConnAckPacket(
         session_present=session_present,
         session_expiry_interval=None if expiry_s == packet.session_expiry_interval else expiry_s,
-        assigned_client_id=None if packet.client_id == client_id else client_id,
+        assigned_client_id=None if packet.client_id else client_id,
         server_keep_alive=None if keep_alive_s == packet.keep_alive else keep_alive_s,
         response_info=_response_topics(packet, config, client_id),
         receive_max=config.receive_max,
