@@ -10,14 +10,16 @@ from tests.shoal_broker.server.desk import Desk, DeskClient
 class OldClient(DeskClient):
     """Speaks MQTT 3.1.1 with the core; acknowledges only when told."""
 
-    def __init__(self, desk: Desk) -> None:
-        super().__init__(desk)
+    def __init__(self, desk: Desk, certificate: str | None = None) -> None:
+        super().__init__(desk, certificate)
         self.reader = paho_wire.Ear()
 
     @classmethod
-    def connected(cls, desk: Desk, client_id: str = "old", **options) -> OldClient:
+    def connected(
+        cls, desk: Desk, client_id: str = "old", *, certificate: str | None = None, **options
+    ) -> OldClient:
         """A client whose CONNECT was accepted; its CONNACK is `welcome`, the rest to be taken."""
-        client = cls(desk)
+        client = cls(desk, certificate)
         client.send_bytes(paho_wire.connect(client_id, **options))
         client.welcome = client.reader.next_packet()
         assert client.welcome.kind == "connack"

@@ -9,6 +9,7 @@ from tests.shoal_broker import paho_wire
 from tests.shoal_broker.paho_wire import Heard
 from tests.shoal_broker.server.desk import NEVER, Desk
 from tests.shoal_broker.server.desk311 import OldClient
+from tests.shoal_broker.server.test_access import NODE, OTHER, RULES, TOPICS
 
 from shoal_broker.codec import ConnectPacket, PublishPacket, PubRelPacket, QoS, TopicFilter, Will
 from shoal_broker.server.events import ClientConnected, ClientGone, ClientRefused
@@ -436,6 +437,44 @@ def test_a_broker_that_ends_just_closes():
     desk.settle()
     assert client.closed
     assert client.take() == []
+
+
+# --- what the operator has set, which 3.1.1 cannot be told
+
+
+def test_a_session_of_3_1_1_is_kept_no_longer_than_the_limit():
+    desk = Desk(max_session_expiry_s=100)
+    OldClient.connected(desk, clean_session=False).drop()
+    desk.wait(99)
+    assert "old" in desk.core.router.sessions
+    desk.wait(2)
+    assert "old" not in desk.core.router.sessions
+
+
+def test_a_keep_alive_that_3_1_1_cannot_be_told_is_not_held_against_it():
+    desk = Desk(max_keep_alive_s=10)
+    client = OldClient.connected(desk, keep_alive=60)
+    desk.wait(80)
+    assert not client.closed
+    desk.wait(11)
+    assert client.closed
+
+
+def test_access_rules_hold_for_3_1_1_in_its_own_words():
+    desk = Desk(access=RULES)
+    node = OldClient.connected(desk, certificate=NODE)
+    assert list(desk.core.router.sessions) == [NODE]
+    assert node.subscribe(TOPICS.commands(NODE), TOPICS.commands(OTHER)) == (1, 0x80)
+    watcher = desk.connect(certificate="shoal-controller")
+    watcher.subscribe("#")
+    node.publish(TOPICS.state(OTHER), b"forged")
+    node.publish_qos2(TOPICS.state(OTHER), b"forged")
+    assert watcher.messages() == []
+    node.publish(TOPICS.state(NODE), b"true")
+    assert watcher.payloads() == [b"true"]
+    liar = OldClient(desk, OTHER)
+    liar.send_bytes(paho_wire.connect("x", will=(TOPICS.state(NODE), b"forged", 1, False)))
+    assert liar.take_one("connack").codes == (0, 5)
 
 
 # --- abuse
