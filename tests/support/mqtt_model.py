@@ -272,9 +272,11 @@ class Model:
             self._left_share(pattern)
         if session.will_at_s != math.inf:
             self._send_will(session)
-        # 4.8.2: what it did not acknowledge goes to another member.
+        # 4.8.2: what it did not acknowledge goes to another member, but never what was sent at QoS 2.
         orphans = [
-            Shared(copy.message, copy.share) for copy in session.sent if copy.share is not None
+            Shared(copy.message, copy.share)
+            for copy in session.sent
+            if copy.share is not None and copy.qos == 1
         ]
         for shared in self.shared:
             others = [taker for taker in shared.takers if taker[0] is not session]

@@ -148,6 +148,9 @@ def _next_retained(session: Session) -> Delivery | None:
         del session.backlog[pattern]
         return None
     message = messages.popleft()
+    if not messages:
+        # At once: what waits for the retained messages, waits no longer.
+        del session.backlog[pattern]
     subscription = session.subscriptions[pattern]
     return Delivery(
         message,
