@@ -7,7 +7,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from shoal_broker import codec, mqtt311
-from shoal_broker.codec import LARGEST_PACKET_BYTES, Packet, PacketReader
+from shoal_broker.codec import LARGEST_PACKET_BYTES, ConnAckReasonCode, Packet, PacketReader
 
 if TYPE_CHECKING:
     from shoal_broker.server.aliases import TopicAliases
@@ -60,8 +60,8 @@ class Connection:
         "session",
         "session_expiry_s",
         "state",
-        "surplus",
         "unanswered",
+        "unwelcome",
         "wants_reasons",
         "writable",
     )
@@ -74,7 +74,7 @@ class Connection:
         now_s: float,
         max_packet_bytes: int,
         unsent: list[Connection],
-        surplus: bool,
+        unwelcome: tuple[ConnAckReasonCode, str] | None,
         login: Login,
     ) -> None:
         self.peer = peer
@@ -88,8 +88,8 @@ class Connection:
         self.encode: Callable[[Packet], bytes] = codec.encode
         """In the version of MQTT that CONNECT was in; empty for what that cannot say."""
         self.state = State.NEW
-        self.surplus = surplus
-        """Beyond the connection limit: it may say CONNECT and is told so."""
+        self.unwelcome = unwelcome
+        """Beyond a limit: it may say CONNECT and is told so."""
         self.opened_at_s = now_s
         self.last_heard_s = now_s
         self.session: Session | None = None

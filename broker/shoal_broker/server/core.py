@@ -8,6 +8,7 @@ seconds on a monotonic clock. Nothing here blocks, and nothing a client sends ra
 from collections.abc import Callable
 
 from shoal_broker.codec import (
+    ConnAckReasonCode,
     ConnectPacket,
     DisconnectPacket,
     DisconnectReasonCode,
@@ -63,17 +64,30 @@ class BrokerCore:
     # --- what the shell calls
 
     def open(
-        self, *, peer: str, owner: object, now_s: float, login: Login | None = None
+        self,
+        *,
+        peer: str,
+        owner: object,
+        now_s: float,
+        login: Login | None = None,
+        unwelcome: tuple[ConnAckReasonCode, str] | None = None,
     ) -> Connection:
-        """A network connection was accepted, by the first listener unless `login` is given."""
+        """A network connection was accepted, by the first listener unless `login` is given.
+
+        `unwelcome`: what is to be said to its CONNECT.
+        """
         config = self._config
+        if len(self.connections) >= config.max_connections:
+            limit = config.max_connections
+            full = f"{limit} clients are connected, which is the limit"
+            unwelcome = ConnAckReasonCode.SERVER_BUSY, full
         connection = Connection(
             peer=peer,
             owner=owner,
             now_s=now_s,
             max_packet_bytes=config.max_packet_bytes,
             unsent=self._unsent,
-            surplus=len(self.connections) >= config.max_connections,
+            unwelcome=unwelcome,
             login=login or self._login,
         )
         self.connections.add(connection)
@@ -92,6 +106,10 @@ class BrokerCore:
         """The answer to AuthenticationWanted."""
         self._lifecycle.authenticated(connection, now_s, accepted=accepted)
         self._read_on(connection, now_s)
+
+    def guessed_too_often(self, connection: Connection) -> None:
+        """The answer to AuthenticationWanted where too many wrong passwords came from."""
+        self._lifecycle.guessed_too_often(connection)
 
     def written(self, connection: Connection, now_s: float, *, writable: bool) -> None:
         """The output was handed to the network; `writable` while its buffer is below the limit."""

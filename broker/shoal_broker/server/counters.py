@@ -27,6 +27,8 @@ class Counters:
     """Network connections accepted."""
     refused: int = 0
     """Of these, turned away before or at CONNECT."""
+    slowed_down: int = 0
+    """Times that a client was not read for a while, because it sent more than it may."""
     tls_failed: int = 0
     """Connections that ended before their TLS handshake was over."""
     received_bytes: int = 0

@@ -60,12 +60,8 @@ class Lifecycle:
         """The first packet arrived: refuse it, have its password checked, or accept it."""
         if packet.max_packet_size is not None:
             connection.max_packet_bytes = packet.max_packet_size
-        if connection.surplus:
-            self._refuse(
-                connection,
-                ConnAckReasonCode.SERVER_BUSY,
-                f"{self._config.max_connections} clients are connected, which is the limit",
-            )
+        if connection.unwelcome is not None:
+            self._refuse(connection, *connection.unwelcome)
             return
         refused = admission.refusal(packet, connection)
         if refused is not None:
@@ -91,6 +87,15 @@ class Lifecycle:
         else:
             self._refuse(
                 connection, ConnAckReasonCode.BAD_USER_NAME_OR_PASSWORD, "wrong user or password"
+            )
+
+    def guessed_too_often(self, connection: Connection) -> None:
+        """The password of the CONNECT that waits is not looked at."""
+        if self._waiting.pop(connection, None) is not None:
+            self._refuse(
+                connection,
+                ConnAckReasonCode.CONNECTION_RATE_EXCEEDED,
+                "too many wrong passwords from this address: try later",
             )
 
     def _accept(self, connection: Connection, packet: ConnectPacket, now_s: float) -> None:

@@ -31,6 +31,7 @@ from shoal_broker.server.events import (
 from shoal_broker.server.files import Files
 from shoal_broker.server.link import PASSWORD, Link
 from shoal_broker.server.listening import listen
+from shoal_broker.server.rates import Addresses, Guesses, Meter
 from shoal_broker.server.tls import TlsStream
 
 SWEEP_INTERVAL_S = 1.0
@@ -62,6 +63,14 @@ class Broker:
         self._tasks: asyncio.TaskGroup
         self._servers: list[asyncio.Server] = []
         self._links: set[Link] = set()
+        self._unwelcome: set[Link] = set()
+        self._checks: dict[Link, asyncio.Task[None]] = {}
+        """Of passwords."""
+        self._addresses = Addresses(
+            max_connections=config.max_connections_per_address,
+            connects_per_s=config.max_connects_per_s,
+        )
+        self._guesses = Guesses()
         self._flush_scheduled = False
         self._all_gone = asyncio.Event()
         self._aborted = False
@@ -116,7 +125,10 @@ class Broker:
 
     def sweep(self) -> None:
         """Do now what is due by the clock; happens by itself once a second."""
-        self.core.tick(self._clock())
+        now_s = self._clock()
+        self._guesses.sweep(now_s)
+        self._addresses.sweep(now_s)
+        self.core.tick(now_s)
         self._after()
 
     async def read_again(self, access: AccessRules) -> None:
@@ -182,7 +194,9 @@ class Broker:
             match event:
                 case AuthenticationWanted():
                     _link_of(event.connection).hold(PASSWORD)
-                    self._tasks.create_task(self._authenticate(event), name="broker.password")
+                    self._checks[_link_of(event.connection)] = self._tasks.create_task(
+                        self._authenticate(event), name="broker.password"
+                    )
                 case ClientConnected():
                     log.info(
                         "client connected",
@@ -242,29 +256,75 @@ class Broker:
         passwords = self._files.passwords
         if passwords is None:
             raise AssertionError("authentication is wanted, but there is no password file")
-        async with self._password_turns:
-            # Who gave up waiting is not worth 50 ms of a processor.
-            if connection.state is not State.AUTHENTICATING:
+        link = _link_of(connection)
+        user, password = wanted.user_name, wanted.password
+        accepted = passwords.recognises(user, password)
+        if not accepted:
+            wait_s = self._guesses.wait_s(link.address, self._clock())
+            if wait_s is None:
+                self.core.guessed_too_often(connection)
+                self._after()
                 return
-            accepted = await asyncio.to_thread(passwords.verify, wanted.user_name, wanted.password)
+            # Cancelled when the client is gone: that is not worth 50 ms of a processor.
+            await asyncio.sleep(wait_s)
+            async with self._password_turns:
+                accepted = await asyncio.to_thread(passwords.verify, user, password)
+        self._checks.pop(link, None)
+        if not accepted:
+            self._guesses.failed(link.address, self._clock())
         self.core.authenticated(connection, self._clock(), accepted=accepted)
-        _link_of(connection).read_on(PASSWORD)
+        link.read_on(PASSWORD)
         self._after()
 
     # --- the links' news
 
     def opened(self, link: Link) -> Connection:
         """As LinkOwner."""
+        config, now_s = self.config, self._clock()
         self._links.add(link)
-        if len(self._links) > self.config.max_connections + SURPLUS_CONNECTIONS:
-            link.transport.abort()
-        return self.core.open(peer=link.peer, owner=link, now_s=self._clock(), login=link.login)
+        refusal = self._addresses.opened(link.address, now_s)
+        connection = self.core.open(
+            peer=link.peer,
+            owner=link,
+            now_s=now_s,
+            login=link.login,
+            unwelcome=None if refusal is None else (refusal.reason_code, refusal.reason),
+        )
+        if connection.unwelcome is not None:
+            self._unwelcome.add(link)
+            is_told = refusal is None or refusal.is_told
+            if not is_told or len(self._unwelcome) > SURPLUS_CONNECTIONS:
+                link.why_lost = connection.unwelcome[1]
+                link.transport.abort()
+        elif config.max_messages_per_s or config.max_bytes_per_s:
+            link.meter = Meter(
+                messages_per_s=config.max_messages_per_s,
+                bytes_per_s=config.max_bytes_per_s,
+                now_s=now_s,
+            )
+        return connection
 
     def received(self, connection: Connection, received: bytes) -> None:
         """As LinkOwner."""
         self.counters.received_bytes += len(received)
-        self.core.receive(connection, received, self._clock())
+        messages_before = self.counters.messages_in
+        now_s = self._clock()
+        self.core.receive(connection, received, now_s)
+        meter = _link_of(connection).meter
+        if meter is not None:
+            messages = self.counters.messages_in - messages_before
+            wait_s = meter.take(messages=messages, size_bytes=len(received), now_s=now_s)
+            if wait_s:
+                self._slow_down(connection, wait_s, now_s)
         self._after()
+
+    def _slow_down(self, connection: Connection, wait_s: float, now_s: float) -> None:
+        if connection.state is State.CLOSED:
+            return
+        self.counters.slowed_down += 1
+        _link_of(connection).hold_for(wait_s)
+        # It is not the client's silence: its keep alive runs from when it can be heard again.
+        connection.last_heard_s = now_s + wait_s
 
     def writable(self, connection: Connection, *, writable: bool) -> None:
         """As LinkOwner."""
@@ -275,6 +335,11 @@ class Broker:
     def lost(self, link: Link, reason: str) -> None:
         """As LinkOwner."""
         self._links.discard(link)
+        self._unwelcome.discard(link)
+        self._addresses.closed(link.address, self._clock())
+        check = self._checks.pop(link, None)
+        if check is not None:
+            check.cancel()
         if not self._aborted:
             self.core.lost(link.connection, self._clock(), reason)
             self._after()
