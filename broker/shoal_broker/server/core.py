@@ -133,6 +133,7 @@ class BrokerCore:
             self._lifecycle.check_patience(connection, now_s)
         for session in list(self.router.sessions.values()):
             self.router.run_clocks(session, now_s)
+        self.router.count_queues()
         self.router.retained.drop_expired(now_s)
         self._status.tick(now_s)
 

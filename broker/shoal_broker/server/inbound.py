@@ -52,6 +52,7 @@ class Inbound:
             session.client_id,
             connection.reader.packet_bytes + (0 if packet.topic else len(topic)),
             now_s,
+            self._router.ledger,
         )
         if packet_id is None:
             self._route(session, message, now_s)

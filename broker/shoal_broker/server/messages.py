@@ -5,10 +5,11 @@ Pure values. Times are seconds on the broker's monotonic clock.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from shoal_broker.codec import Packet, PublishPacket, QoS, Will, encode
+from shoal_broker.server.ledger import Ledger
 from shoal_broker.server.subscriptions import SharedGroup
 
 OVERHEAD_BYTES = 512
@@ -29,6 +30,17 @@ class Message:
     expires_at_s: float | None
     size_bytes: int
     """What it is counted as against every limit."""
+    ledger: Ledger | None = field(default=None, compare=False, repr=False)
+    """Whose books it is on; None: on nobody's."""
+
+    def __post_init__(self) -> None:
+        if self.ledger is not None:
+            self.ledger.live_bytes += self.size_bytes
+
+    def __del__(self) -> None:
+        # Queues, windows, the retained store: whoever lets go of it last need not know that he is.
+        if self.ledger is not None:
+            self.ledger.live_bytes -= self.size_bytes
 
     def has_expired(self, now_s: float) -> bool:
         """Whether its message expiry interval has passed."""
@@ -48,7 +60,12 @@ class Delivery(NamedTuple):
 
 
 def from_publish(
-    packet: PublishPacket, topic: str, publisher: str, packet_bytes: int, now_s: float
+    packet: PublishPacket,
+    topic: str,
+    publisher: str,
+    packet_bytes: int,
+    now_s: float,
+    ledger: Ledger | None = None,
 ) -> Message:
     """The message of a PUBLISH of `packet_bytes`, its topic alias resolved to `topic`."""
     interval_s = packet.message_expiry_interval
@@ -58,10 +75,11 @@ def from_publish(
         publisher,
         None if interval_s is None else now_s + interval_s,
         packet_bytes + OVERHEAD_BYTES,
+        ledger,
     )
 
 
-def from_will(will: Will, publisher: str, now_s: float) -> Message:
+def from_will(will: Will, publisher: str, now_s: float, ledger: Ledger | None = None) -> Message:
     """The message of a will, published at `now_s`: its expiry counts from here."""
     packet = PublishPacket(
         will.topic,
@@ -77,7 +95,7 @@ def from_will(will: Will, publisher: str, now_s: float) -> Message:
         correlation_data=will.correlation_data,
         user_properties=will.user_properties,
     )
-    return from_publish(packet, will.topic, publisher, len(encode(packet)), now_s)
+    return from_publish(packet, will.topic, publisher, len(encode(packet)), now_s, ledger)
 
 
 def encode_delivery(

@@ -49,6 +49,9 @@ class RetainedStore:
         node.message = message
         self._messages[topic] = message
         self.size_bytes = size_bytes
+        _book(message, message.size_bytes)
+        if earlier is not None:
+            _book(earlier, -earlier.size_bytes)
         if message.expires_at_s is None:
             self._expiring.discard(topic)
         else:
@@ -61,6 +64,7 @@ class RetainedStore:
         if message is None:
             return
         self.size_bytes -= message.size_bytes
+        _book(message, -message.size_bytes)
         self._expiring.discard(topic)
         path: list[tuple[_Node, str]] = []
         node = self._root
@@ -103,6 +107,11 @@ class RetainedStore:
         if node is not self._root:
             return list(node.children.values())
         return [child for level, child in node.children.items() if not level.startswith("$")]
+
+
+def _book(message: Message, size_bytes: int) -> None:
+    if message.ledger is not None:
+        message.ledger.retained_bytes += size_bytes
 
 
 def _all_below(nodes: list[_Node]) -> list[Message]:

@@ -12,6 +12,7 @@ from shoal_broker.server.access_rules import AccessRules
 from shoal_broker.server.config import BrokerConfig
 from shoal_broker.server.counters import Counters, Dropped
 from shoal_broker.server.delivery import Courier
+from shoal_broker.server.ledger import Ledger
 from shoal_broker.server.messages import Delivery, Message, from_will
 from shoal_broker.server.retained import RetainedStore
 from shoal_broker.server.sessions import NEVER_EXPIRES, Session
@@ -56,6 +57,7 @@ class Router:
             write_buffer_bytes=config.write_buffer_bytes,
             counters=counters,
         )
+        self.ledger = Ledger(config.max_queued_bytes_total)
         self._access = compiled(config.access)
         self._config = config
         self._counters = counters
@@ -149,18 +151,23 @@ class Router:
         sessions, size_bytes = self.sessions, message.size_bytes
         for subscriber, max_qos, _, _ in merge_overlapping(subscriptions, message.publisher):
             session = sessions[subscriber.client_id]
-            if max_qos and session.is_persistent and not session.make_room(size_bytes, now_s):
+            if max_qos and session.is_persistent and not self._fits(session, size_bytes, now_s):
                 self._counters.dropped[Dropped.QUEUE_FULL] += 1
                 return False
         for group in groups:
             if _has_reader(group, message.topic) and not any(
-                sessions[member].make_room(size_bytes, now_s) or not subscription.max_qos
+                self._fits(sessions[member], size_bytes, now_s) or not subscription.max_qos
                 for member, subscription in group.members.items()
                 if _may_have(subscription, message.topic)
             ):
                 self._counters.dropped[Dropped.QUEUE_FULL] += 1
                 return False
         return True
+
+    def _fits(self, session: Session, size_bytes: int, now_s: float) -> bool:
+        if session.held_messages and self.is_full:
+            return False
+        return session.make_room(size_bytes, now_s)
 
     def _keep(self, message: Message) -> int:
         """Store a retained message; 0 or the reason code of the refusal."""
@@ -174,12 +181,31 @@ class Router:
             return QUOTA_EXCEEDED
         return ACCEPTED
 
+    @property
+    def is_full(self) -> bool:
+        """Whether all queues together are at their limit: then only who has nothing gets something."""
+        ledger = self.ledger
+        if not ledger.is_full:
+            return False
+        # What was added may be gone: counting is worth its while when there was enough of that.
+        if ledger.added > len(self.sessions):
+            self.count_queues()
+        return ledger.is_full
+
+    def count_queues(self) -> None:
+        """See how much is in all queues."""
+        self.ledger.count(sum(session.held_messages for session in self.sessions.values()))
+
     def _deliver(self, session: Session, delivery: Delivery, now_s: float) -> bool:
         if session.connection is None and not delivery.qos:
             self._counters.dropped[Dropped.OFFLINE_QOS0] += 1
             return True
+        if session.held_messages and self.is_full:
+            self._counters.dropped[Dropped.QUEUE_FULL] += 1
+            return not delivery.qos
         if not session.admit(delivery, now_s):
             return not delivery.qos
+        self.ledger.added += 1
         self.courier.pump(session, now_s)
         return True
 
@@ -338,7 +364,7 @@ class Router:
         if session.rights is not None and not session.rights.may_write(will.topic):
             self._counters.dropped[Dropped.NOT_AUTHORIZED] += 1
         else:
-            self.publish(from_will(will, session.client_id, now_s), now_s)
+            self.publish(from_will(will, session.client_id, now_s, self.ledger), now_s)
 
 
 def _reader(rights: Rights | None, topic_filter: str) -> Rights | None:

@@ -2,7 +2,14 @@
 
 from tests.shoal_broker.server.desk import NEVER, Desk
 
-from shoal_broker.codec import ConnectPacket, PublishPacket, SubscribePacket, TopicFilter
+from shoal_broker.codec import (
+    ConnectPacket,
+    PublishPacket,
+    PubRecPacket,
+    QoS,
+    SubscribePacket,
+    TopicFilter,
+)
 from shoal_broker.server.counters import Dropped
 from shoal_broker.server.messages import OVERHEAD_BYTES
 
@@ -166,3 +173,114 @@ def test_a_client_that_wants_every_retained_message_many_times_over_is_refused()
     client.take()
     assert client.subscribe("#") == [1]
     assert set(desk.core.router.sessions["greedy"].subscriptions) == {"#"}
+
+
+# --- all queues together
+
+
+def gone(desk, client_id, *filters):
+    """A session that is to be remembered, and is away."""
+    client = desk.connect(client_id, session_expiry_interval=NEVER)
+    client.subscribe(*filters)
+    client.drop()
+
+
+def test_a_gigabyte_for_absent_sessions_ends_at_the_limit_of_all_queues():
+    limit = 64 << 20
+    desk = Desk(max_queued_bytes_total=limit, max_queued_bytes=1 << 40, max_queued_messages=1 << 30)
+    for n in range(4):
+        gone(desk, f"away-{n}", f"t/{n}")
+    sender = desk.connect("s")
+    payload = bytes(256 << 10)
+    codes = [sender.publish(f"t/{n % 4}", payload) for n in range(4_096)]
+    ledger = desk.core.router.ledger
+    assert sum(len(payload) for _ in codes) == 1 << 30
+    assert limit - len(payload) - 1024 < ledger.queued_bytes <= limit
+    kept = codes.count(0)
+    assert codes == [0] * kept + [0x97] * (len(codes) - kept)
+    assert kept * len(payload) <= limit
+    assert desk.core.counters.dropped[Dropped.QUEUE_FULL] == codes.count(0x97)
+    # What waits is all there, and room comes back with each acknowledgement.
+    got = 0
+    for n in range(4):
+        back = desk.stranger()
+        back.send(ConnectPacket(f"away-{n}"))
+        while messages := back.messages():
+            got += len(messages)
+            back.acknowledge(messages)
+    assert got == kept
+    assert (ledger.live_bytes, sender.publish("t/0")) == (0, 0)
+
+
+def test_a_message_that_waits_for_many_is_counted_once():
+    desk = Desk(max_queued_bytes_total=1 << 20)
+    for n in range(100):
+        gone(desk, f"away-{n}", "t")
+    sender = desk.connect("s")
+    assert sender.publish("t", bytes(100_000)) == 0
+    ledger = desk.core.router.ledger
+    assert 100_000 < ledger.queued_bytes < 100_000 + 100 * 256 + 1024
+    assert sender.publish("t", bytes(100_000)) == 0
+
+
+def test_small_messages_for_many_count_what_their_entries_cost():
+    desk = Desk(max_queued_bytes_total=256 * 1024)
+    for n in range(100):
+        gone(desk, f"away-{n}", "t")
+    sender = desk.connect("s")
+    codes = [sender.publish("t") for _ in range(30)]
+    assert codes[:8] == [0] * 8
+    assert codes[12:] == [0x97] * 18
+
+
+def test_at_the_limit_of_all_queues_a_client_that_keeps_up_goes_on():
+    desk = Desk(max_queued_bytes_total=1 << 20)
+    gone(desk, "away", "hoard")
+    listener = desk.connect("l")
+    listener.subscribe("live")
+    sender = desk.connect("s")
+    while sender.publish("hoard", bytes(50_000)) == 0:
+        pass
+    for n in range(20):
+        assert sender.publish("live", bytes([n])) == 0
+        messages = listener.messages()
+        assert [m.payload for m in messages] == [bytes([n])]
+        listener.acknowledge(messages)
+    sender.publish_qos0("live", b"last")
+    assert listener.payloads() == [b"last"]
+
+
+def test_what_passed_through_long_ago_is_not_taken_for_waiting():
+    desk = Desk(max_queued_bytes_total=64 << 10)
+    listener = desk.connect("l")
+    listener.subscribe("t")
+    sender = desk.connect("s")
+    for _ in range(2_000):
+        assert sender.publish("t") == 0
+        listener.acknowledge(listener.messages())
+    assert desk.core.counters.dropped[Dropped.QUEUE_FULL] == 0
+
+
+def test_retained_messages_have_a_limit_of_their_own():
+    desk = Desk(max_queued_bytes_total=100_000)
+    sender = desk.connect("s")
+    for n in range(10):
+        assert sender.publish(f"r/{n}", bytes(50_000), retain=True) == 0x10
+    ledger = desk.core.router.ledger
+    assert ledger.retained_bytes == ledger.live_bytes == desk.core.router.retained.size_bytes
+    gone(desk, "away", "t")
+    assert sender.publish("t", bytes(50_000)) == 0
+    for n in range(10):
+        sender.publish(f"r/{n}", b"", retain=True)
+    assert ledger.retained_bytes == 0
+    assert ledger.live_bytes == desk.core.router.sessions["away"].held_bytes
+
+
+def test_a_qos_2_message_that_finds_all_queues_full_is_refused_before_anybody_has_it():
+    desk = Desk(max_queued_bytes_total=100_000)
+    gone(desk, "away", "t")
+    sender = desk.connect("s")
+    while sender.publish("t", bytes(50_000)) == 0:
+        pass
+    sender.send(PublishPacket("t", bytes(50_000), qos=QoS.EXACTLY_ONCE, packet_id=9))
+    assert int(sender.take_one(PubRecPacket).reason_code) == 0x97
