@@ -44,6 +44,14 @@ class ListenError(BrokerError):
         self.port = port
 
 
+class DurabilityError(BrokerError):
+    """What a durable broker keeps at `path` cannot be read or written."""
+
+    def __init__(self, message: str, *, path: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 class PasswordFileError(BrokerError):
     """The password file cannot be read or written, or `line` of it is no `user:hash`."""
 

@@ -74,7 +74,7 @@ class Killed(Generic[P]):
 
 @asynccontextmanager
 async def killed_broker(kind: str, folder: Path) -> AsyncIterator[tuple[Killed[Program], int]]:
-    """A broker of one of BROKERS, and its port: the same after every start."""
+    """A broker of one of BROKERS or an `embedded-durable` one, and its port: the same after every start."""
     folder.mkdir()  # noqa: ASYNC240 - before anything runs
     port = free_port()
     command = _command(kind, folder, port)
@@ -99,6 +99,9 @@ async def killed_broker(kind: str, folder: Path) -> AsyncIterator[tuple[Killed[P
 def _command(kind: str, folder: Path, port: int) -> list[str]:
     if kind == "embedded":
         return [sys.executable, "-m", "shoal_broker", "--port", str(port)]
+    if kind == "embedded-durable":
+        durable = ["--durable", str(folder / "durable")]
+        return [sys.executable, "-m", "shoal_broker", "--port", str(port), *durable]
     mosquitto = Mosquitto.found()
     assert mosquitto is not None
     if kind == "mosquitto":

@@ -3,7 +3,7 @@
     async with Broker.open(BrokerConfig(host="127.0.0.1", port=0)) as broker:
         print(broker.port)
 
-It keeps everything in memory: a restart forgets sessions and retained messages.
+It keeps everything in memory, so that a restart forgets sessions and retained messages, unless `durable_dir` is set.
 """
 
 from typing import TYPE_CHECKING

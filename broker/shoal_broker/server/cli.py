@@ -39,6 +39,7 @@ _GIVEN_AS_THEY_ARE = (
     "host",
     "port",
     "password_file",
+    "durable_dir",
     "max_packet_bytes",
     "max_connections",
     "metrics_port",
@@ -90,6 +91,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="append",
         metavar="URL",
         help="let pages of this origin connect; '*': of any (default: of the same host)",
+    )
+    parser.add_argument(
+        "--durable",
+        type=Path,
+        dest="durable_dir",
+        metavar="DIR",
+        help="keep sessions, queues and retained messages here, over kills and power cuts",
     )
     parser.add_argument(
         "--metrics-port", type=int, metavar="P", help="serve Prometheus /metrics on loopback"

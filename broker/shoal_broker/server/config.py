@@ -131,6 +131,8 @@ class BrokerConfig(Limits, frozen=True, kw_only=True):
     """How often `$SYS/broker/...` is published, while anybody listens; 0: never."""
     response_topics: str = ""
     """Who asks for response information is told `<this>/<client id>`; empty: nothing."""
+    durable_dir: Path | None = None
+    """Keep sessions, queues and retained messages in a file here, too. None: in memory only."""
 
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None

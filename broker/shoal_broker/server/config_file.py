@@ -43,6 +43,7 @@ class BrokerFile(toml.Table, frozen=True, kw_only=True):
 
     listener: tuple[ListenerTable, ...] = (ListenerTable(),)
     password_file: str | None = None
+    durable_dir: str | None = None
     access: AccessRules = AccessRules()
     limits: Limits = Limits()
     metrics: MetricsTable | None = None
@@ -102,6 +103,7 @@ def _config(file: BrokerFile, *, beside: Path) -> BrokerConfig:
         no_auth=first.no_auth,
         more_listeners=tuple(more),
         password_file=_beside(beside, file.password_file),
+        durable_dir=_beside(beside, file.durable_dir),
         access=file.access,
         sys_interval_s=file.sys_interval_s,
         response_topics=file.response_topics,

@@ -41,7 +41,9 @@ class Connection:
         "_unsent",
         "aliases",
         "aliases_given",
+        "early",
         "encode",
+        "held_bytes",
         "identity",
         "inherited",
         "is_unsent",
@@ -116,6 +118,10 @@ class Connection:
         """False while the shell's write buffer is above its limit."""
         self.output: list[bytes] = []
         self.output_bytes = 0
+        self.early = 0
+        """So many pieces at the beginning of `output` promise nothing that the broker could forget."""
+        self.held_bytes = 0
+        """Taken from `output` by a durable broker and not written yet."""
         self._unsent = unsent
         self.is_unsent = False
 
@@ -139,11 +145,23 @@ class Connection:
         if len(data) <= self.max_packet_bytes:
             self.send_bytes(data)
 
+    def refuse(self, packet: Packet) -> None:
+        """As `send`, for an answer that promises nothing."""
+        data = self.encode(packet)
+        if len(data) <= self.max_packet_bytes:
+            self.send_early(data)
+
     def send_bytes(self, data: bytes) -> None:
         """Queue an encoded packet of a size that the client accepts."""
         self.output.append(data)
         self.output_bytes += len(data)
         self.mark_unsent()
+
+    def send_early(self, data: bytes) -> None:
+        """As `send_bytes`, for what need not wait until the broker's changes are on a disk."""
+        if self.early == len(self.output):
+            self.early += 1
+        self.send_bytes(data)
 
     def mark_unsent(self) -> None:
         """Have the shell look at this connection."""
@@ -156,6 +174,7 @@ class Connection:
         data = b"".join(self.output)
         self.output.clear()
         self.output_bytes = 0
+        self.early = 0
         self.unanswered = 0
         self.is_unsent = False
         return data

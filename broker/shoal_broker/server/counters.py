@@ -17,6 +17,7 @@ class Dropped(StrEnum):
     SESSION_ENDED = "session_ended"
     REFUSED_BY_CLIENT = "refused_by_client"
     NOT_AUTHORIZED = "not_authorized"
+    NOT_STORED = "not_stored"
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ A connection is given messages only while less than the write buffer's limit wai
 so that a slow consumer costs one such buffer and its session's limits.
 """
 
-from shoal_broker.codec import PubRecPacket, PubRelPacket, PubRelReasonCode
+from shoal_broker.codec import PubRecPacket, PubRelPacket, PubRelReasonCode, QoS
 from shoal_broker.server.connection import Connection
 from shoal_broker.server.counters import Counters, Dropped
 from shoal_broker.server.messages import Delivery, encode_delivery
@@ -98,7 +98,7 @@ class Courier:
         if delivery.message.has_expired(now_s):
             self._counters.dropped[Dropped.EXPIRED] += 1
             if delivery.qos:
-                session.held_bytes -= delivery.message.size_bytes
+                session.drop(delivery)
             return
         packet_id = None
         if delivery.qos:
@@ -139,7 +139,11 @@ class Courier:
         if aliases is not None and new is not None:
             aliases.give(delivery.message.topic, new)
         self._counters.messages_out += 1
-        connection.send_bytes(data)
+        # Of a QoS 2 message nobody may have anything that we could forget.
+        if delivery.message.content.qos is QoS.EXACTLY_ONCE:
+            connection.send_bytes(data)
+        else:
+            connection.send_early(data)
 
 
 def _next_retained(session: Session) -> Delivery | None:
@@ -148,6 +152,8 @@ def _next_retained(session: Session) -> Delivery | None:
         del session.backlog[pattern]
         return None
     message = messages.popleft()
+    if session.journal is not None:
+        session.journal.gave(pattern, message)
     if not messages:
         # At once: what waits for the retained messages, waits no longer.
         del session.backlog[pattern]

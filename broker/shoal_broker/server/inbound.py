@@ -62,13 +62,15 @@ class Inbound:
             connection.unanswered += 1
             _check_quota(connection, session)
             reason_code = self._route(session, message, now_s)
-            connection.send(
-                PubAckPacket(
-                    packet_id,
-                    reason_code=PubAckReasonCode(reason_code),
-                    reason_str=words(connection, reason_code) if reason_code else None,
-                )
+            answer = PubAckPacket(
+                packet_id,
+                reason_code=PubAckReasonCode(reason_code),
+                reason_str=words(connection, reason_code) if reason_code else None,
             )
+            if reason_code < FAILURES_FROM:
+                connection.send(answer)
+            else:
+                self._refuse(connection, answer)
 
     def release(self, connection: Connection, session: Session, packet_id: int) -> None:
         """PUBREL: the id is free again; one that we do not know is said to be unknown, no error."""
@@ -102,13 +104,21 @@ class Inbound:
             # From here it is counted among the unreleased.
             connection.unanswered -= 1
             session.receive(packet_id)
-        connection.send(
-            PubRecPacket(
-                packet_id,
-                reason_code=PubRecReasonCode(reason_code),
-                reason_str=words(connection, reason_code),
-            )
+        answer = PubRecPacket(
+            packet_id,
+            reason_code=PubRecReasonCode(reason_code),
+            reason_str=words(connection, reason_code),
         )
+        if reason_code < FAILURES_FROM:
+            connection.send(answer)
+        else:
+            self._refuse(connection, answer)
+
+    def _refuse(self, connection: Connection, answer: PubAckPacket | PubRecPacket) -> None:
+        # MQTT 3.1.1 has no word for it, and would take the answer for a promise.
+        if not self._router.accepting and not connection.is_mqtt5:
+            raise ProtocolError(QUOTA_EXCEEDED, "nothing can be written to the disk now")
+        connection.refuse(answer)
 
     def _route(
         self, session: Session, message: Message, now_s: float, *, once: bool = False
@@ -118,6 +128,9 @@ class Inbound:
         if rights is not None and not rights.may_write(message.topic):
             self._counters.dropped[Dropped.NOT_AUTHORIZED] += 1
             return NOT_AUTHORIZED
+        if not self._router.accepting and int(message.content.qos):
+            self._counters.dropped[Dropped.NOT_STORED] += 1
+            return QUOTA_EXCEEDED
         if once and not self._router.has_room(message, now_s):
             return QUOTA_EXCEEDED
         return self._router.publish(message, now_s)

@@ -153,6 +153,7 @@ class Lifecycle:
             connection.inherited = set(session.unreleased)
         connection.reader.max_packet_bytes = self._config.max_packet_bytes
         connection.state = State.CONNECTED
+        self._router.connected(session)
         connection.send(
             admission.acceptance(
                 packet,

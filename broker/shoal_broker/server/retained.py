@@ -1,5 +1,6 @@
 """The last retained message of every topic, found by topic filter, within limits. Pure."""
 
+from shoal_broker.server.journal import Journal
 from shoal_broker.server.messages import Message
 
 
@@ -16,6 +17,8 @@ class RetainedStore:
 
     def __init__(self, *, max_messages: int, max_bytes: int) -> None:
         self.size_bytes = 0
+        self.journal: Journal | None = None
+        """Told of every change, if they are to survive the process."""
         self._max_messages = max_messages
         self._max_bytes = max_bytes
         self._root = _Node()
@@ -40,6 +43,15 @@ class RetainedStore:
             return False
         if size_bytes > self._max_bytes:
             return False
+        self.restore(message)
+        if self.journal is not None:
+            self.journal.retained(message)
+        return True
+
+    def restore(self, message: Message) -> None:
+        """Keep `message` whatever the limits are: it was accepted once."""
+        topic = message.topic
+        earlier = self._messages.get(topic)
         node = self._root
         for level in topic.split("/"):
             child = node.children.get(level)
@@ -48,7 +60,7 @@ class RetainedStore:
             node = child
         node.message = message
         self._messages[topic] = message
-        self.size_bytes = size_bytes
+        self.size_bytes += message.size_bytes - (0 if earlier is None else earlier.size_bytes)
         _book(message, message.size_bytes)
         if earlier is not None:
             _book(earlier, -earlier.size_bytes)
@@ -56,13 +68,14 @@ class RetainedStore:
             self._expiring.discard(topic)
         else:
             self._expiring.add(topic)
-        return True
 
     def clear(self, topic: str) -> None:
         """Forget the message of `topic`, if there is one."""
         message = self._messages.pop(topic, None)
         if message is None:
             return
+        if self.journal is not None:
+            self.journal.cleared(topic)
         self.size_bytes -= message.size_bytes
         _book(message, -message.size_bytes)
         self._expiring.discard(topic)

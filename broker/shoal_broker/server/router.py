@@ -12,6 +12,7 @@ from shoal_broker.server.access_rules import AccessRules
 from shoal_broker.server.config import BrokerConfig
 from shoal_broker.server.counters import Counters, Dropped
 from shoal_broker.server.delivery import Courier
+from shoal_broker.server.journal import Journal
 from shoal_broker.server.ledger import Ledger
 from shoal_broker.server.messages import Delivery, Message, from_will
 from shoal_broker.server.retained import RetainedStore
@@ -61,6 +62,12 @@ class Router:
         self._access = compiled(config.access)
         self._config = config
         self._counters = counters
+        self._journal: Journal | None = None
+
+    @property
+    def accepting(self) -> bool:
+        """False while a durable broker cannot write: clients are to be promised nothing then."""
+        return self._journal is None or self._journal.accepting
 
     # --- access rules
 
@@ -265,6 +272,8 @@ class Router:
             return QUOTA_EXCEEDED
         session.subscriptions[pattern] = subscription
         self.subscriptions.add(subscription)
+        if session.journal is not None:
+            session.journal.subscribed(pattern, subscription)
         return subscription.max_qos
 
     def _queue_retained(self, session: Session, subscription: Subscription) -> bool:
@@ -283,6 +292,8 @@ class Router:
         session.backlog.pop(subscription.topic_filter, None)
         if messages:
             session.backlog[subscription.topic_filter] = messages
+        if session.journal is not None:
+            session.journal.owes(subscription.topic_filter, messages)
         return True
 
     def unsubscribe(self, session: Session, pattern: str) -> int:
@@ -292,6 +303,8 @@ class Router:
             return NO_SUBSCRIPTION_EXISTED
         session.backlog.pop(pattern, None)
         self.subscriptions.remove(subscription)
+        if session.journal is not None:
+            session.journal.unsubscribed(pattern)
         return ACCEPTED
 
     # --- sessions
@@ -300,6 +313,10 @@ class Router:
         """Create the session of a client id that has none; None at the limit."""
         if len(self.sessions) >= self._config.max_sessions:
             return None
+        return self.restore_session(client_id)
+
+    def restore_session(self, client_id: str) -> Session:
+        """Create it whatever the limit is: it was accepted once."""
         session = self.sessions[client_id] = Session(
             client_id,
             max_messages=self._config.max_queued_messages,
@@ -307,6 +324,24 @@ class Router:
             counters=self._counters,
         )
         return session
+
+    def write_to(self, journal: Journal) -> None:
+        """Tell `journal` of every change from here on: what is there now is known to it."""
+        self._journal = self.retained.journal = journal
+        # They may be others than when this was stored.
+        self.apply_access(self._config.access)
+
+    def connected(self, session: Session) -> None:
+        """The session has a connection, and an interval that says whether it is to be remembered."""
+        if self._journal is None:
+            return
+        if session.is_persistent:
+            if session.journal is None:
+                session.journal = self._journal.session(session)
+            session.journal.connected()
+        elif session.journal is not None:
+            session.journal.ended()
+            session.journal = None
 
     def left(self, session: Session, now_s: float, *, with_will: bool) -> None:
         """The session has no connection any more: start its clocks, or end it."""
@@ -324,6 +359,8 @@ class Router:
                 session.will = None
         interval_s = session.expiry_interval_s
         session.expires_at_s = None if interval_s == NEVER_EXPIRES else now_s + interval_s
+        if session.journal is not None:
+            session.journal.changed()
         self.run_clocks(session, now_s)
 
     def run_clocks(self, session: Session, now_s: float) -> None:
@@ -340,7 +377,6 @@ class Router:
         self.sessions.pop(session.client_id, None)
         for subscription in session.subscriptions.values():
             self.subscriptions.remove(subscription)
-        session.subscriptions.clear()
         if session.will_due_at_s is not None:
             self._publish_will(session, now_s)
         for delivery, may_move in session.unacknowledged():
@@ -354,10 +390,17 @@ class Router:
                 self._counters.dropped[Dropped.SESSION_ENDED] += 1
             else:
                 self._share(group, delivery.message, now_s)
+        # Last: what the others get of it is stored already.
+        if session.journal is not None:
+            session.journal.ended()
+            session.journal = None
+        session.subscriptions.clear()
         session.forget_messages()
 
     def _publish_will(self, session: Session, now_s: float) -> None:
         will, session.will, session.will_due_at_s = session.will, None, None
+        if session.journal is not None:
+            session.journal.changed()
         if will is None:
             return
         # Checked at CONNECT, but the rules may be others by now.

@@ -17,6 +17,7 @@ from shoal_broker.server.subscriptions import Subscription
 if TYPE_CHECKING:
     from shoal_broker.server.access import Rights
     from shoal_broker.server.connection import Connection
+    from shoal_broker.server.journal import SessionJournal
 
 LARGEST_PACKET_ID = 65_535
 NEVER_EXPIRES = 0xFFFFFFFF
@@ -44,6 +45,7 @@ class Session:
         "held_bytes",
         "identity",
         "in_flight",
+        "journal",
         "queue",
         "repeats",
         "rights",
@@ -62,6 +64,8 @@ class Session:
         self.rights: Rights | None = None
         """None: every topic."""
         self.connection: Connection | None = None
+        self.journal: SessionJournal | None = None
+        """Told of every change, if the session is to survive the process."""
         self.expiry_interval_s = 0
         self.expires_at_s: float | None = None
         """Set while no connection is there; None then: never."""
@@ -120,8 +124,13 @@ class Session:
         if not self._has_room(size_bytes) and not self.make_room(size_bytes, now_s):
             self._counters.dropped[Dropped.QUEUE_FULL] += 1
             return False
-        (self.queue if delivery.qos else self.best_effort).append(delivery)
         self.held_bytes += size_bytes
+        if not delivery.qos:
+            self.best_effort.append(delivery)
+            return True
+        self.queue.append(delivery)
+        if self.journal is not None:
+            self.journal.queued(delivery)
         return True
 
     # --- messages to the client
@@ -135,7 +144,19 @@ class Session:
             if packet_id not in in_flight:
                 self._last_packet_id = packet_id
                 in_flight[packet_id] = delivery
+                if self.journal is not None:
+                    self.journal.sent(packet_id, delivery)
                 return packet_id
+
+    def drop(self, delivery: Delivery) -> None:
+        """What was taken from a queue is not going to be sent."""
+        self.held_bytes -= delivery.message.size_bytes
+        if self.journal is not None:
+            self.journal.settled(delivery)
+
+    def continue_ids_after(self, packet_id: int) -> None:
+        """The next packet id is a later one."""
+        self._last_packet_id = packet_id
 
     def acknowledge(self, packet_id: int) -> None:
         """PUBACK: the client has this message; an unknown id is an answer to something long settled.
@@ -162,6 +183,8 @@ class Session:
         self.held_bytes -= delivery.message.size_bytes
         # In its place: repeats keep the order in which the messages were sent.
         self.in_flight[packet_id] = None
+        if self.journal is not None:
+            self.journal.released(packet_id, delivery)
         if self.repeats and packet_id in self.repeats:
             self.repeats.remove(packet_id)
         return True
@@ -177,6 +200,11 @@ class Session:
         delivery = self.in_flight.pop(packet_id, None)
         if delivery is not None:
             self.held_bytes -= delivery.message.size_bytes
+        if self.journal is not None:
+            if delivery is None:
+                self.journal.completed(packet_id)
+            else:
+                self.journal.settled(delivery)
         if self.repeats and packet_id in self.repeats:
             self.repeats.remove(packet_id)
 
@@ -191,12 +219,16 @@ class Session:
         if self.unreleased is None:
             self.unreleased = set()
         self.unreleased.add(packet_id)
+        if self.journal is not None:
+            self.journal.received(packet_id)
 
     def release(self, packet_id: int) -> bool:
         """PUBREL. False when no message waits for it."""
         if self.unreleased is None or packet_id not in self.unreleased:
             return False
         self.unreleased.remove(packet_id)
+        if self.journal is not None:
+            self.journal.finished(packet_id)
         return True
 
     # --- endings
@@ -218,18 +250,24 @@ class Session:
         if rights is None:
             return
         for waiting in (self.queue, self.best_effort):
-            kept = [each for each in waiting if rights.may_read(each.message.topic)]
-            self._counters.dropped[Dropped.NOT_AUTHORIZED] += len(waiting) - len(kept)
-            self.held_bytes += sum(each.message.size_bytes for each in kept)
-            self.held_bytes -= sum(each.message.size_bytes for each in waiting)
+            looked_at = list(waiting)
             waiting.clear()
-            waiting.extend(kept)
+            for each in looked_at:
+                if rights.may_read(each.message.topic):
+                    waiting.append(each)
+                else:
+                    self._counters.dropped[Dropped.NOT_AUTHORIZED] += 1
+                    self.drop(each)
         if in_flight:
             for packet_id, delivery in list(self.in_flight.items()):
                 if delivery is not None and not rights.may_read(delivery.message.topic):
                     self.settle(packet_id)
         for pattern, messages in list(self.backlog.items()):
-            self.backlog[pattern] = deque(m for m in messages if rights.may_read(m.topic))
+            readable = self.backlog[pattern] = deque(
+                m for m in messages if rights.may_read(m.topic)
+            )
+            if self.journal is not None:
+                self.journal.owes(pattern, readable)
 
     def forget_messages(self) -> None:
         """Drop everything that waits or is unacknowledged."""
@@ -260,5 +298,5 @@ class Session:
             return
         # A look at everything costs: what expires soonest is at the front more often than not.
         while self.queue and self.queue[0].message.has_expired(now_s):
-            self.held_bytes -= self.queue.popleft().message.size_bytes
+            self.drop(self.queue.popleft())
             self._counters.dropped[Dropped.EXPIRED] += 1

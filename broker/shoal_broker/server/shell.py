@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Self, cast
+from typing import TYPE_CHECKING, Self, cast
 
 import structlog
 
@@ -29,10 +29,13 @@ from shoal_broker.server.events import (
     ClientRefused,
 )
 from shoal_broker.server.files import Files
-from shoal_broker.server.link import PASSWORD, Link
+from shoal_broker.server.link import DISK, PASSWORD, Link
 from shoal_broker.server.listening import listen
 from shoal_broker.server.rates import Addresses, Guesses, Meter
 from shoal_broker.server.tls import TlsStream
+
+if TYPE_CHECKING:
+    from shoal_broker.server.durable.gate import Gate
 
 SWEEP_INTERVAL_S = 1.0
 """How late a will, an expiry or a keep alive may be noticed."""
@@ -48,7 +51,7 @@ log = structlog.get_logger("shoal_broker")
 
 
 class Broker:
-    """A running broker. Everything is kept in memory and gone when it is closed."""
+    """A running broker. What it keeps is gone when it is closed, unless it is durable."""
 
     def __init__(self, config: BrokerConfig, files: Files, clock: Callable[[], float]) -> None:
         self.config = config
@@ -72,6 +75,9 @@ class Broker:
         )
         self._guesses = Guesses()
         self._flush_scheduled = False
+        self._gate: Gate | None = None
+        self._not_read: set[Link] = set()
+        """Because too much is not on the disk yet."""
         self._all_gone = asyncio.Event()
         self._aborted = False
 
@@ -82,23 +88,27 @@ class Broker:
     ) -> AsyncIterator[Self]:
         """Listen until the block ends; then say goodbye (0x8B) and close.
 
-        Raises ListenError, PasswordFileError and CertificateFileError.
+        Raises ListenError, PasswordFileError, CertificateFileError and DurabilityError.
         """
         files = await asyncio.to_thread(Files.read, config)
         broker = cls(config, files, clock)
-        await broker._listen()
         failure: Exception | None = None
-        async with asyncio.TaskGroup() as tasks:
-            broker._tasks = tasks
-            sweeping = tasks.create_task(broker._sweep_forever(), name="broker.sweep")
-            try:
-                async with _metrics(broker):
-                    yield broker
-            except Exception as exc:  # noqa: BLE001 - raised below, without the group around it
-                failure = exc
-            finally:
-                sweeping.cancel()
-                await broker._close()
+        async with broker._durable():
+            await broker._listen()
+            async with asyncio.TaskGroup() as tasks:
+                broker._tasks = tasks
+                working = [tasks.create_task(broker._sweep_forever(), name="broker.sweep")]
+                if broker._gate is not None:
+                    working.append(tasks.create_task(broker._gate.run(), name="broker.commits"))
+                try:
+                    async with _metrics(broker):
+                        yield broker
+                except Exception as exc:  # noqa: BLE001 - raised below, without the group around it
+                    failure = exc
+                finally:
+                    await broker._close()
+                    for task in working:
+                        task.cancel()
         if failure is not None:
             raise failure
 
@@ -128,8 +138,13 @@ class Broker:
         now_s = self._clock()
         self._guesses.sweep(now_s)
         self._addresses.sweep(now_s)
+        for link in self._not_read:
+            # It may have spoken.
+            link.connection.last_heard_s = now_s
         self.core.tick(now_s)
         self._after()
+        if self._gate is not None:
+            self._gate.sweep()
 
     async def read_again(self, access: AccessRules) -> None:
         """Use these access rules, and the files for TLS and passwords as they are now.
@@ -152,6 +167,20 @@ class Broker:
             link.transport.abort()
 
     # --- life
+
+    @asynccontextmanager
+    async def _durable(self) -> AsyncIterator[None]:
+        directory = self.config.durable_dir
+        if directory is None:
+            yield
+            return
+        # Only who asks for it needs SQLite.
+        from shoal_broker.server.durable.gate import Gate  # noqa: PLC0415 - see above
+        from shoal_broker.server.durable.opening import opened  # noqa: PLC0415 - see above
+
+        async with opened(directory, self.core.router, clock=self._clock) as committer:
+            self._gate = Gate(committer, write=self._released, read_on=self._read_on)
+            yield
 
     async def _listen(self) -> None:
         try:
@@ -177,6 +206,8 @@ class Broker:
         if not self._aborted:
             self.core.shut_down()
             self._flush()
+            if self._gate is not None:
+                await self._gate.stop()
         self._check_all_gone()
         try:
             async with asyncio.timeout(SHUTDOWN_TIMEOUT_S):
@@ -233,23 +264,42 @@ class Broker:
     def _flush(self) -> None:
         self._flush_scheduled = False
         unsent = self.core.take_unsent()
-        if not unsent:
+        gate = self._gate
+        if unsent:
+            now_s = self._clock()
+            for connection in unsent:
+                output = connection.take_output() if gate is None else gate.pass_on(connection)
+                self._write(connection, output, now_s)
+            self._after()
+        if gate is not None:
+            gate.proceed()
+
+    def _write(self, connection: Connection, output: bytes, now_s: float) -> None:
+        link = _link_of(connection)
+        if link.transport.is_closing():
             return
-        now_s = self._clock()
-        for connection in unsent:
-            output = connection.take_output()
-            link = _link_of(connection)
-            if link.transport.is_closing():
-                continue
-            if output:
-                self.counters.sent_bytes += len(output)
-                link.write(output)
-            if connection.state is State.CLOSED:
-                link.close()
-            else:
-                link.hold_back()
-                self.core.written(connection, now_s, writable=link.writable)
-        self._after()
+        if output:
+            self.counters.sent_bytes += len(output)
+            link.write(output)
+        if connection.state is not State.CLOSED:
+            link.hold_back()
+            self.core.written(connection, now_s, writable=self._has_room(link))
+        elif not connection.held_bytes:
+            link.close()
+
+    def _has_room(self, link: Link) -> bool:
+        return link.writable and link.connection.held_bytes < self.config.write_buffer_bytes
+
+    def _released(self, connection: Connection, output: bytes) -> None:
+        """What was held back is on the disk."""
+        self._write(connection, output, self._clock())
+        self._schedule_flush()
+
+    def _read_on(self) -> None:
+        """Enough is on the disk to read those again that we stopped reading."""
+        for link in self._not_read:
+            link.read_on(DISK)
+        self._not_read.clear()
 
     async def _authenticate(self, wanted: AuthenticationWanted) -> None:
         connection = wanted.connection
@@ -317,6 +367,10 @@ class Broker:
             if wait_s:
                 self._slow_down(connection, wait_s, now_s)
         self._after()
+        if self._gate is not None and self._gate.is_full:
+            link = _link_of(connection)
+            link.hold(DISK)
+            self._not_read.add(link)
 
     def _slow_down(self, connection: Connection, wait_s: float, now_s: float) -> None:
         if connection.state is State.CLOSED:
@@ -328,6 +382,7 @@ class Broker:
 
     def writable(self, connection: Connection, *, writable: bool) -> None:
         """As LinkOwner."""
+        writable = writable and self._has_room(_link_of(connection))
         self.core.written(connection, self._clock(), writable=writable)
         if writable:
             self._after()
@@ -340,6 +395,7 @@ class Broker:
         check = self._checks.pop(link, None)
         if check is not None:
             check.cancel()
+        self._not_read.discard(link)
         if not self._aborted:
             self.core.lost(link.connection, self._clock(), reason)
             self._after()

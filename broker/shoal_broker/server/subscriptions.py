@@ -145,6 +145,14 @@ class SubscriptionTree:
         """Whether there is any filter that begins with `level`, shared ones included."""
         return level in self._root.children
 
+    def group(self, name: str, topic_filter: str) -> SharedGroup:
+        """The members of `$share/name/filter`; an empty group when there are none."""
+        node: _Node | None = self._root
+        for level in topic_filter.split("/"):
+            node = None if node is None else node.children.get(level)
+        found = None if node is None else node.groups.get(name)
+        return SharedGroup(name, topic_filter) if found is None else found
+
     def match(self, topic: str) -> tuple[list[Subscription], list[SharedGroup]]:
         """Subscriptions (one client may have several) and shared groups that `topic` belongs to."""
         subscriptions: list[Subscription] = []
