@@ -11,7 +11,10 @@ from shoal_broker.codec import (
     ConnectPacket,
     DisconnectPacket,
     PubAckPacket,
+    PubCompPacket,
     PublishPacket,
+    PubRecPacket,
+    PubRelPacket,
     QoS,
     SubscribePacket,
     TopicFilter,
@@ -21,12 +24,18 @@ from shoal_broker.codec import (
 )
 
 TALK = [
-    ConnectPacket("m", session_expiry_interval=5, will=Will("a/w", payload=b"w")),
+    ConnectPacket(
+        "m", session_expiry_interval=5, topic_alias_max=3, will=Will("a/w", payload=b"w")
+    ),
     SubscribePacket(1, [TopicFilter("a/+"), TopicFilter("$share/g/a/#")], subscription_id=5),
     PublishPacket("a/b", b"payload", qos=QoS.AT_LEAST_ONCE, packet_id=3, retain=True),
     PublishPacket("a/é", b"\xff", topic_alias=2, user_properties=[("k", "v")]),
     PublishPacket("", b"again", topic_alias=2),
     PubAckPacket(1),
+    PublishPacket("a/b", b"once", qos=QoS.EXACTLY_ONCE, packet_id=4),
+    PubRelPacket(4),
+    PubRecPacket(2),
+    PubCompPacket(2),
     UnsubscribePacket(2, ["a/+"]),
     DisconnectPacket(session_expiry_interval=3),
 ]
