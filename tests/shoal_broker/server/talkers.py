@@ -46,12 +46,12 @@ WHICH = st.integers(0, 3)
 SOME_QOS = st.sampled_from((1, 2, 0))
 EXPIRIES = st.sampled_from((5, NEVER, 0, 2))
 INTERVALS = st.sampled_from((None, None, None, 1, 3, 0))
-SHARES = {"$share/g/#": 11, "$share/g/t": 12, "$share/h/t/+": 13, "$share/h/#": 14}
+SHARES = {"$share/g/#": 11, "$share/g/top": 12, "$share/h/top/+": 13, "$share/h/#": 14}
 """With an identifier each, so that what is heard tells where it comes from."""
 # More often what meets: the rest is what the rules of matching are about.
-TOPICS = st.sampled_from((*("t", "t/u") * 4, "t/u/v", "/t", "t/", "w/a", "w/b", "$x/t"))
+TOPICS = st.sampled_from((*("top", "top/u") * 4, "top/u/v", "/top", "top/", "w/a", "w/b", "$x/top"))
 FILTERS = st.sampled_from(
-    ("#", "t", "t/#", "+/#") * 2 + ("t/+", "t/u", "+", "+/u", "/+", "w/#", "$x/t", "t/u/#", *SHARES)
+    ("#", "top", "top/#", "+/#") * 2 + ("top/+", "top/u", "+", "+/u", "/+", "w/#", "$x/top", "top/u/#", *SHARES)
 )
 WORDS = st.fixed_dictionaries(
     {
@@ -134,7 +134,7 @@ class Talkers(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.desk = Desk(max_in_flight=MAX_IN_FLIGHT)
+        self.desk = Desk(max_in_flight=MAX_IN_FLIGHT, sys_interval_s=1)
         self.model = Model(max_in_flight=MAX_IN_FLIGHT, now_s=self.desk.now_s)
         self.talkers: dict[str, Talker] = {}
         self.unreleased: dict[str, dict[int, Published]] = {}
@@ -149,6 +149,7 @@ class Talkers(RuleBasedStateMachine):
     def listen(self) -> dict[str, list[Packet]]:
         """Tell the model what was heard; the answers and goodbyes among it, by client."""
         answers = {}
+        assert {message.topic for message in self.listener.take()} <= {"$SYS/broker/uptime"}
         for name, talker in self.talkers.items():
             client = talker.client
             for data in client.held:
@@ -209,9 +210,10 @@ class Talkers(RuleBasedStateMachine):
 
     @initialize(hellos=st.lists(HELLOS, min_size=3, max_size=3))
     def begin(self, hellos) -> None:
-        client = self.desk.connect("first")
-        self.max_qos = int(client.welcome.max_qos)
-        client.drop()
+        # Has the server's own topics announced: nobody else may hear them.
+        self.listener = self.desk.connect("listener")
+        self.listener.subscribe("$SYS/broker/uptime")
+        self.max_qos = int(self.listener.welcome.max_qos)
         for name, hello in zip("abc", hellos, strict=True):
             self.connect_as(name, **hello)
 
