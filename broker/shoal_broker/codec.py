@@ -112,6 +112,7 @@ _OTHER_REASONS = (
     ("Duplicate value", PROTOCOL_VIOLATION),
     ("must be != 0", PROTOCOL_VIOLATION),
     ("Topic alias must be set", PROTOCOL_VIOLATION),
+    ("Invalid boolean", PROTOCOL_VIOLATION),
 )
 
 
@@ -311,6 +312,8 @@ def _check_values(packet: Packet) -> None:
         case PublishPacket():
             _check_publish(packet)
         case ConnectPacket():
+            if packet.authentication_method is None and packet.authentication_data is not None:
+                raise ProtocolError(PROTOCOL_VIOLATION, "data of authentication without a method")
             if packet.will is not None:
                 _check_topic(packet.will.topic)
                 _check_details(packet.will)

@@ -17,7 +17,7 @@ PROTOCOL_VIOLATION = 0x82
 CONNECT, PUBLISH, SUBSCRIBE, UNSUBSCRIBE = 1, 3, 8, 10
 
 _WILL, _WILL_DETAILS, _PASSWORD, _USER_NAME = 0x04, 0x38, 0x40, 0x80
-_SUBSCRIBE_RESERVED = 0xC0
+_MAX_QOS, _RETAIN_HANDLING, _SUBSCRIBE_RESERVED = 0x03, 0x30, 0xC0
 
 # MQTT 5, table 2-4. A number is a size in bytes.
 _TEXT, _PAIR, _BINARY, _VARINT = "text", "pair", "binary", "varint"
@@ -91,8 +91,15 @@ def _subscriptions(walk: _Walk, kind: int) -> None:
     walk.properties()
     while walk.left and kind in (SUBSCRIBE, UNSUBSCRIBE):
         walk.text()
-        if kind == SUBSCRIBE and walk.number(1) & _SUBSCRIBE_RESERVED:
-            raise ProtocolError(MALFORMED, "a reserved bit of a subscription is set")
+        if kind == SUBSCRIBE:
+            _check_options(walk.number(1))
+
+
+def _check_options(options: int) -> None:
+    if options & _SUBSCRIBE_RESERVED:
+        raise ProtocolError(MALFORMED, "a reserved bit of a subscription is set")
+    if options & _MAX_QOS == _MAX_QOS or options & _RETAIN_HANDLING == _RETAIN_HANDLING:
+        raise ProtocolError(PROTOCOL_VIOLATION, "there is no QoS 3, and no retain handling 3")
 
 
 def _connect(walk: _Walk) -> None:

@@ -161,7 +161,7 @@ def test_a_packet_above_the_limit_is_refused_before_its_body_arrives():
         (framed(0x82, b"\x00\x01\x00"), 0x82),  # nothing to subscribe to
         (framed(0x82, b"\x00\x00\x00\x00\x01a\x00"), 0x82),  # packet id 0
         (framed(0x82, b"\x00\x01\x00\x00\x01a\xc0"), 0x81),  # reserved bits
-        (framed(0x82, b"\x00\x01\x00\x00\x01a\x30"), 0x81),  # retain handling 3
+        (framed(0x82, b"\x00\x01\x00\x00\x01a\x30"), 0x82),  # retain handling 3
         (framed(0x82, b"\x00\x01\x00\x00\x02a#\x00"), 0x8F),
         (framed(0x82, b"\x00\x01\x00\x00\x03+a/\x00"), 0x8F),
         (framed(0x82, b"\x00\x01\x00\x00\x08$share/g\x00"), 0x8F),

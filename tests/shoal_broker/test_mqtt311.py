@@ -370,7 +370,7 @@ def connect_body(
         (framed(0x82, b"\x00"), 0x81),
         (framed(0x82, b"\x00\x00\x00\x01a\x00"), 0x82),  # packet id 0
         (framed(0x80, b"\x00\x01\x00\x01a\x00"), 0x81),  # flags of SUBSCRIBE
-        (framed(0x82, b"\x00\x01\x00\x01a\x03"), 0x81),  # QoS 3
+        (framed(0x82, b"\x00\x01\x00\x01a\x03"), 0x82),  # QoS 3
         (framed(0x82, b"\x00\x01\x00\x01a\x04"), 0x81),  # no-local
         (framed(0x82, b"\x00\x01\x00\x01a\x08"), 0x81),  # retain as published
         (framed(0x82, b"\x00\x01\x00\x01a\x10"), 0x81),  # retain handling

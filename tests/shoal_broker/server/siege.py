@@ -219,7 +219,9 @@ class Siege:
         if connected:
             self._feed(offender, rng.choice(talk[:2]))
             assert len(offender.answers()) >= 1
-        packets = [rng.choice(talk) if rng.random() < 0.3 else b"" for _ in range(rng.randint(1, 6))]
+        packets = [
+            rng.choice(talk) if rng.random() < 0.3 else b"" for _ in range(rng.randint(1, 6))
+        ]
         for at, packet in enumerate(packets):
             if not packet or at == 0:
                 packets[at] = mutated(rng.choice(talk), rng, talk)

@@ -51,7 +51,8 @@ SHARES = {"$share/g/#": 11, "$share/g/top": 12, "$share/h/top/+": 13, "$share/h/
 # More often what meets: the rest is what the rules of matching are about.
 TOPICS = st.sampled_from((*("top", "top/u") * 4, "top/u/v", "/top", "top/", "w/a", "w/b", "$x/top"))
 FILTERS = st.sampled_from(
-    ("#", "top", "top/#", "+/#") * 2 + ("top/+", "top/u", "+", "+/u", "/+", "w/#", "$x/top", "top/u/#", *SHARES)
+    ("#", "top", "top/#", "+/#") * 2
+    + ("top/+", "top/u", "+", "+/u", "/+", "w/#", "$x/top", "top/u/#", *SHARES)
 )
 WORDS = st.fixed_dictionaries(
     {
@@ -140,7 +141,6 @@ class Talkers(RuleBasedStateMachine):
         self.unreleased: dict[str, dict[int, Published]] = {}
         """QoS 2 messages that a client published and did not release, by client and packet id."""
         self.max_qos = 0
-        self.last_id = 0
         self.messages = 0
         self.steps = 0
 
@@ -197,9 +197,9 @@ class Talkers(RuleBasedStateMachine):
         self.model.sessions[name].heard_at_s = self.desk.now_s
         self.talkers[name].client.send(*packets)
 
-    def next_id(self) -> int:
-        self.last_id += 1
-        return self.last_id
+    def free_id(self, name: str) -> int:
+        """As small as possible: ids come back as soon as they may."""
+        return next(n for n in range(1, 100) if n not in self.unreleased.get(name, ()))
 
     def message(self, *, topic: str, qos: int, empty: bool, **options) -> Published:
         self.messages += 1
@@ -293,6 +293,13 @@ class Talkers(RuleBasedStateMachine):
         client.drop()
         self.nothing_else()
 
+    @precondition(lambda self: self.talkers)
+    @rule(which=WHICH, hello=HELLOS)
+    def lose_the_connection_and_come_back(self, which, hello) -> None:
+        name = list(self.talkers)[which % len(self.talkers)]
+        self.lose_the_connection(which)
+        self.connect_as(name, **{**hello, "clean": False, "wanted": None})
+
     @precondition(somebody_speaks)
     @rule(which=WHICH, with_will=st.booleans(), expiry_s=st.none() | EXPIRIES)
     def say_goodbye(self, which, with_will, expiry_s) -> None:
@@ -384,7 +391,7 @@ class Talkers(RuleBasedStateMachine):
                     retain_handling=HANDLINGS[handling],
                 )
             )
-        packet_id = self.next_id()
+        packet_id = self.free_id(name)
         self.say(name, SubscribePacket(packet_id, filters, subscription_id=identifier))
         answer = self.one_answer(name, SubAckPacket)
         assert answer.packet_id == packet_id
@@ -395,7 +402,7 @@ class Talkers(RuleBasedStateMachine):
     def unsubscribe(self, which, patterns) -> None:
         name = self.speaker(which)
         codes = [self.model.unsubscribe(name, pattern) for pattern in patterns]
-        packet_id = self.next_id()
+        packet_id = self.free_id(name)
         self.say(name, UnsubscribePacket(packet_id, patterns))
         answer = self.one_answer(name, UnsubAckPacket)
         assert answer.packet_id == packet_id
@@ -422,7 +429,7 @@ class Talkers(RuleBasedStateMachine):
         topic = message.topic
         if message.qos == 2 and len(self.unreleased.get(name, ())) >= MAX_UNRELEASED:
             return
-        packet_id = self.next_id() if message.qos else None
+        packet_id = self.free_id(name) if message.qos else None
         aliases = self.talkers[name].aliases_out
         is_known = alias is not None and aliases.get(alias) == topic
         if alias is not None:
