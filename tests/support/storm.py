@@ -27,11 +27,12 @@ from tests.support.killed_programs import Killed, killed_broker
 from tests.support.programs import Program
 
 from shoal_broker.session import Inbound, Session, SessionConfig
-from shoal_contract import messages
+from shoal_contract import envelope, messages
 from shoal_contract.frames import Status
 from shoal_contract.messages import Command, State
 from shoal_contract.topics import Channel, Topics
 from shoal_fleet import digits
+from shoal_fleet.issuer import read_signer
 
 TALLYING_AGENT = Path(__file__).with_name("tallying_agent.py")
 SAMPLES_HZ = 20
@@ -92,7 +93,7 @@ class Witness:
         witness = cls()
 
         async def take(inbound: Inbound) -> None:
-            message = messages.decode(inbound.payload)
+            message = messages.decode(envelope.unpack(inbound.payload).payload)
             if isinstance(message, Command):
                 witness.seen.add(message.id.hex())
 
@@ -133,12 +134,16 @@ class Storm:
     @classmethod
     @asynccontextmanager
     async def open(cls, kind: str, folder: Path) -> AsyncIterator[Self]:
-        """A broker of this kind, a controller, two boards; the first has a device whose samples flow."""
+        """A broker of this kind, a controller, two boards that take signed commands only.
+
+        The first board has a device whose samples flow.
+        """
         async with AsyncExitStack() as stack:
             enter = stack.enter_async_context
             broker, port = await enter(killed_broker(kind, folder / "broker"))
             fleet = await enter(Killed.open(lambda: FleetProgram.open(folder / "fleet", port)))
             witness = await enter(Witness.open(port))
+            key = envelope.key_text(read_signer(folder / "fleet" / "state").public_key)
             boards = [
                 Board(stack.enter_context(short_folder()), f"board-{number}") for number in (1, 2)
             ]
@@ -147,7 +152,7 @@ class Storm:
             storm = cls(fleet, witness, broker, device)
             for board, transport in zip(boards, ("aiomqtt", "codec"), strict=True):
                 storm.boards.append(board)
-                storm.agents.append(await enter(Killed.open(_starter(board, port, transport))))
+                storm.agents.append(await enter(Killed.open(_starter(board, port, transport, key))))
             await storm._ready()
             yield storm
 
@@ -339,9 +344,10 @@ class Storm:
             account.broken.append("a reading stands in the table twice")
 
 
-def _starter(board: Board, port: int, transport: str) -> Callable[[], Any]:
+def _starter(board: Board, port: int, transport: str, key: str) -> Callable[[], Any]:
     return lambda: board.agent(
         port,
+        more=f'[trust]\ncommand_keys = ["{key}"]',
         device=board.node == "board-1",
         program=TALLYING_AGENT,
         before=(board.folder / "tally", "--"),
