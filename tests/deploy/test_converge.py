@@ -350,6 +350,7 @@ def _broker(host: str, scratch: Path) -> Iterator[int]:
             [
                 *(sys.executable, "-c", "import shoal_broker.cli as c; c.main()"),
                 *("run", "--host", host, "--port", "0", "--password-file", users),
+                *("--operator", "operator"),
                 *("--ready-file", ready),
             ],
             stdout=log,

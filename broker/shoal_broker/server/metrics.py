@@ -33,6 +33,16 @@ class BrokerCollector(Collector):
             "shoal_broker_refused", "Connections turned away", value=counters.refused
         )
         yield CounterMetricFamily(
+            "shoal_broker_tls_failed",
+            "Connections that ended before their TLS handshake was over",
+            value=counters.tls_failed,
+        )
+        yield CounterMetricFamily(
+            "shoal_broker_slowed_down",
+            "Times that a client was not read because it sent too much",
+            value=counters.slowed_down,
+        )
+        yield CounterMetricFamily(
             "shoal_broker_messages_in", "Messages published", value=counters.messages_in
         )
         yield CounterMetricFamily(
@@ -56,6 +66,11 @@ class BrokerCollector(Collector):
                 sum(s.held_messages for s in sessions),
             ),
             ("queued_bytes", "The same as counted", sum(s.held_bytes for s in sessions)),
+            (
+                "queued_bytes_together",
+                "Queued messages, each once, against the limit of all queues",
+                router.ledger.queued_bytes,
+            ),
         ):
             yield GaugeMetricFamily(f"shoal_broker_{name}", text, value=value)
 
