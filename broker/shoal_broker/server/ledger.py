@@ -35,7 +35,9 @@ class Ledger:
     @property
     def is_full(self) -> bool:
         """Whether no more may wait."""
-        return self.queued_bytes > self._max_bytes
+        # As queued_bytes, which every delivery would have to call.
+        entries = self._counted + self.added
+        return self.live_bytes - self.retained_bytes + entries * ENTRY_BYTES > self._max_bytes
 
     def count(self, entries: int) -> None:
         """So many are in all queues now."""

@@ -19,9 +19,10 @@ QUALITIES = (QoS.AT_MOST_ONCE, QoS.AT_LEAST_ONCE, QoS.EXACTLY_ONCE)
 LARGEST_EXPIRY_S = 0xFFFFFFFF
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: that costs a message more than its router does.
+@dataclass(slots=True, eq=False)
 class Message:
-    """One application message. `content` carries payload and properties; its topic may be an alias."""
+    """One application message; nobody changes it. `content` carries payload and properties; its topic may be an alias."""
 
     topic: str
     content: PublishPacket
