@@ -64,12 +64,22 @@ class _Grants:
 class Rights:
     """What one identity may do."""
 
-    __slots__ = ("_known", "_own", "_readable", "_writable", "identity", "names_client")
+    __slots__ = (
+        "_known",
+        "_own",
+        "_readable",
+        "_writable",
+        "identity",
+        "names_client",
+        "was_denied",
+    )
 
     def __init__(
         self, identity: str, readable: _Grants, writable: _Grants, *, names_client: bool
     ) -> None:
         self.identity = identity
+        self.was_denied = False
+        """Whether this was said in the log: once is enough."""
         self.names_client = names_client
         """The identity is the client id, too: else a node could end another one's session."""
         # A name that is no single level, or a wildcard, stands for no topic of its own.

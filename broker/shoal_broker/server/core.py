@@ -165,6 +165,9 @@ class BrokerCore:
         events = self._lifecycle.events
         if events:
             self._lifecycle.events = []
+        if self.router.denials:
+            events = [*events, *self.router.denials]
+            self.router.denials.clear()
         return events
 
     # --- packets

@@ -46,4 +46,14 @@ class ClientGone:
     reason: str
 
 
-Event = AuthenticationWanted | ClientConnected | ClientRefused | ClientGone
+@dataclass(frozen=True, slots=True)
+class ClientDenied:
+    """The first thing that a connected client may not do (`publish`, `subscribe`), by the access rules."""
+
+    client_id: str
+    identity: str
+    action: str
+    topic: str
+
+
+Event = AuthenticationWanted | ClientConnected | ClientRefused | ClientGone | ClientDenied

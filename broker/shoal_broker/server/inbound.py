@@ -127,6 +127,7 @@ class Inbound:
         rights = session.rights
         if rights is not None and not rights.may_write(message.topic):
             self._counters.dropped[Dropped.NOT_AUTHORIZED] += 1
+            self._router.note_denied(session, rights, "publish", message.topic)
             return NOT_AUTHORIZED
         if not self._router.accepting and int(message.content.qos):
             self._counters.dropped[Dropped.NOT_STORED] += 1

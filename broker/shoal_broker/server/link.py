@@ -110,6 +110,8 @@ class Link(asyncio.Protocol):
     def hold_for(self, wait_s: float) -> None:
         """Do not read it for so long: it sends more than it may."""
         self.hold(RATE)
+        if self._pause is not None:
+            self._pause.cancel()
         loop = asyncio.get_running_loop()
         self._pause = loop.call_later(wait_s, self.read_on, RATE)
 

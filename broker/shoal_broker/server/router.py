@@ -12,6 +12,7 @@ from shoal_broker.server.access_rules import AccessRules
 from shoal_broker.server.config import BrokerConfig
 from shoal_broker.server.counters import Counters, Dropped
 from shoal_broker.server.delivery import Courier
+from shoal_broker.server.events import ClientDenied
 from shoal_broker.server.journal import Journal
 from shoal_broker.server.ledger import Ledger
 from shoal_broker.server.messages import Delivery, Message, from_will
@@ -58,6 +59,8 @@ class Router:
             write_buffer_bytes=config.write_buffer_bytes,
             counters=counters,
         )
+        self.denials: list[ClientDenied] = []
+        """What the shell is to log; emptied by it."""
         self.ledger = Ledger(config.max_queued_bytes_total)
         self._access = compiled(config.access)
         self._config = config
@@ -76,6 +79,12 @@ class Router:
         if identity is None or self._access is None:
             return None
         return self._access.rights(identity)
+
+    def note_denied(self, session: Session, rights: Rights, action: str, topic: str) -> None:
+        """Have the first denial of a client logged: not every version of MQTT can tell it."""
+        if not rights.was_denied:
+            rights.was_denied = True
+            self.denials.append(ClientDenied(session.client_id, rights.identity, action, topic))
 
     def belongs_to(self, session: Session, identity: str | None, rights: Rights | None) -> None:
         """The session is this identity's; what it subscribed to is looked at by these rights."""
@@ -248,6 +257,7 @@ class Router:
             return TOPIC_FILTER_INVALID
         rights = session.rights
         if rights is not None and rights.reading(topic_filter) is Reading.NOTHING:
+            self.note_denied(session, rights, "subscribe", pattern)
             return NOT_AUTHORIZED
         subscription = Subscription(
             subscriber=session,

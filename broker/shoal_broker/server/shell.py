@@ -25,6 +25,7 @@ from shoal_broker.server.counters import Counters
 from shoal_broker.server.events import (
     AuthenticationWanted,
     ClientConnected,
+    ClientDenied,
     ClientGone,
     ClientRefused,
 )
@@ -46,6 +47,7 @@ SURPLUS_CONNECTIONS = 64
 """Beyond the limit these many at a time may hear that the broker is full; more are cut at once."""
 
 PASSWORD_THREADS = 2
+MAX_LOGGED_CHARACTERS = 200
 
 log = structlog.get_logger("shoal_broker")
 
@@ -245,6 +247,14 @@ class Broker:
                         peer=event.peer,
                         reason_code=event.reason_code,
                         reason=event.reason,
+                    )
+                case ClientDenied():
+                    log.warning(
+                        "client denied",
+                        client=event.client_id,
+                        user=event.identity,
+                        action=event.action,
+                        topic=event.topic[:MAX_LOGGED_CHARACTERS],
                     )
                 case ClientGone():
                     log.info(

@@ -15,6 +15,7 @@ from shoal_broker.codec import (
 )
 from shoal_broker.server.access_rules import AccessRules, Policy, Rule
 from shoal_broker.server.counters import Dropped
+from shoal_broker.server.events import ClientDenied
 from shoal_contract.access import Access, access
 
 DENIED = 0x87
@@ -102,6 +103,21 @@ def test_a_full_queue_behind_a_filter_that_may_not_be_read_refuses_no_qos_2_mess
     controller.publish(TOPICS.commands(OTHER))
     controller.send(PublishPacket(TOPICS.commands(NODE), b"m", qos=QoS.EXACTLY_ONCE, packet_id=1))
     assert int(controller.take_one(PubRecPacket).reason_code) < 0x80
+
+
+def test_the_first_denial_of_a_connection_is_to_be_logged(desk):
+    node = join(desk, NODE)
+    desk.core.take_events()
+    node.publish(TOPICS.state(OTHER))
+    node.publish(TOPICS.wanted(OTHER))
+    node.subscribe(TOPICS.state(OTHER))
+    assert desk.core.take_events() == [ClientDenied(NODE, NODE, "publish", TOPICS.state(OTHER))]
+    other = join(desk, OTHER)
+    desk.core.take_events()
+    other.subscribe(TOPICS.commands(NODE))
+    assert desk.core.take_events() == [
+        ClientDenied(OTHER, OTHER, "subscribe", TOPICS.commands(NODE))
+    ]
 
 
 def test_a_topic_alias_does_not_get_around_the_rules(desk):

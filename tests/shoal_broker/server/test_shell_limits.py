@@ -36,12 +36,12 @@ async def test_a_client_that_sends_too_much_is_read_later_and_loses_nothing(limi
     async with Broker.open(BrokerConfig(port=0, **limit)) as broker, raw(broker) as fast:
         await fast.connect("fast")
         begun_s = time.monotonic()
-        # Twenty bytes each.
+        # 18 bytes each.
         for n in range(1, 201):
             await fast.publish("t", bytes(10), n)
         taken_s = time.monotonic() - begun_s
-        # A second's worth goes at once, the other second's as it comes.
-        assert taken_s > 0.8
+        # A second's worth goes at once, the rest as it comes.
+        assert taken_s > 0.5
         assert broker.counters.slowed_down > 0
         assert broker.counters.messages_in == 200
 

@@ -15,6 +15,8 @@ from tests.shoal_broker.render.rendered_mosquitto import Authority
 from tests.shoal_broker.server.test_shell import Clock, Raw, raw, until
 from tests.support.embedded import tls_of
 from tests.support.tls_listener import client_files
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidMessage
 
 from shoal_broker.bus_errors import BrokerNotTrustedError, IdentityRefusedError, LinkError
 from shoal_broker.codec import ConnAckPacket, ConnectPacket, DisconnectPacket, PublishPacket
@@ -317,6 +319,21 @@ async def test_plain_on_loopback_and_tls_outside_are_one_broker(authority):
         assert await node.publish("shoal/n/node-1/s", b"mine") == 0
         assert (await local.next(PublishPacket)).payload == b"mine"
         assert await node.publish("shoal/n/node-2/s") == 0x87
+
+
+async def test_websocket_over_tls_asks_for_the_same_certificate(authority):
+    tls = client_context(client_files(authority, "node-1"))
+    async with open_broker(authority, websocket_port=0, access=AccessRules()) as broker:
+        address = f"wss://localhost:{broker.websocket_port}/mqtt"
+        async with asyncio.timeout(DEADLINE_S):
+            async with connect(address, ssl=tls, subprotocols=["mqtt"], compression=None) as client:
+                await client.send(ConnectPacket("anything").write())
+                assert (await client.recv())[0] == 0x20
+                assert set(broker.core.router.sessions) == {"node-1"}
+            nobody = client_context(client_files(authority, cert_file=None, key_file=None))
+            with pytest.raises((ssl.SSLError, OSError, EOFError, InvalidMessage)):
+                async with connect(address, ssl=nobody, subprotocols=["mqtt"]):
+                    pass
 
 
 # --- files, and reading them again
