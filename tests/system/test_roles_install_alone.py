@@ -22,7 +22,7 @@ print("imported")
 # Role -> packages of ours that it uses, and modules in them that need another role's extra.
 ROLES = {
     "agent": ("shoal_contract,shoal_delta,shoal_agent,shoal_broker.session,shoal_broker.cli", ""),
-    "bridge": ("shoal_contract,shoal_firmware_bridge", ""),
+    "bridge": ("shoal_contract,shoal_firmware_bridge", "shoal_contract.signatures"),
     "fleet": ("shoal_contract,shoal_delta,shoal_fleet,shoal_broker", ""),
 }
 
