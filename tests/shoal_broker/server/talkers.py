@@ -43,7 +43,7 @@ MAX_UNRELEASED = 5
 
 NAMES = st.sampled_from("abcd")
 WHICH = st.integers(0, 3)
-SOME_QOS = st.sampled_from((1, 2, 0))
+SOME_QOS = st.sampled_from((1, 2, 0, 2))
 EXPIRIES = st.sampled_from((5, NEVER, 0, 2))
 INTERVALS = st.sampled_from((None, None, None, 1, 3, 0))
 SHARES = {"$share/g/#": 11, "$share/g/top": 12, "$share/h/top/+": 13, "$share/h/#": 14}

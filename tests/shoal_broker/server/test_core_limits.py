@@ -1,14 +1,17 @@
 """Every limit has its answer: slow consumers, full queues, subscriptions, sizes."""
 
+import pytest
 from tests.shoal_broker.server.desk import NEVER, Desk
 
 from shoal_broker.codec import (
     ConnectPacket,
+    PubAckPacket,
     PublishPacket,
     PubRecPacket,
     QoS,
     SubscribePacket,
     TopicFilter,
+    encode,
 )
 from shoal_broker.server.counters import Dropped
 from shoal_broker.server.messages import OVERHEAD_BYTES
@@ -284,3 +287,30 @@ def test_a_qos_2_message_that_finds_all_queues_full_is_refused_before_anybody_ha
         pass
     sender.send(PublishPacket("t", bytes(50_000), qos=QoS.EXACTLY_ONCE, packet_id=9))
     assert int(sender.take_one(PubRecPacket).reason_code) == 0x97
+
+
+@pytest.mark.slow
+def test_every_packet_id_may_be_in_use_and_each_is_free_again_with_its_acknowledgement():
+    everything = 65_535
+    desk = Desk(max_in_flight=everything, max_queued_messages=1 << 20, max_queued_bytes=1 << 30)
+    listener = desk.connect("l", receive_max=everything)
+    listener.subscribe("t")
+    sender = desk.connect("s")
+    burst = b"".join(
+        encode(PublishPacket("t", b"", qos=QoS.AT_LEAST_ONCE, packet_id=n % 1000 + 1))
+        for n in range(1, 1001)
+    )
+    for _ in range(66):
+        sender.send_bytes(burst)
+        sender.take()
+    sent = [message.packet_id for message in listener.messages()]
+    assert sorted(sent) == list(range(1, everything + 1))
+    session = desk.core.router.sessions["l"]
+    assert len(session.queue) == 66_000 - everything
+    # The one id that is free is found, wherever it is.
+    listener.send(PubAckPacket(40_000))
+    assert [message.packet_id for message in listener.messages()] == [40_000]
+    listener.send_bytes(b"".join(encode(PubAckPacket(n)) for n in range(1, everything + 1)))
+    listener.acknowledge(listener.messages())
+    assert (session.held_messages, session.held_bytes) == (0, 0)
+    assert sender.publish("t") == 0

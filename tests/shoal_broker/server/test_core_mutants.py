@@ -34,23 +34,28 @@ def test_mutated_packets_are_answered_and_leave_nothing_behind(capfd):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_a_hundred_thousand_mutated_packets_cost_no_memory(capfd):
     siege = Siege(2)
     withstand(siege, 20_000)
     gc.collect()
+    # Every allocation traced costs three times as much: not all of it.
     tracemalloc.start()
     try:
-        withstand(siege, 20_000)
+        withstand(siege, 5_000)
         gc.collect()
         before_bytes, _ = tracemalloc.get_traced_memory()
-        withstand(siege, 60_000)
+        withstand(siege, 15_000)
         gc.collect()
         after_bytes, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert after_bytes - before_bytes < 256 << 10
-    assert peak_bytes < 64 << 20
+    assert after_bytes - before_bytes < 128 << 10
+    assert peak_bytes < 32 << 20
+    before_rss_bytes = rss_bytes()
+    withstand(siege, 60_000)
+    assert siege.mutants >= 100_000
+    assert rss_bytes() - before_rss_bytes < 8 << 20
     assert "panicked" not in capfd.readouterr().err
 
 
@@ -62,7 +67,8 @@ def test_a_million_mutated_packets_cost_no_memory(capfd):
     before_bytes = rss_bytes()
     for _ in range(9):
         withstand(siege, 100_000)
-    print(f"{siege.mutants} mutated packets: {siege.endings}")
     assert siege.mutants >= 1_000_000
     assert rss_bytes() - before_bytes < 16 << 20
     assert "panicked" not in capfd.readouterr().err
+    with capfd.disabled():
+        print(f"\n{siege.mutants} mutated packets, {siege.endings.total()} endings: {siege.endings}")
