@@ -330,24 +330,30 @@ class Model:
             self.retained.pop(message.topic, None)
             if message.payload:
                 self.retained[message.topic] = message
-        shares, wanted = set(), False
-        for session in self.sessions.values():
-            matching = []
-            for pattern, subscribed in session.subscriptions.items():
-                is_shared, topic_filter = split_share(pattern)
-                if not belongs(message.topic, topic_filter):
-                    continue
-                wanted = True
-                if is_shared:
-                    shares.add(pattern)
-                elif not (subscribed.no_local and message.publisher == session.client_id):
-                    matching.append(subscribed)
-            if matching:
-                session.owe(copy_for(message, matching))
-        for pattern in shares:
+        matching = [self._matching(session, message) for session in self.sessions.values()]
+        for session, (plain, _) in zip(self.sessions.values(), matching, strict=True):
+            heard_by = [one for one in plain if not self._is_own(one, message, session)]
+            if heard_by:
+                session.owe(copy_for(message, heard_by))
+        for pattern in {pattern for _, shares in matching for pattern in shares}:
             self.shared.append(Shared(message, (pattern, self._ends_of_shares[pattern])))
             self._offer(self.shared[-1])
-        return 0 if wanted else 0x10
+        return 0 if any(plain or shares for plain, shares in matching) else 0x10
+
+    def _matching(self, session: Session, message: Published) -> tuple[list[Subscribed], list[str]]:
+        """The session's subscriptions to the topic: plain ones, and the patterns of shared ones."""
+        plain, shares = [], []
+        for pattern, subscribed in session.subscriptions.items():
+            is_shared, topic_filter = split_share(pattern)
+            if belongs(message.topic, topic_filter):
+                if is_shared:
+                    shares.append(pattern)
+                else:
+                    plain.append(subscribed)
+        return plain, shares
+
+    def _is_own(self, subscribed: Subscribed, message: Published, session: Session) -> bool:
+        return subscribed.no_local and message.publisher == session.client_id
 
     def receive_qos_2(self, client_id: str, packet_id: int, message: Published) -> int:
         """4.3.3: the first time it is published. Returns the code for PUBREC."""

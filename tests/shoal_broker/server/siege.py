@@ -109,24 +109,22 @@ def header_verdict(stream: bytes) -> set[int] | None:
 
     Empty: it is not complete, so nothing happens. None: it takes more than this to tell.
     """
-    remaining, at = 0, 1
-    while True:
-        if at >= len(stream):
-            return set()
-        remaining |= (stream[at] & 0x7F) << 7 * (at - 1)
-        at += 1
-        if stream[at - 1] < 0x80:
-            break
-        if at == 5:
-            return {0x81}
-    if at > 2 and stream[at - 1] == 0:
+    length = stream[1:5]
+    size_bytes = next((n for n, byte in enumerate(length, start=1) if byte < 0x80), None)
+    if size_bytes is None:
+        return {0x81} if len(length) == 4 else set()
+    if size_bytes > 1 and length[size_bytes - 1] == 0:
         return {0x81}
-    if at + remaining > MAX_PACKET_BYTES:
+    remaining = sum((byte & 0x7F) << 7 * n for n, byte in enumerate(length[:size_bytes]))
+    if 1 + size_bytes + remaining > MAX_PACKET_BYTES:
         return {0x95}
-    body = stream[at : at + remaining]
-    if len(body) < remaining:
-        return set()
-    kind, flags = stream[0] >> 4, stream[0] & 0x0F
+    body = stream[1 + size_bytes : 1 + size_bytes + remaining]
+    return (
+        _body_verdict(stream[0] >> 4, stream[0] & 0x0F, body) if len(body) == remaining else set()
+    )
+
+
+def _body_verdict(kind: int, flags: int, body: bytes) -> set[int] | None:
     if kind == 3:
         return _publish_verdict(flags, body)
     if kind == 0 or flags != (2 if kind in (6, 8, 10) else 0):
@@ -135,9 +133,7 @@ def header_verdict(stream: bytes) -> set[int] | None:
         return {0x81}
     if kind in (2, 9, 11, 13):
         return {0x81, 0x82}
-    if 4 <= kind <= 7 and body == b"\0\0":
-        return {0x82}
-    return None
+    return {0x82} if 4 <= kind <= 7 and body == b"\0\0" else None
 
 
 def _publish_verdict(flags: int, body: bytes) -> set[int] | None:

@@ -71,4 +71,6 @@ def test_a_million_mutated_packets_cost_no_memory(capfd):
     assert rss_bytes() - before_bytes < 16 << 20
     assert "panicked" not in capfd.readouterr().err
     with capfd.disabled():
-        print(f"\n{siege.mutants} mutated packets, {siege.endings.total()} endings: {siege.endings}")
+        print(
+            f"\n{siege.mutants} mutated packets, {siege.endings.total()} endings: {siege.endings}"
+        )
