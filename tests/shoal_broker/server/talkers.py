@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from tests.shoal_broker.server.desk import Desk, DeskClient
-from tests.support.mqtt_model import NEVER, Model, Published, Subscribed, Will
+from tests.shoal_broker.server.desk import Desk
+from tests.shoal_broker.server.talk import (
+    ALIASES,
+    EXPIRIES,
+    FILTERS,
+    HELLOS,
+    NAMES,
+    SHARES,
+    SPEECHES,
+    WANTED,
+    WHICH,
+)
+from tests.shoal_broker.server.talker import Talker
+from tests.support.mqtt_model import Model
+from tests.support.mqtt_rules import NEVER, Published, Subscribed, Will
 
 from shoal_broker import codec
 from shoal_broker.codec import (
@@ -40,94 +51,6 @@ HANDLINGS = (
 )
 MAX_IN_FLIGHT = 4
 MAX_UNRELEASED = 5
-
-NAMES = st.sampled_from("abcd")
-WHICH = st.integers(0, 3)
-SOME_QOS = st.sampled_from((1, 2, 0, 2))
-EXPIRIES = st.sampled_from((5, NEVER, 0, 2))
-INTERVALS = st.sampled_from((None, None, None, 1, 3, 0))
-SHARES = {"$share/g/#": 11, "$share/g/top": 12, "$share/h/top/+": 13, "$share/h/#": 14}
-"""With an identifier each, so that what is heard tells where it comes from."""
-# More often what meets: the rest is what the rules of matching are about.
-TOPICS = st.sampled_from((*("top", "top/u") * 4, "top/u/v", "/top", "top/", "w/a", "w/b", "$x/top"))
-FILTERS = st.sampled_from(
-    ("#", "top", "top/#", "+/#") * 2
-    + ("top/+", "top/u", "+", "+/u", "/+", "w/#", "$x/top", "top/u/#", *SHARES)
-)
-WORDS = st.fixed_dictionaries(
-    {
-        "topic": TOPICS,
-        "qos": SOME_QOS,
-        "retain": st.booleans(),
-        "empty": st.sampled_from((False, False, False, True)),
-        "expiry_s": INTERVALS,
-        "properties": st.sampled_from(((), (("k", "v"), ("k", "ü")))),
-    }
-)
-SPEECHES = st.lists(WORDS, min_size=1, max_size=5)
-ALIASES = st.sampled_from((None, 1))
-WANTED = st.lists(
-    st.tuples(FILTERS, SOME_QOS, st.booleans(), st.booleans(), st.integers(0, 2)),
-    min_size=1,
-    max_size=2,
-)
-HELLOS = st.fixed_dictionaries(
-    {
-        "clean": st.sampled_from((False, False, True)),
-        "expiry_s": EXPIRIES,
-        "receive_max": st.sampled_from((2, 1, 3, 65_535)),
-        "topic_alias_max": st.sampled_from((0, 2)),
-        "keep_alive_s": st.sampled_from((0, 3)),
-        "will": st.none() | st.tuples(st.sampled_from((0, 1, 4)), WORDS),
-        "wanted": WANTED,
-    }
-)
-
-
-@dataclass(frozen=True)
-class Heard:
-    """A PUBLISH as the model wants it, its topic alias resolved."""
-
-    topic: str
-    payload: bytes
-    qos: int
-    retain: bool
-    duplicate: bool
-    packet_id: int | None
-    identifiers: list[int]
-    expiry_s: int | None
-    properties: tuple
-
-
-class Talker:
-    """What one client knows of its connection."""
-
-    def __init__(self, client: DeskClient) -> None:
-        self.client = client
-        self.unanswered: list[Heard] = []
-        self.uncompleted: list[int] = []
-        """PUBREL came, PUBCOMP was not sent."""
-        self.aliases_in: dict[int, str] = {}
-        self.aliases_out: dict[int, str] = {}
-        self.topic_alias_max = 0
-
-    def heard(self, packet: PublishPacket) -> Heard:
-        topic, alias = packet.topic, packet.topic_alias
-        if alias is not None:
-            assert 0 < alias <= self.topic_alias_max
-            topic = topic or self.aliases_in[alias]
-            self.aliases_in[alias] = topic
-        return Heard(
-            topic,
-            packet.payload,
-            int(packet.qos),
-            packet.retain,
-            packet.duplicate,
-            packet.packet_id,
-            list(packet.subscription_ids),
-            packet.message_expiry_interval,
-            tuple(packet.user_properties),
-        )
 
 
 class Talkers(RuleBasedStateMachine):
