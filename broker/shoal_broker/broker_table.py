@@ -7,7 +7,7 @@ never the environment; each role names its own defaults and raises its own Confi
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 
@@ -24,6 +24,9 @@ class BrokerTable(toml.Table, frozen=True, kw_only=True):
 
     `keepalive_s`: a quiet line is tried after three quarters of it, and given up after one and a half.
     """
+
+    table: ClassVar[str] = "broker"
+    """What it is called in the file."""
 
     host: str
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1883
@@ -46,7 +49,7 @@ class BrokerTable(toml.Table, frozen=True, kw_only=True):
                 server_name=self.server_name,
             )
         except TlsFilesError as exc:
-            raise BrokerTableError(f"[broker] {exc}") from exc
+            raise BrokerTableError(f"[{self.table}] {exc}") from exc
 
     def session(self, client_id: str) -> SessionConfig:
         """The session to open, once all files that it needs were read.
@@ -58,7 +61,7 @@ class BrokerTable(toml.Table, frozen=True, kw_only=True):
             try:
                 client_context(tls)
             except TlsFilesError as exc:
-                raise BrokerTableError(f"[broker] {exc}") from exc
+                raise BrokerTableError(f"[{self.table}] {exc}") from exc
         return SessionConfig(
             host=self.host,
             port=self.port,
@@ -78,8 +81,10 @@ class BrokerTable(toml.Table, frozen=True, kw_only=True):
             with Path(name).open("rb") as file:
                 text = file.read(MAX_PASSWORD_BYTES).decode("utf-8")
         except OSError as exc:
-            why = f"[broker] password_file {name} cannot be read: {exc.strerror}"
+            why = f"[{self.table}] password_file {name} cannot be read: {exc.strerror}"
             raise BrokerTableError(why) from exc
         except UnicodeDecodeError as exc:
-            raise BrokerTableError(f"[broker] password_file {name} is not UTF-8 text") from exc
+            raise BrokerTableError(
+                f"[{self.table}] password_file {name} is not UTF-8 text"
+            ) from exc
         return text.partition("\n")[0].rstrip("\r")

@@ -52,6 +52,14 @@ class DurabilityError(BrokerError):
         self.path = path
 
 
+class BridgeError(BrokerError):
+    """The bridge called `name` cannot be built on this machine."""
+
+    def __init__(self, message: str, *, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
 class PasswordFileError(BrokerError):
     """The password file cannot be read or written, or `line` of it is no `user:hash`."""
 

@@ -51,7 +51,7 @@ class OutboxStats:
 
     `received`: ended by a receipt. `resent`: sent again because there was none. `unconfirmed`: given
     up although the broker had taken them, for want of a receipt or of room. `dropped`: given up
-    before the broker had them.
+    before the broker had them; of these `refused`: because it never takes them.
     """
 
     put: int = 0
@@ -60,6 +60,7 @@ class OutboxStats:
     resent: int = 0
     unconfirmed: int = 0
     dropped: int = 0
+    refused: int = 0
     expired: int = 0
     coalesced: int = 0
 
@@ -369,6 +370,7 @@ class Outbox:
         """The message can never be delivered: it is dropped and counted."""
         if handle in self._index.entries:
             self.stats.dropped += 1
+            self.stats.refused += 1
         self._finish(handle)
 
     def put_back(self, handles: Iterable[int]) -> None:

@@ -6,8 +6,10 @@ from shoal_broker.codec import (
     ConnectPacket,
 )
 from shoal_broker.server.access import Rights
+from shoal_broker.server.bridge.hops import BROKER_ID
 from shoal_broker.server.config import BrokerConfig, Login
 from shoal_broker.server.connection import Connection
+from shoal_broker.server.reserved import is_own_state, is_reserved_client_id
 from shoal_broker.server.router import MAX_LEVELS
 
 MAX_CLIENT_ID_CHARACTERS = 256
@@ -22,6 +24,11 @@ def refusal(packet: ConnectPacket, connection: Connection) -> tuple[ConnAckReaso
             ConnAckReasonCode.CLIENT_ID_NOT_VALID,
             f"a client id has at most {MAX_CLIENT_ID_CHARACTERS} characters",
         )
+    if is_reserved_client_id(packet.client_id):
+        return (
+            ConnAckReasonCode.CLIENT_ID_NOT_VALID,
+            "client ids that begin with $ are the broker's",
+        )
     login = connection.login
     if login is Login.PASSWORD and (packet.username is None or packet.password is None):
         return (
@@ -34,8 +41,10 @@ def refusal(packet: ConnectPacket, connection: Connection) -> tuple[ConnAckReaso
             "the certificate does not say in one CN who the client is",
         )
     will = packet.will
-    if will is not None and (will.topic.startswith("$") or will.topic.count("/") >= MAX_LEVELS):
-        return ConnAckReasonCode.TOPIC_NAME_INVALID, "a will cannot go to this topic"
+    if will is not None:
+        is_reserved = will.topic.startswith("$") and not is_own_state(will.topic, packet.client_id)
+        if is_reserved or will.topic.count("/") >= MAX_LEVELS:
+            return ConnAckReasonCode.TOPIC_NAME_INVALID, "a will cannot go to this topic"
     return None
 
 
@@ -48,7 +57,10 @@ def denial(
     """
     if owner is not None and owner != identity:
         return ConnAckReasonCode.CLIENT_ID_NOT_VALID, "this client id is another user's"
-    if rights is not None and packet.will is not None and not rights.may_write(packet.will.topic):
+    will = packet.will
+    if will is None or rights is None or is_own_state(will.topic, packet.client_id):
+        return None
+    if not rights.may_write(will.topic):
         return ConnAckReasonCode.NOT_AUTHORIZED, "a will may not go to this topic"
     return None
 
@@ -76,8 +88,9 @@ def acceptance(
     session_present: bool,
     client_id: str,
     keep_alive_s: int,
+    broker_id: str = "",
 ) -> ConnAckPacket:
-    """The CONNACK that says what this broker does and how much of it.
+    """The CONNACK that says what this broker does and how much of it, to a bridge also who it is.
 
     What is as the client asked for is not repeated: its absence says so.
     """
@@ -91,6 +104,7 @@ def acceptance(
         receive_max=config.receive_max,
         max_packet_size=config.max_packet_bytes,
         topic_alias_max=config.max_topic_aliases,
+        user_properties=[(BROKER_ID, broker_id)] if broker_id else [],
     )
 
 

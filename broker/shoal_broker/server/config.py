@@ -16,6 +16,7 @@ from shoal_broker import bus_errors
 from shoal_broker.errors import ConfigError
 from shoal_broker.packet_text import DEFAULT_MAX_PACKET_BYTES
 from shoal_broker.server.access_rules import AccessRules
+from shoal_broker.server.bridge.table import BridgeTable, check_names
 from shoal_broker.topic_filter import check_topic
 from shoal_contract import toml
 
@@ -85,6 +86,8 @@ class Login(Enum):
     """It does not: it has no identity and no rules."""
     PASSWORD = auto()
     CERTIFICATE = auto()
+    INSIDE = auto()
+    """It is a part of this process."""
 
 
 class Listener(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +136,8 @@ class BrokerConfig(Limits, frozen=True, kw_only=True):
     """Who asks for response information is told `<this>/<client id>`; empty: nothing."""
     durable_dir: Path | None = None
     """Keep sessions, queues and retained messages in a file here, too. None: in memory only."""
+    bridges: tuple[BridgeTable, ...] = ()
+    """To upstream brokers."""
 
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
@@ -143,6 +148,7 @@ class BrokerConfig(Limits, frozen=True, kw_only=True):
         _check_ranges(self)
         _check_port("metrics_port", self.metrics_port)
         _check_topics(self)
+        check_names(self.bridges)
         asked = False
         for listener in self.listeners:
             _check_port("port", listener.port)

@@ -10,9 +10,12 @@ import msgspec
 
 from shoal_broker.errors import ConfigError
 from shoal_broker.server.access_rules import AccessRules
+from shoal_broker.server.bridge.table import BridgeTable
 from shoal_broker.server.config import BrokerConfig, Limits, Listener, Tls
 from shoal_contract import toml
 from shoal_contract.errors import FileFormatError
+
+BRIDGE_FILES = ("ca_file", "cert_file", "key_file", "password_file", "queue_file")
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
@@ -46,6 +49,7 @@ class BrokerFile(toml.Table, frozen=True, kw_only=True):
     durable_dir: str | None = None
     access: AccessRules = AccessRules()
     limits: Limits = Limits()
+    bridge: tuple[BridgeTable, ...] = ()
     metrics: MetricsTable | None = None
     sys_interval_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
     response_topics: str = ""
@@ -107,6 +111,7 @@ def _config(file: BrokerFile, *, beside: Path) -> BrokerConfig:
         access=file.access,
         sys_interval_s=file.sys_interval_s,
         response_topics=file.response_topics,
+        bridges=tuple(_bridge(table, beside) for table in file.bridge),
         metrics_host="127.0.0.1" if metrics is None else metrics.host,
         metrics_port=None if metrics is None else metrics.port,
     )
@@ -129,6 +134,13 @@ def _listener(table: ListenerTable, beside: Path) -> Listener:
         no_auth=table.no_auth,
         websocket=table.websocket,
         origins=table.origins,
+    )
+
+
+def _bridge(table: BridgeTable, beside: Path) -> BridgeTable:
+    named = {key: getattr(table, key) for key in BRIDGE_FILES}
+    return msgspec.structs.replace(
+        table, **{key: str(beside / name) for key, name in named.items() if name is not None}
     )
 
 

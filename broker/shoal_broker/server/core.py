@@ -44,16 +44,21 @@ PROTOCOL_VIOLATION = 0x82
 
 
 class BrokerCore:
-    """One broker. `new_client_id` names clients that leave it to us."""
+    """One broker. `new_client_id` names clients that leave it to us; bridges know us as `broker_id`."""
 
     def __init__(
-        self, config: BrokerConfig, *, new_client_id: Callable[[], str], version: str = "unknown"
+        self,
+        config: BrokerConfig,
+        *,
+        new_client_id: Callable[[], str],
+        version: str = "unknown",
+        broker_id: str = "",
     ) -> None:
         self.counters = Counters()
         self.router = Router(config, self.counters)
         self.connections: set[Connection] = set()
         self._inbound = Inbound(config, self.router, self.counters)
-        self._lifecycle = Lifecycle(config, self.router, self.counters, new_client_id)
+        self._lifecycle = Lifecycle(config, self.router, self.counters, new_client_id, broker_id)
         self._status = StatusTopics(
             config.sys_interval_s, self.router, self.counters, version=version
         )
@@ -77,7 +82,7 @@ class BrokerCore:
         `unwelcome`: what is to be said to its CONNECT.
         """
         config = self._config
-        if len(self.connections) >= config.max_connections:
+        if login is not Login.INSIDE and len(self.connections) >= config.max_connections:
             limit = config.max_connections
             full = f"{limit} clients are connected, which is the limit"
             unwelcome = ConnAckReasonCode.SERVER_BUSY, full

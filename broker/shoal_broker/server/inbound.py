@@ -19,6 +19,7 @@ from shoal_broker.server.connection import Connection
 from shoal_broker.server.counters import Counters, Dropped
 from shoal_broker.server.messages import Message, from_publish
 from shoal_broker.server.reasons import FAILURES_FROM, words
+from shoal_broker.server.reserved import is_own_state
 from shoal_broker.server.router import NOT_AUTHORIZED, QUOTA_EXCEEDED, Router
 from shoal_broker.server.sessions import Session
 
@@ -125,7 +126,11 @@ class Inbound:
     ) -> int:
         """Publish what the session may; the reason code. `once`: to everybody, or to nobody."""
         rights = session.rights
-        if rights is not None and not rights.may_write(message.topic):
+        if (
+            rights is not None
+            and not rights.may_write(message.topic)
+            and not is_own_state(message.topic, session.client_id)
+        ):
             self._counters.dropped[Dropped.NOT_AUTHORIZED] += 1
             self._router.note_denied(session, rights, "publish", message.topic)
             return NOT_AUTHORIZED

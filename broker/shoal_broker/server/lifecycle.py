@@ -5,6 +5,7 @@ What happens in between is `core`'s business.
 
 from collections.abc import Callable
 
+from shoal_broker.client_packets import BRIDGE_PROPERTY
 from shoal_broker.codec import (
     ConnAckPacket,
     ConnAckReasonCode,
@@ -46,12 +47,14 @@ class Lifecycle:
         router: Router,
         counters: Counters,
         new_client_id: Callable[[], str],
+        broker_id: str,
     ) -> None:
         self.events: list[Event] = []
         self._config = config
         self._router = router
         self._counters = counters
         self._new_client_id = new_client_id
+        self._broker_id = broker_id
         self._waiting: dict[Connection, ConnectPacket] = {}
 
     # --- beginnings
@@ -62,6 +65,9 @@ class Lifecycle:
             connection.max_packet_bytes = packet.max_packet_size
         if connection.unwelcome is not None:
             self._refuse(connection, *connection.unwelcome)
+            return
+        if connection.login is Login.INSIDE:
+            self._accept(connection, packet, now_s)
             return
         refused = admission.refusal(packet, connection)
         if refused is not None:
@@ -161,6 +167,7 @@ class Lifecycle:
                 session_present=session_present,
                 client_id=client_id,
                 keep_alive_s=connection.keep_alive_s,
+                broker_id=self._broker_id if BRIDGE_PROPERTY in packet.user_properties else "",
             )
         )
         self.events.append(

@@ -60,14 +60,13 @@ class Link(asyncio.Protocol):
         """asyncio: the socket was accepted."""
         self.transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername")
-        if peer:
-            self.address = neighbourhood(peer[0])
-            self.peer = f"{peer[0]}:{peer[1]}"
-        tcp = transport.get_extra_info("socket")
-        # With Nagle's algorithm a QoS 1 round trip takes 44 to 88 ms instead of 0.5.
-        tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A client without keep alive that lost its power would stay connected for ever.
-        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if self.login is Login.INSIDE:
+            self.peer = self.listener = "inside"
+        else:
+            if peer:
+                self.address = neighbourhood(peer[0])
+                self.peer = f"{peer[0]}:{peer[1]}"
+            _set_up(transport.get_extra_info("socket"))
         self.transport.set_write_buffer_limits(high=self._write_buffer_bytes)
         self.connection = self._owner.opened(self)
 
@@ -134,3 +133,10 @@ class Link(asyncio.Protocol):
         if self.transport.get_write_buffer_size():
             loop = asyncio.get_running_loop()
             self._cut = loop.call_later(GOODBYE_TIMEOUT_S, self.transport.abort)
+
+
+def _set_up(tcp: socket.socket) -> None:
+    # With Nagle's algorithm a QoS 1 round trip takes 44 to 88 ms instead of 0.5.
+    tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A client without keep alive that lost its power would stay connected for ever.
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -16,6 +16,7 @@ from shoal_broker.server.events import ClientDenied
 from shoal_broker.server.journal import Journal
 from shoal_broker.server.ledger import Ledger
 from shoal_broker.server.messages import Delivery, Message, from_will
+from shoal_broker.server.reserved import is_own_state
 from shoal_broker.server.retained import RetainedStore
 from shoal_broker.server.sessions import NEVER_EXPIRES, Session
 from shoal_broker.server.subscriptions import (
@@ -30,7 +31,9 @@ MAX_LEVELS = 128
 """A topic of 65,535 bytes could have 65,536 levels, each with a node of its own in memory."""
 
 STATUS_ROOT = "$SYS"
-MAX_STATUS_TOPICS = 64
+MAX_STATUS_TOPICS = 1_024
+MAX_STATUS_BYTES = 1 << 20
+"""The states of bridges among them, which tell us themselves."""
 
 ACCEPTED = 0x00
 NO_MATCHING_SUBSCRIBERS = 0x10
@@ -50,9 +53,7 @@ class Router:
         self.retained = RetainedStore(
             max_messages=config.max_retained_messages, max_bytes=config.max_retained_bytes
         )
-        self.status = RetainedStore(
-            max_messages=MAX_STATUS_TOPICS, max_bytes=MAX_STATUS_TOPICS * config.max_packet_bytes
-        )
+        self.status = RetainedStore(max_messages=MAX_STATUS_TOPICS, max_bytes=MAX_STATUS_BYTES)
         """What the broker says of itself: apart, since it is nobody's and no limit of theirs."""
         self.courier = Courier(
             max_in_flight=config.max_in_flight,
@@ -116,6 +117,9 @@ class Router:
         """
         content = message.content
         if message.topic.startswith("$"):
+            if is_own_state(message.topic, message.publisher):
+                self.announce(message, now_s)
+                return ACCEPTED
             self._counters.dropped[Dropped.RESERVED_TOPIC] += 1
             return TOPIC_NAME_INVALID
         if content.retain:
@@ -126,7 +130,10 @@ class Router:
 
     def announce(self, message: Message, now_s: float) -> None:
         """Publish, as the server, what the broker says of itself."""
-        self.status.put(message)
+        if message.content.payload:
+            self.status.put(message)
+        else:
+            self.status.clear(message.topic)
         self._distribute(message, now_s)
 
     def _distribute(self, message: Message, now_s: float) -> int:
@@ -414,7 +421,8 @@ class Router:
         if will is None:
             return
         # Checked at CONNECT, but the rules may be others by now.
-        if session.rights is not None and not session.rights.may_write(will.topic):
+        is_own = is_own_state(will.topic, session.client_id)
+        if not is_own and session.rights is not None and not session.rights.may_write(will.topic):
             self._counters.dropped[Dropped.NOT_AUTHORIZED] += 1
         else:
             self.publish(from_will(will, session.client_id, now_s, self.ledger), now_s)

@@ -6,7 +6,9 @@ Output is written once an iteration of the event loop for each connection, whate
 from __future__ import annotations
 
 import asyncio
+import errno
 import secrets
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -18,7 +20,7 @@ import structlog
 
 from shoal_broker.errors import ConfigError, ListenError
 from shoal_broker.server.access_rules import AccessRules
-from shoal_broker.server.config import BrokerConfig, Listener, Tls
+from shoal_broker.server.config import BrokerConfig, Listener, Login, Tls
 from shoal_broker.server.connection import Connection, State
 from shoal_broker.server.core import BrokerCore
 from shoal_broker.server.counters import Counters
@@ -36,6 +38,7 @@ from shoal_broker.server.rates import Addresses, Guesses, Meter
 from shoal_broker.server.tls import TlsStream
 
 if TYPE_CHECKING:
+    from shoal_broker.server.bridge.bridge import Bridge
     from shoal_broker.server.durable.gate import Gate
 
 SWEEP_INTERVAL_S = 1.0
@@ -57,7 +60,15 @@ class Broker:
 
     def __init__(self, config: BrokerConfig, files: Files, clock: Callable[[], float]) -> None:
         self.config = config
-        self.core = BrokerCore(config, new_client_id=_random_client_id, version=version("shoal"))
+        self.id = secrets.token_hex(8)
+        """What bridges know it by."""
+        self.core = BrokerCore(
+            config,
+            new_client_id=_random_client_id,
+            version=version("shoal"),
+            broker_id=self.id,
+        )
+        self.bridges: list[Bridge] = []
         self.ports: list[int] = []
         """Of each listener, in the order of `config.listeners`."""
         self.metrics_port: int | None = None
@@ -65,7 +76,7 @@ class Broker:
         self._files = files
         self._password_turns = asyncio.Semaphore(PASSWORD_THREADS)
         self._loop = asyncio.get_running_loop()
-        self._tasks: asyncio.TaskGroup
+        self.tasks: asyncio.TaskGroup
         self._servers: list[asyncio.Server] = []
         self._links: set[Link] = set()
         self._unwelcome: set[Link] = set()
@@ -98,12 +109,12 @@ class Broker:
         async with broker._durable():
             await broker._listen()
             async with asyncio.TaskGroup() as tasks:
-                broker._tasks = tasks
+                broker.tasks = tasks
                 working = [tasks.create_task(broker._sweep_forever(), name="broker.sweep")]
                 if broker._gate is not None:
                     working.append(tasks.create_task(broker._gate.run(), name="broker.commits"))
                 try:
-                    async with _metrics(broker):
+                    async with _metrics(broker), _bridges(broker):
                         yield broker
                 except Exception as exc:  # noqa: BLE001 - raised below, without the group around it
                     failure = exc
@@ -168,6 +179,15 @@ class Broker:
         for link in list(self._links):
             link.transport.abort()
 
+    async def accept_inside(self, sock: socket.socket) -> None:
+        """Serve one end of a pair of sockets whose other end is ours, too. Raises OSError."""
+        if not self._servers[0].is_serving():
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "the broker is closing")
+        buffer_bytes = self.config.write_buffer_bytes
+        await self._loop.connect_accepted_socket(
+            lambda: Link(self, login=Login.INSIDE, write_buffer_bytes=buffer_bytes), sock
+        )
+
     # --- life
 
     @asynccontextmanager
@@ -227,7 +247,7 @@ class Broker:
             match event:
                 case AuthenticationWanted():
                     _link_of(event.connection).hold(PASSWORD)
-                    self._checks[_link_of(event.connection)] = self._tasks.create_task(
+                    self._checks[_link_of(event.connection)] = self.tasks.create_task(
                         self._authenticate(event), name="broker.password"
                     )
                 case ClientConnected():
@@ -342,6 +362,8 @@ class Broker:
         """As LinkOwner."""
         config, now_s = self.config, self._clock()
         self._links.add(link)
+        if link.login is Login.INSIDE:
+            return self.core.open(peer=link.peer, owner=link, now_s=now_s, login=link.login)
         refusal = self._addresses.opened(link.address, now_s)
         connection = self.core.open(
             peer=link.peer,
@@ -401,7 +423,8 @@ class Broker:
         """As LinkOwner."""
         self._links.discard(link)
         self._unwelcome.discard(link)
-        self._addresses.closed(link.address, self._clock())
+        if link.login is not Login.INSIDE:
+            self._addresses.closed(link.address, self._clock())
         check = self._checks.pop(link, None)
         if check is not None:
             check.cancel()
@@ -429,6 +452,21 @@ async def _metrics(broker: Broker) -> AsyncIterator[None]:
 
     with serve(broker.core, broker.config.metrics_host, broker.config.metrics_port) as port:
         broker.metrics_port = port
+        yield
+
+
+@asynccontextmanager
+async def _bridges(broker: Broker) -> AsyncIterator[None]:
+    if not broker.config.bridges:
+        yield
+        return
+    # Only who has one needs what a session needs.
+    try:
+        from shoal_broker.server.bridge.bridges import open_bridges  # noqa: PLC0415 - see above
+    except ImportError as exc:
+        raise ConfigError(f"a bridge needs the package {exc.name}") from exc
+    async with open_bridges(broker.config.bridges, broker) as bridges:
+        broker.bridges = bridges
         yield
 
 

@@ -1,0 +1,24 @@
+"""Names that belong to the broker itself: topics with `$`, and the client ids of what runs inside. Pure."""
+
+INSIDE_PREFIX = "$bridge/"
+_STATE_TOPIC = "$SYS/broker/connection/{}/state"
+
+
+def inside_client_id(name: str) -> str:
+    """The client id of a bridge inside this process: none from outside may have one like it."""
+    return f"{INSIDE_PREFIX}{name}"
+
+
+def is_reserved_client_id(client_id: str) -> bool:
+    """Whether a client from outside may not call itself so."""
+    return client_id.startswith("$")
+
+
+def state_topic(client_id: str) -> str:
+    """Where a bridge tells whether it stands, 1 or 0, as mosquitto's bridges do."""
+    return _STATE_TOPIC.format(client_id.removeprefix(INSIDE_PREFIX))
+
+
+def is_own_state(topic: str, client_id: str) -> bool:
+    """Whether it is where this client tells its state, if it is a bridge: no rule need grant that."""
+    return topic.startswith("$") and topic == state_topic(client_id)
