@@ -53,7 +53,7 @@ def folder():
 
 @pytest.fixture(autouse=True)
 def _alarms_are_asked_again_soon(monkeypatch):
-    monkeypatch.setattr("shoal_broker.session.random.uniform", lambda low, _high: min(low, 0.05))
+    monkeypatch.setattr("shoal_broker.backoff.random.uniform", lambda low, _high: min(low, 0.05))
 
 
 def table(port: int, authority: Authority, cert_file: Path | str, key_file: Path | str) -> str:
