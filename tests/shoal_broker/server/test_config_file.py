@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -16,14 +15,11 @@ from tests.shoal_broker.test_cli import finish, start
 from tests.support.tls_listener import client_files
 
 from shoal_broker import cli
-from shoal_broker.codec import ConnectPacket, PublishPacket, QoS
 from shoal_broker.server import cli as run_command
 from shoal_broker.server.access_rules import AccessRules, Policy
 from shoal_broker.server.config import BrokerConfig, Listener, Tls
 from shoal_broker.server.config_file import load
 from shoal_broker.tls import client_context
-
-GIB = 1 << 30
 
 
 def parsed(*arguments: str) -> argparse.Namespace:
@@ -211,54 +207,3 @@ policy = "rules"
     assert (await finish(process))[0] == 0
     assert ["read again" in line for line in said] == [True, False, True]
     assert "broker.toml" in said[1]
-
-
-@pytest.mark.system
-@pytest.mark.slow
-@pytest.mark.timeout(120)
-async def test_a_gigabyte_for_an_absent_client_leaves_the_process_small(file):
-    path = file("""
-[[listener]]
-port = 0
-[limits]
-max_queued_messages = 1000000
-max_queued_bytes = 4294967296
-max_queued_bytes_total = 67108864
-""")
-    process = await start("run", "--config", str(path))
-    line = (await process.stdout.readline()).decode()
-    port = int(line.rpartition(":")[2])
-    before = resident_bytes(process.pid)
-    absent, sender = [Raw(*await asyncio.open_connection("127.0.0.1", port)) for _ in range(2)]
-    await absent.connect("absent", session_expiry_interval=3600)
-    await absent.subscribe("t")
-    await absent.close()
-    await sender.connect("sender")
-    payload = bytes(512 << 10)
-    codes = []
-    for _ in range(GIB // len(payload) // 64):
-        sender.send(
-            *(PublishPacket("t", payload, qos=QoS.AT_LEAST_ONCE, packet_id=n) for n in range(1, 65))
-        )
-        codes += [int((await sender.next()).reason_code) for _ in range(64)]
-    grown = resident_bytes(process.pid) - before
-    assert len(codes) * len(payload) == GIB
-    kept = codes.count(0)
-    assert codes == [0] * kept + [0x97] * (len(codes) - kept)
-    assert 100 <= kept <= 128
-    # What is kept, one burst of the sender's, and what the allocator holds on to.
-    assert grown < 3 * (64 << 20)
-    back = Raw(*await asyncio.open_connection("127.0.0.1", port))
-    back.send(ConnectPacket("absent", clean_start=False, receive_max=1000))
-    await back.next()
-    for _ in range(kept):
-        assert len((await back.next(PublishPacket)).payload) == len(payload)
-    for one in (sender, back):
-        await one.close()
-    process.terminate()
-    assert (await finish(process))[0] == 0
-
-
-def resident_bytes(process_id: int) -> int:
-    pages = int(Path(f"/proc/{process_id}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
