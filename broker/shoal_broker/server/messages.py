@@ -17,6 +17,8 @@ OVERHEAD_BYTES = 512
 
 QUALITIES = (QoS.AT_MOST_ONCE, QoS.AT_LEAST_ONCE, QoS.EXACTLY_ONCE)
 LARGEST_EXPIRY_S = 0xFFFFFFFF
+ROUNDING_S = 1e-6
+"""What adding and subtracting the clock may cost: not a second more."""
 
 
 # Not frozen: that costs a message more than its router does.
@@ -127,7 +129,7 @@ def encode_delivery(
             payload_format_indicator=content.payload_format_indicator,
             message_expiry_interval=None
             if expires_at_s is None
-            else min(LARGEST_EXPIRY_S, max(0, math.ceil(expires_at_s - now_s))),
+            else min(LARGEST_EXPIRY_S, max(0, math.ceil(expires_at_s - now_s - ROUNDING_S))),
             content_type=content.content_type,
             response_topic=content.response_topic,
             correlation_data=content.correlation_data,
