@@ -113,6 +113,26 @@ class Model:
         }
         return silent
 
+    def lose_power(self, *, will_grace_s: int) -> None:
+        """A broker that keeps sessions starts again; all was on its disk (docs/broker.md, Durability)."""
+        for session in list(self.sessions.values()):
+            for shared in self.shared:
+                if any(s is session and not (c.qos and s.expiry_s) for s, c in shared.takers):
+                    shared.may_be_lost = True
+            if not session.expiry_s:
+                del self.sessions[session.client_id]
+                for pattern in session.subscriptions:
+                    self._left_share(pattern)
+                continue
+            for pattern, messages in session.found.items():
+                qos = session.subscriptions[pattern].qos
+                session.found[pattern] = [one for one in messages if min(one.qos, qos)]
+            if session.connected:
+                if session.will is not None:
+                    delay_s = max(session.will.delay_s, will_grace_s)
+                    session.will = replace(session.will, delay_s=delay_s)
+                self.leave(session.client_id)
+
     def _run_clocks(self, session: Session) -> None:
         # 3.1.3.2.2: the will goes out after its delay or when the session ends, whatever is first.
         if session.connected or session.client_id not in self.sessions:

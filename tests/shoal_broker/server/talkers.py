@@ -58,7 +58,7 @@ class Talkers(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.desk = Desk(max_in_flight=MAX_IN_FLIGHT, sys_interval_s=1)
+        self.desk = self.new_desk(max_in_flight=MAX_IN_FLIGHT, sys_interval_s=1)
         self.model = Model(max_in_flight=MAX_IN_FLIGHT, now_s=self.desk.now_s)
         self.talkers: dict[str, Talker] = {}
         self.unreleased: dict[str, dict[int, Published]] = {}
@@ -67,7 +67,15 @@ class Talkers(RuleBasedStateMachine):
         self.messages = 0
         self.steps = 0
 
+    def new_desk(self, **config) -> Desk:
+        return Desk(**config)
+
     # --- what everybody hears
+
+    def listen_to_the_server(self) -> None:
+        """Have the server's own topics announced: nobody else may hear them."""
+        self.listener = self.desk.connect("listener")
+        self.listener.subscribe("$SYS/broker/uptime")
 
     def listen(self) -> dict[str, list[Packet]]:
         """Tell the model what was heard; the answers and goodbyes among it, by client."""
@@ -133,9 +141,7 @@ class Talkers(RuleBasedStateMachine):
 
     @initialize(hellos=st.lists(HELLOS, min_size=3, max_size=3))
     def begin(self, hellos) -> None:
-        # Has the server's own topics announced: nobody else may hear them.
-        self.listener = self.desk.connect("listener")
-        self.listener.subscribe("$SYS/broker/uptime")
+        self.listen_to_the_server()
         self.max_qos = int(self.listener.welcome.max_qos)
         for name, hello in zip("abc", hellos, strict=True):
             self.connect_as(name, **hello)

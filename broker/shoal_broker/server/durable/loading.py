@@ -139,7 +139,10 @@ class Loader:
             session.expires_at_s = self._now_s + interval_s
         session.will = None if will is None else will_of(will, will_delay_s)
         session.will_due_at_s = self._will_due_at_s(session.will, will_due_at_ms)
-        self._sessions[number] = session, SessionRecorder(self._recorder, session, number)
+        recorder = SessionRecorder(self._recorder, session, number)
+        self._sessions[number] = session, recorder
+        # Its clocks run from now on, over the next restarts, too.
+        recorder.changed()
 
     def _will_due_at_s(self, will: Will | None, due_at_ms: int | None) -> float | None:
         if will is None or due_at_ms is not None:
