@@ -17,8 +17,12 @@ from shoal_broker.server.durable.batch import Batch
 from shoal_broker.server.durable.recorder import Recorder
 from shoal_broker.store import Store
 
-LINGER_S = 0.002
-"""How long a batch waits for clients that are connected to acknowledge all of it: then it need not be written."""
+FIRST_LINGER_S = 0.002
+LONGEST_LINGER_S = 0.01
+"""How long a batch waits for clients that are connected to acknowledge a message: then it need not be written.
+
+That is as long as the last commit took: waiting in vain costs no more than what it may save.
+"""
 
 RETRY_S = 1.0
 CLOCK_INTERVAL_S = 300.0
@@ -56,6 +60,7 @@ class Committer:
         self._written = 0
         self._writing_bytes = 0
         self._linger: asyncio.TimerHandle | None = None
+        self._linger_s = FIRST_LINGER_S
         self._clock_kept_at_s: float
         self._keep_clock()
 
@@ -87,7 +92,7 @@ class Committer:
         if not pending.may_vanish:
             self._write_now()
         elif self._linger is None:
-            self._linger = self._loop.call_later(LINGER_S, self._write_now)
+            self._wait_for(pending.next_row)
 
     def sweep(self) -> None:
         """Write what nobody waits for; called once a second."""
@@ -115,6 +120,20 @@ class Committer:
         self._write_now()
         await self._ended.wait()
 
+    def _wait_for(self, row: int) -> None:
+        self._linger = self._loop.call_later(self._linger_s, self._waited_for, row)
+
+    def _waited_for(self, row: int) -> None:
+        """Write if a message from before `row` is still not acknowledged; else give the others their time."""
+        self._linger = None
+        pending = self.recorder.pending
+        if self._writing or not pending.promises:
+            return
+        if pending.may_vanish and pending.oldest_row >= row:
+            self._wait_for(pending.next_row)
+        else:
+            self._write_now()
+
     def _write_now(self) -> None:
         self._cancel_linger()
         self._wanted.set()
@@ -134,11 +153,13 @@ class Committer:
     async def _write(self, batch: Batch) -> None:
         attempts_left = CLOSING_ATTEMPTS
         while True:
+            began_s = self._loop.time()
             try:
                 await self._store.write(batch.write)
             except StoreError as exc:
                 self._failed(exc)
             else:
+                self._linger_s = min(self._loop.time() - began_s, LONGEST_LINGER_S)
                 self._done()
                 return
             attempts_left -= self._stopping

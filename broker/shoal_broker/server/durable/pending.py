@@ -90,14 +90,14 @@ class Pending:
     def _clear(self) -> None:
         self.size_bytes = 0
         self._marks = 0
-        self._new_rows = 0
         self._new_waiting = 0
+        self._new_rows: dict[int, Row] = {}
         self._clock = None
         self.sessions: dict[int, SessionRecorder | None] = {}
         self.subscriptions: dict[tuple[int, str], Values | None] = {}
         self._messages: dict[int, Message | None] = {}
         self._retained: dict[int, Values | None] = {}
-        self._rows: dict[int, Row | None] = {}
+        self._old_rows: dict[int, Row | None] = {}
         self._received: dict[tuple[int, int], Values | None] = {}
 
     @property
@@ -107,12 +107,22 @@ class Pending:
         What a client acknowledged, and times, can wait for the next batch: at the worst a message goes
         out again.
         """
-        return self._marks > 0 or self._new_rows > 0
+        return self._marks > 0 or len(self._new_rows) > 0
 
     @property
     def may_vanish(self) -> bool:
         """Whether acknowledgements of clients that are connected could take all promises back."""
         return self._marks == 0 and self._new_waiting == 0
+
+    @property
+    def oldest_row(self) -> int:
+        """The number of the oldest new row; that of the next one if there is none."""
+        return next(iter(self._new_rows), self._next_row)
+
+    @property
+    def next_row(self) -> int:
+        """The number of the next new row."""
+        return self._next_row
 
     @property
     def empty(self) -> bool:
@@ -123,7 +133,8 @@ class Pending:
             or self.subscriptions
             or self._messages
             or self._retained
-            or self._rows
+            or self._new_rows
+            or self._old_rows
             or self._received
         )
 
@@ -179,8 +190,7 @@ class Pending:
         """A message waits for a session."""
         row = Row(self._next_row, session, stored, kind, delivery=delivery, pattern=pattern)
         self._next_row += 1
-        self._rows[row.number] = row
-        self._new_rows += 1
+        self._new_rows[row.number] = row
         self._new_waiting += 1
         self.size_bytes += ROW_BYTES
         return row
@@ -190,18 +200,17 @@ class Pending:
         if row.number >= self._first_row:
             self._new_waiting -= row.packet_id is None
         else:
-            self._rows[row.number] = row
+            self._old_rows[row.number] = row
         row.packet_id = packet_id
 
     def drop_row(self, row: Row) -> None:
         """It is settled."""
         if row.number >= self._first_row:
-            del self._rows[row.number]
-            self._new_rows -= 1
+            del self._new_rows[row.number]
             self._new_waiting -= row.packet_id is None
             self.size_bytes -= ROW_BYTES
         else:
-            self._rows[row.number] = None
+            self._old_rows[row.number] = None
 
     def receive(self, session: int, packet_id: int) -> None:
         """A QoS 2 message came under this id."""
@@ -227,7 +236,10 @@ class Pending:
             self.subscriptions,
             self._messages,
             self._retained,
-            {number: None if row is None else row.values() for number, row in self._rows.items()},
+            {
+                number: None if row is None else row.values()
+                for number, row in (*self._old_rows.items(), *self._new_rows.items())
+            },
             self._received,
         )
         self._first_message = self._next_message

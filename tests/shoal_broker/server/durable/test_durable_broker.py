@@ -112,12 +112,12 @@ async def test_suback_and_the_connack_of_a_session_to_keep_wait_for_the_disk(tmp
         await client.next(SubAckPacket)
 
 
-async def test_what_connected_clients_acknowledge_at_once_needs_no_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(committer, "LINGER_S", 60.0)
+async def test_what_connected_clients_acknowledge_at_once_needs_no_disk(tmp_path):
     async with durable(tmp_path) as broker, raw(broker) as reader, raw(broker) as publisher:
         await reader.connect("r", session_expiry_interval=NEVER)
         await reader.subscribe("t/#")
         await publisher.connect("p")
+        broker._gate._committer._linger_s = 60.0
         async with standing_disk(broker):
             for number in range(1, 20):
                 publisher.send(PublishPacket("t/1", b"m", qos=QoS.AT_LEAST_ONCE, packet_id=number))

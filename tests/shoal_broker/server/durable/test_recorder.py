@@ -16,6 +16,7 @@ from shoal_broker.codec import (
     TopicFilter,
     Will,
 )
+from shoal_broker.server.access_rules import AccessRules, Policy, Rule
 
 TWICE_NEVER = TopicFilter("t/#", max_qos=QoS.EXACTLY_ONCE, retain_as_published=False)
 
@@ -324,6 +325,39 @@ def test_clients_that_were_connected_may_come_back_before_their_wills_go_out():
     assert reader.payloads() == [b"gone"]
     later.wait(100)
     assert set(later.core.router.sessions) == {"r", "back"}
+
+
+def test_a_broker_that_is_killed_again_and_again_lets_no_session_live_for_ever():
+    desk = DurableDesk()
+    away(desk, "r", "w/#")
+    will = Will("w/1", payload=b"gone", qos=QoS.AT_LEAST_ONCE)
+    desk.connect("c", session_expiry_interval=100, will=will)
+    desk.commit()
+    for _ in range(6):
+        desk = desk.after_power_cut()
+        desk.wait(20)
+        desk.commit()
+    assert set(desk.core.router.sessions) == {"r"}
+    assert back(desk, "r").payloads() == [b"gone"]
+
+
+def test_a_session_stays_its_owners_and_keeps_to_rules_that_changed_meanwhile():
+    desk = DurableDesk()
+    away(desk)
+    session = desk.core.router.sessions["away"]
+    session.identity = "alice"
+    session.journal.changed()
+    publisher = desk.connect("p")
+    publisher.publish("t/1", b"secret")
+    publisher.publish("t/2", b"public")
+    desk.commit()
+    rules = AccessRules(policy=Policy.RULES, rule=(Rule(topic="t/2", access="read", user="alice"),))
+    later = desk.after_power_cut(access=rules)
+    session = later.core.router.sessions["away"]
+    assert session.identity == "alice"
+    assert [waiting.message.topic for waiting in session.queue] == ["t/2"]
+    later.commit()
+    assert later.count("queued") == 1
 
 
 def test_sessions_and_messages_expire_as_if_nothing_had_happened():
