@@ -71,6 +71,7 @@ class BrokerCollector(Collector):
                 "Queued messages, each once, against the limit of all queues",
                 router.ledger.queued_bytes,
             ),
+            ("accepting", "0 while a durable broker cannot write", int(router.accepting)),
         ):
             yield GaugeMetricFamily(f"shoal_broker_{name}", text, value=value)
 

@@ -17,6 +17,7 @@ from shoal_broker.codec import (
     Will,
 )
 from shoal_broker.server.access_rules import AccessRules, Policy, Rule
+from shoal_broker.server.metrics import BrokerCollector
 
 TWICE_NEVER = TopicFilter("t/#", max_qos=QoS.EXACTLY_ONCE, retain_as_published=False)
 
@@ -76,6 +77,24 @@ def test_what_is_acknowledged_before_the_commit_is_never_written():
     assert not desk.promises
     assert desk.recorder.pending.empty
     assert desk.recorder.pending.size_bytes == 0
+
+
+def test_the_oldest_message_that_is_not_acknowledged_is_known():
+    desk = DurableDesk()
+    reader = desk.connect("r", session_expiry_interval=NEVER)
+    reader.subscribe("t/#")
+    desk.commit()
+    pending = desk.recorder.pending
+    publisher = desk.connect("p")
+    publisher.publish("t/1")
+    first = pending.oldest_row
+    publisher.publish("t/2")
+    assert pending.oldest_row == first
+    messages = reader.messages()
+    reader.acknowledge(messages[:1])
+    assert pending.oldest_row == first + 1
+    reader.acknowledge(messages[1:])
+    assert pending.oldest_row == pending.next_row
 
 
 def test_a_message_for_somebody_who_is_away_cannot_vanish():
@@ -408,6 +427,19 @@ def test_messages_are_refused_while_nothing_can_be_written():
     desk.recorder.accepting = True
     assert publisher.publish("t/4", b"again") == 0
     assert back(desk, "r").payloads() == [b"again"]
+
+
+def test_the_metrics_tell_while_nothing_can_be_written():
+    desk = DurableDesk()
+    collector = BrokerCollector(desk.core)
+
+    def accepting():
+        (found,) = (m for m in collector.collect() if m.name == "shoal_broker_accepting")
+        return found.samples[0].value
+
+    assert accepting() == 1
+    desk.recorder.accepting = False
+    assert accepting() == 0
 
 
 def test_a_client_of_mqtt_311_is_closed_then_for_it_would_take_a_refusal_for_a_promise():
