@@ -26,6 +26,8 @@ That is as long as the last commit took: waiting in vain costs no more than what
 
 RETRY_S = 1.0
 CLOCK_INTERVAL_S = 300.0
+CLOCK_JUMP_S = 60.0
+"""A wall clock that was put by more than this is written down at once: it would look like time away."""
 MAX_UNCOMMITTED_BYTES = 16 << 20
 """With more than this in memory and not on the disk, publishers are not read."""
 
@@ -62,6 +64,7 @@ class Committer:
         self._linger: asyncio.TimerHandle | None = None
         self._linger_s = FIRST_LINGER_S
         self._clock_kept_at_s: float
+        self._wall_kept_s: float
         self._keep_clock()
 
     @property
@@ -96,7 +99,9 @@ class Committer:
 
     def sweep(self) -> None:
         """Write what nobody waits for; called once a second."""
-        if self._clock() - self._clock_kept_at_s >= CLOCK_INTERVAL_S:
+        passed_s = self._clock() - self._clock_kept_at_s
+        jumped_s = abs(self._wall_clock() - self._wall_kept_s - passed_s)
+        if passed_s >= CLOCK_INTERVAL_S or jumped_s >= CLOCK_JUMP_S:
             self._keep_clock()
         if not self._writing and not self.recorder.pending.empty:
             self._write_now()
@@ -187,7 +192,7 @@ class Committer:
         self.on_progress()
 
     def _keep_clock(self) -> None:
-        now_s = self._clock()
-        self._clock_kept_at_s = now_s
+        now_s, wall_s = self._clock(), self._wall_clock()
+        self._clock_kept_at_s, self._wall_kept_s = now_s, wall_s
         pending = self.recorder.pending
-        pending.keep_clock(pending.timeline.stored(now_s) or 0, round(self._wall_clock() * 1000))
+        pending.keep_clock(pending.timeline.stored(now_s) or 0, round(wall_s * 1000))

@@ -31,8 +31,8 @@ class Clocks:
         self.wall_s += seconds
 
 
-async def run(directory, clocks, act):
-    """One life of a broker on a desk: `act(desk)`, and everything is committed."""
+async def run(directory, clocks, act, *, kill=False):
+    """One life of a broker on a desk: `act(desk)`, and everything is committed, unless it is a kill."""
     desk = Desk()
     desk.now_s = clocks.now_s
     with structlog.testing.capture_logs() as said:
@@ -42,6 +42,9 @@ async def run(directory, clocks, act):
             clock=lambda: clocks.now_s,
             wall_clock=lambda: clocks.wall_s,
         ) as committer:
+            if kill:
+                act(desk, committer)
+                return None
             result = act(desk)
             committer._stopping = True
             committer._write_now()
@@ -78,6 +81,25 @@ async def test_what_expired_while_the_broker_was_away_is_said(tmp_path):
     left, said = await run(tmp_path, clocks, expiry_left_s)
     assert left is None
     assert "expired while the broker was away" in said
+
+
+async def test_a_clock_that_is_put_while_the_broker_runs_is_not_time_away_after_a_kill(tmp_path):
+    clocks = Clocks()
+    await run(tmp_path, clocks, leave_a_message)
+
+    def write_and_put_the_clock(_desk, committer):
+        database = committer._store.path
+        clocks.wall_s += 20 * 86_400
+        committer.sweep()
+        batch = committer.recorder.pending.take()
+        with sqlite3.connect(database) as connection:
+            batch.write(connection)
+        connection.close()
+
+    await run(tmp_path, clocks, write_and_put_the_clock, kill=True)
+    clocks.wait(600)
+    left, _ = await run(tmp_path, clocks, expiry_left_s)
+    assert left == 3000
 
 
 @pytest.mark.parametrize("put_to_s", [TODAY_S - 3600, 10.0, TODAY_S + 20 * 365 * 86_400])
