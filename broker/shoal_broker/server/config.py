@@ -105,6 +105,12 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     """Of web pages that may connect ("*": all); none: pages of the same host. Programs may always."""
 
     @property
+    def name(self) -> str:
+        """What the metrics call it."""
+        scheme = ("ws" if self.websocket else "mqtt") + ("s" if self.tls is not None else "")
+        return f"{scheme}:{self.port}"
+
+    @property
     def asks_for_certificate(self) -> bool:
         """Whether a client shows by its certificate who it is."""
         return self.tls is not None and self.tls.client_ca_file is not None

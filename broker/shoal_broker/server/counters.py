@@ -32,6 +32,8 @@ class Counters:
     """Times that a client was not read for a while, because it sent more than it may."""
     tls_failed: int = 0
     """Connections that ended before their TLS handshake was over."""
+    refused_by: Counter[int | None] = field(default_factory=Counter)
+    """The same by reason code; None: closed without a word."""
     received_bytes: int = 0
     """Of MQTT, acknowledgements and all."""
     sent_bytes: int = 0

@@ -282,6 +282,7 @@ class Lifecycle:
 
     def _turn_away(self, connection: Connection, reason_code: int | None, reason: str) -> None:
         self._counters.refused += 1
+        self._counters.refused_by[reason_code] += 1
         self.events.append(ClientRefused(connection.peer, reason_code, reason))
 
 

@@ -38,7 +38,7 @@ class Link(asyncio.Protocol):
     """One accepted socket."""
 
     listener = "mqtt"
-    """Which kind of listener accepted it, for the metrics."""
+    """Which listener accepted it, for the metrics."""
 
     def __init__(self, owner: LinkOwner, *, login: Login, write_buffer_bytes: int) -> None:
         self._owner = owner

@@ -1,62 +1,113 @@
-"""The broker's counters for Prometheus, served on `/metrics`. Imported only when asked for."""
+"""The broker's counters for Prometheus, served on `/metrics`. Imported only when asked for.
 
-from collections.abc import Iterator
+Collected in the server's thread while the broker goes on: it looks at numbers and copies, never at
+anything that could change under it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from shoal_broker.errors import ListenError
-from shoal_broker.server.core import BrokerCore
 from shoal_broker.server.counters import Dropped
+
+if TYPE_CHECKING:
+    from shoal_broker.server.bridge.bridge import Bridge
+    from shoal_broker.server.shell import Broker
+
+PREFIX = "shoal_broker"
+AUTHENTICATION_CODES = (0x85, 0x86, 0x87, 0x8A, 0x8C)
+"""Client id not valid, bad user name or password, not authorized, banned, bad method."""
+
+Family = GaugeMetricFamily | CounterMetricFamily
 
 
 class BrokerCollector(Collector):
-    """Reads the core at every scrape. Runs in the server's thread: it only looks at numbers."""
+    """Reads a broker at every scrape."""
 
-    def __init__(self, core: BrokerCore) -> None:
-        self._core = core
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric."""
-        core = self._core
-        counters, router = core.counters, core.router
-        sessions = list(router.sessions.values())
-        yield CounterMetricFamily(
-            "shoal_broker_connections",
-            "Network connections accepted",
-            value=counters.connections,
+        yield from self._process()
+        yield from self._clients()
+        yield from self._messages()
+        yield from self._kept()
+        if self._broker.bridges:
+            yield from _bridges(self._broker.bridges)
+
+    def _process(self) -> Iterator[Metric]:
+        yield _gauge("info", "Which program this is", 1, version=version("shoal"))
+        yield _gauge("start_time_seconds", "When it started", self._broker.started_at_s)
+        yield _gauge(
+            "event_loop_lag_seconds",
+            "How late the event loop was at most, within the last minute",
+            self._broker.loop_lag.largest_s,
         )
-        yield CounterMetricFamily(
-            "shoal_broker_refused", "Connections turned away", value=counters.refused
+
+    def _clients(self) -> Iterator[Metric]:
+        counters = self._broker.counters
+        yield _counter("connections", "Network connections accepted", counters.connections)
+        open_now = dict.fromkeys(self._broker.listener_names, 0)
+        open_now |= Counter(link.listener for link in list(self._broker.links))
+        yield _by(
+            GaugeMetricFamily, "connected", "Network connections open now", "listener", open_now
         )
-        yield CounterMetricFamily(
-            "shoal_broker_tls_failed",
+        yield _counter("refused", "Connections turned away", counters.refused)
+        yield _by(
+            CounterMetricFamily,
+            "refusals",
+            "The same by the reason code that was answered; none: closed without a word",
+            "reason_code",
+            {_code(code): count for code, count in counters.refused_by.copy().items()},
+        )
+        yield _counter(
+            "tls_failures",
             "Connections that ended before their TLS handshake was over",
-            value=counters.tls_failed,
+            counters.tls_failed,
         )
-        yield CounterMetricFamily(
-            "shoal_broker_slowed_down",
-            "Times that a client was not read because it sent too much",
-            value=counters.slowed_down,
+        yield _counter(
+            "authentication_failures",
+            "Refused for who they are: wrong password or certificate, or not allowed",
+            sum(counters.refused_by[code] for code in AUTHENTICATION_CODES),
         )
-        yield CounterMetricFamily(
-            "shoal_broker_messages_in", "Messages published", value=counters.messages_in
+
+    def _messages(self) -> Iterator[Metric]:
+        counters = self._broker.counters
+        yield _counter("messages_in", "Messages published", counters.messages_in)
+        yield _counter("messages_out", "Messages sent, with repeats", counters.messages_out)
+        yield _counter("received_bytes", "Read from clients", counters.received_bytes)
+        yield _counter("sent_bytes", "Written to clients", counters.sent_bytes)
+        yield _by(
+            CounterMetricFamily,
+            "dropped",
+            "Messages that did not reach a subscriber",
+            "reason",
+            {reason.value: counters.dropped[reason] for reason in Dropped},
         )
-        yield CounterMetricFamily(
-            "shoal_broker_messages_out", "Messages sent, with repeats", value=counters.messages_out
+
+    def _kept(self) -> Iterator[Metric]:
+        router = self._broker.core.router
+        sessions = list(router.sessions.values())
+        connected = sum(session.connection is not None for session in sessions)
+        yield _by(
+            GaugeMetricFamily,
+            "sessions",
+            "Sessions",
+            "client",
+            {"connected": connected, "absent": len(sessions) - connected},
         )
-        dropped = CounterMetricFamily(
-            "shoal_broker_dropped", "Messages that did not reach a subscriber", labels=["reason"]
-        )
-        for reason in Dropped:
-            dropped.add_metric([reason.value], counters.dropped[reason])
-        yield dropped
         for name, text, value in (
-            ("connected", "Network connections open now", len(core.connections)),
-            ("sessions", "Sessions, of connected and absent clients", len(sessions)),
             ("subscriptions", "Subscriptions", len(router.subscriptions)),
             ("retained_messages", "Retained messages", len(router.retained)),
             ("retained_bytes", "Retained messages as counted", router.retained.size_bytes),
@@ -72,15 +123,77 @@ class BrokerCollector(Collector):
                 router.ledger.queued_bytes,
             ),
             ("accepting", "0 while a durable broker cannot write", int(router.accepting)),
+            (
+                "longest_queue_messages",
+                "The same, of the session with most of them",
+                max((s.held_messages for s in sessions), default=0),
+            ),
         ):
-            yield GaugeMetricFamily(f"shoal_broker_{name}", text, value=value)
+            yield _gauge(name, text, value)
+
+
+def _bridges(bridges: list[Bridge]) -> Iterator[Metric]:
+    up = _family(GaugeMetricFamily, "connected", "Whether the upstream broker is there")
+    reconnects = _family(CounterMetricFamily, "reconnects", "Connections after the first")
+    crossed = _family(CounterMetricFamily, "messages", "Messages that crossed", "direction")
+    lost = _family(CounterMetricFamily, "lost", "Messages that did not cross", "reason")
+    waiting = _family(GaugeMetricFamily, "queued_messages", "Waiting to go upstream")
+    size = _family(GaugeMetricFamily, "queued_bytes", "The same as counted")
+    oldest = _family(GaugeMetricFamily, "oldest_seconds", "Age of the oldest; with a queue file")
+    for bridge in bridges:
+        name, now = bridge.name, bridge.waiting
+        up.add_metric([name], int(bridge.is_connected))
+        reconnects.add_metric([name], bridge.upstream.stats.reconnects)
+        crossed.add_metric([name, "out"], bridge.counters.messages_out)
+        crossed.add_metric([name, "in"], bridge.counters.messages_in)
+        for reason, count in bridge.lost.items():
+            lost.add_metric([name, reason.value], count)
+        waiting.add_metric([name], now.messages)
+        size.add_metric([name], now.size_bytes)
+        if now.oldest_s is not None:
+            oldest.add_metric([name], now.oldest_s)
+    yield from (up, reconnects, crossed, lost, waiting, size, oldest)
+
+
+def _family(
+    kind: type[GaugeMetricFamily | CounterMetricFamily], name: str, text: str, *labels: str
+) -> Family:
+    return kind(f"{PREFIX}_bridge_{name}", text, labels=["bridge", *labels])
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(f"{PREFIX}_{name}", text, value=value)
+
+
+def _gauge(name: str, text: str, value: float, **labels: str) -> Metric:
+    family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=list(labels))
+    family.add_metric(list(labels.values()), value)
+    return family
+
+
+def _by(
+    kind: type[GaugeMetricFamily | CounterMetricFamily],
+    name: str,
+    text: str,
+    label: str,
+    values: Mapping[str, int],
+) -> Metric:
+    family = kind(f"{PREFIX}_{name}", text, labels=[label])
+    for each, value in sorted(values.items()):
+        family.add_metric([each], value)
+    return family
+
+
+def _code(reason_code: int | None) -> str:
+    return "none" if reason_code is None else f"0x{reason_code:02x}"
 
 
 @contextmanager
-def serve(core: BrokerCore, host: str, port: int) -> Iterator[int]:
+def serve(broker: Broker, host: str, port: int) -> Iterator[int]:
     """Serve `/metrics` in a thread until the block ends; yields the port. Raises ListenError."""
     registry = CollectorRegistry()
-    registry.register(BrokerCollector(core))
+    registry.register(BrokerCollector(broker))
+    ProcessCollector(registry=registry)
     try:
         server, thread = start_http_server(port, addr=host, registry=registry)
     except OSError as exc:

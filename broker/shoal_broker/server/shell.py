@@ -11,12 +11,10 @@ import secrets
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Self, cast
-
-import structlog
 
 from shoal_broker.errors import ConfigError, ListenError
 from shoal_broker.server.access_rules import AccessRules
@@ -24,6 +22,7 @@ from shoal_broker.server.config import BrokerConfig, Listener, Login, Tls
 from shoal_broker.server.connection import Connection, State
 from shoal_broker.server.core import BrokerCore
 from shoal_broker.server.counters import Counters
+from shoal_broker.server.event_log import EventLog
 from shoal_broker.server.events import (
     AuthenticationWanted,
     ClientConnected,
@@ -34,6 +33,7 @@ from shoal_broker.server.events import (
 from shoal_broker.server.files import Files
 from shoal_broker.server.link import DISK, PASSWORD, Link
 from shoal_broker.server.listening import listen
+from shoal_broker.server.loop_lag import LoopLag
 from shoal_broker.server.rates import Addresses, Guesses, Meter
 from shoal_broker.server.tls import TlsStream
 
@@ -50,9 +50,6 @@ SURPLUS_CONNECTIONS = 64
 """Beyond the limit these many at a time may hear that the broker is full; more are cut at once."""
 
 PASSWORD_THREADS = 2
-MAX_LOGGED_CHARACTERS = 200
-
-log = structlog.get_logger("shoal_broker")
 
 
 class Broker:
@@ -72,7 +69,10 @@ class Broker:
         self.ports: list[int] = []
         """Of each listener, in the order of `config.listeners`."""
         self.metrics_port: int | None = None
+        self.loop_lag = LoopLag()
+        self.started_at_s = time.time()
         self._clock = clock
+        self._event_log = EventLog(clock())
         self._files = files
         self._password_turns = asyncio.Semaphore(PASSWORD_THREADS)
         self._loop = asyncio.get_running_loop()
@@ -131,6 +131,16 @@ class Broker:
         return self.ports[0]
 
     @property
+    def listener_names(self) -> list[str]:
+        """What the metrics call the listeners."""
+        return [listener.name for listener in self.config.listeners]
+
+    @property
+    def links(self) -> Collection[Link]:
+        """Every connection that is open now."""
+        return self._links
+
+    @property
     def websocket_port(self) -> int:
         """Of the first listener that speaks WebSocket. Raises StopIteration when there is none."""
         ports = zip(self.config.listeners, self.ports, strict=True)
@@ -155,6 +165,7 @@ class Broker:
             # It may have spoken.
             link.connection.last_heard_s = now_s
         self.core.tick(now_s)
+        self._event_log.sweep(now_s)
         self._after()
         if self._gate is not None:
             self._gate.sweep()
@@ -220,7 +231,9 @@ class Broker:
 
     async def _sweep_forever(self) -> None:
         while True:
+            due_s = self._loop.time() + SWEEP_INTERVAL_S
             await asyncio.sleep(SWEEP_INTERVAL_S)
+            self.loop_lag.note(due_s=due_s, now_s=self._loop.time())
             self.sweep()
 
     async def _close(self) -> None:
@@ -250,40 +263,8 @@ class Broker:
                     self._checks[_link_of(event.connection)] = self.tasks.create_task(
                         self._authenticate(event), name="broker.password"
                     )
-                case ClientConnected():
-                    log.info(
-                        "client connected",
-                        client=event.client_id,
-                        peer=event.peer,
-                        mqtt=event.mqtt_version,
-                        user=event.user_name,
-                        clean_start=event.clean_start,
-                        session_present=event.session_present,
-                        keep_alive_s=event.keep_alive_s,
-                    )
-                case ClientRefused():
-                    log.warning(
-                        "client refused",
-                        peer=event.peer,
-                        reason_code=event.reason_code,
-                        reason=event.reason,
-                    )
-                case ClientDenied():
-                    log.warning(
-                        "client denied",
-                        client=event.client_id,
-                        user=event.identity,
-                        action=event.action,
-                        topic=event.topic[:MAX_LOGGED_CHARACTERS],
-                    )
-                case ClientGone():
-                    log.info(
-                        "client gone",
-                        client=event.client_id,
-                        peer=event.peer,
-                        reason_code=event.reason_code,
-                        reason=event.reason,
-                    )
+                case ClientConnected() | ClientRefused() | ClientDenied() | ClientGone():
+                    self._event_log.write(event, self._clock())
         self._schedule_flush()
 
     def _schedule_flush(self) -> None:
@@ -450,7 +431,7 @@ async def _metrics(broker: Broker) -> AsyncIterator[None]:
     except ImportError as exc:
         raise ConfigError("--metrics-port needs the package prometheus-client") from exc
 
-    with serve(broker.core, broker.config.metrics_host, broker.config.metrics_port) as port:
+    with serve(broker, broker.config.metrics_host, broker.config.metrics_port) as port:
         broker.metrics_port = port
         yield
 
@@ -479,11 +460,19 @@ def _links(broker: Broker, listener: Listener) -> Callable[[], asyncio.Protocol]
     return lambda: TlsStream(broker.contexts[files], new_link(), broker.counters)
 
 
+def _plain_link(broker: Broker, listener: Listener) -> Link:
+    link = Link(
+        broker,
+        login=broker.config.login_at(listener),
+        write_buffer_bytes=broker.config.write_buffer_bytes,
+    )
+    link.listener = listener.name
+    return link
+
+
 def _plain_links(broker: Broker, listener: Listener) -> Callable[[], Link]:
-    login = broker.config.login_at(listener)
     if not listener.websocket:
-        buffer_bytes = broker.config.write_buffer_bytes
-        return lambda: Link(broker, login=login, write_buffer_bytes=buffer_bytes)
+        return lambda: _plain_link(broker, listener)
     # Only who asks for WebSocket needs its library.
     try:
         from shoal_broker.server.websocket import WebSocketLink  # noqa: PLC0415 - see above

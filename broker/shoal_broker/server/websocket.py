@@ -42,14 +42,13 @@ _QUIET.disabled = True
 class WebSocketLink(Link):
     """One accepted socket on which WebSocket is spoken, from its HTTP request to its close frame."""
 
-    listener = "websocket"
-
     def __init__(self, owner: LinkOwner, config: BrokerConfig, listener: Listener) -> None:
         super().__init__(
             owner,
             login=config.login_at(listener),
             write_buffer_bytes=config.write_buffer_bytes,
         )
+        self.listener = listener.name
         self._listener = listener
         self._protocol = ServerProtocol(
             subprotocols=[SUBPROTOCOL],

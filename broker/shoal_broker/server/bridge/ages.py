@@ -27,7 +27,7 @@ class Ages:
         if not waiting:
             return 0.0
         gone = self._put_before + put - waiting
-        for total, came_s in self._looks:
+        for total, came_s in tuple(self._looks):
             if total > gone:
                 return now_s - came_s
         return 0.0
