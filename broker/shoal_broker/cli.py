@@ -17,6 +17,7 @@ from shoal_broker.errors import BrokerError, ConfigError
 from shoal_broker.render import cli as render
 from shoal_broker.server import cli as run_command
 from shoal_broker.server.passwords import set_password
+from shoal_broker.status import cli as status
 from shoal_contract.exits import Exit
 
 DEFAULT_COMMAND = "run"
@@ -101,4 +102,5 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     _add_passwd(commands)
     doctor.add_parser(commands)
     render.add_parser(commands)
+    status.add_parser(commands)
     return parser, list(commands.choices)

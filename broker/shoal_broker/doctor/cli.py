@@ -44,15 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--host", default="127.0.0.1", help="broker address (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=1883, help="TCP port (default: %(default)s)")
-    parser.add_argument("--username", help="user name, if the broker asks for one")
-    parser.add_argument("--password-file", type=Path, help="file whose first line is the password")
-    parser.add_argument(
-        "--ca-file", metavar="FILE", help="speak TLS 1.3: who vouches for the broker"
-    )
-    parser.add_argument("--cert-file", metavar="FILE", help="our certificate, if it asks for one")
-    parser.add_argument("--key-file", metavar="FILE", help="the key of that certificate")
+    add_target_options(parser)
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
         "--plant",
@@ -72,6 +64,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.set_defaults(func=run)
+
+
+def add_target_options(parser: argparse.ArgumentParser) -> None:
+    """Where the broker is, and who we are there: for `told_target`."""
+    parser.add_argument("--host", default="127.0.0.1", help="broker address (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=1883, help="TCP port (default: %(default)s)")
+    parser.add_argument("--username", help="user name, if the broker asks for one")
+    parser.add_argument("--password-file", type=Path, help="file whose first line is the password")
+    parser.add_argument(
+        "--ca-file", metavar="FILE", help="speak TLS 1.3: who vouches for the broker"
+    )
+    parser.add_argument("--cert-file", metavar="FILE", help="our certificate, if it asks for one")
+    parser.add_argument("--key-file", metavar="FILE", help="the key of that certificate")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -110,7 +115,7 @@ def _examined(arguments: argparse.Namespace) -> Report:
         parties = Parties.of_identities(identities)
         examined = partial(check_access, identities)
     else:
-        target = _as_told(arguments, target)
+        target = told_target(arguments, target)
         parties = Parties.of_target(target)
         examined = partial(examine, target)
     if planted is not None:
@@ -120,7 +125,8 @@ def _examined(arguments: argparse.Namespace) -> Report:
     return examined()
 
 
-def _as_told(arguments: argparse.Namespace, target: Target) -> Target:
+def told_target(arguments: argparse.Namespace, target: Target) -> Target:
+    """The target with the identity that the options give. Raises DoctorFileError, TlsFilesError."""
     password = None
     if arguments.password_file is not None:
         password = read_password(arguments.password_file)

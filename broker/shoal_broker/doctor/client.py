@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -119,6 +120,16 @@ class ProbeClient:
     ) -> paho.MQTTMessage:
         """Return the next message that came in; `otherwise` says what it means that none does."""
         return _get(self._messages, otherwise)
+
+    def collect(self, *, quiet_s: float, within_s: float) -> Iterator[paho.MQTTMessage]:
+        """Yield what comes in, until nothing does for `quiet_s` or `within_s` are over."""
+        until_s = time.monotonic() + within_s
+        with suppress(Empty):
+            while (left_s := until_s - time.monotonic()) > 0:
+                message = self._messages.get(timeout=min(quiet_s, left_s))
+                if message is None:
+                    raise CutError("the broker ended the connection")
+                yield message
 
     def drain(self) -> int:
         """Wait a moment and return how many messages have come in since the last call."""

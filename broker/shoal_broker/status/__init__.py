@@ -1,0 +1,1 @@
+"""`shoal-broker status`: what a running broker tells about itself."""
