@@ -166,7 +166,9 @@ async def test_compression_is_not_negotiated(broker):
         assert "Sec-WebSocket-Extensions" not in websocket.response.headers
 
 
-@pytest.mark.parametrize("version", [paho.MQTTProtocolVersion.MQTTv5])
+@pytest.mark.parametrize(
+    "version", [paho.MQTTProtocolVersion.MQTTv5, paho.MQTTProtocolVersion.MQTTv311]
+)
 async def test_paho_publishes_and_subscribes_over_websocket(broker, version):
     def work():
         mqtt = paho.Client(
