@@ -22,6 +22,7 @@ MOSQUITTO = {
     "clients/disconnected": "3",
     "clients/maximum": "20",
     "load/publish/received/1min": "90.00",
+    "publish/messages/received": "900",
     "load/publish/sent/1min": "nonsense",
     "retained messages/count": "53",
     "store/messages/count": "60",
@@ -47,6 +48,7 @@ def test_topics_become_facts_and_facts_become_lines():
         clients_connected=12,
         clients_absent=3,
         clients_maximum=20,
+        published=900,
         published_per_s=1.5,
         retained_messages=53,
         queued_messages=60,
@@ -58,7 +60,7 @@ def test_topics_become_facts_and_facts_become_lines():
         ("version", "mosquitto version 2.0.11"),
         ("uptime", "1 d 2 h"),
         ("clients", "12 connected, 3 away, at most 20 so far"),
-        ("messages in", "1.5/s"),
+        ("messages in", "1.5/s, 900 since the start"),
         ("retained", "53"),
         ("queued", "60 messages, 1178 bytes"),
         ("bridge b/c", "DOWN"),
@@ -68,9 +70,16 @@ def test_topics_become_facts_and_facts_become_lines():
 
 def test_what_is_no_number_is_left_out():
     assert list(rows(status_of({"uptime": "", "clients/connected": "-", "x": "y"}))) == []
+    counted = {"uptime": "100 seconds", "publish/messages/sent": "1234"}
+    assert dict(rows(status_of(counted)))["messages out"] == "1234 since the start, 12.3/s"
     assert dict(rows(status_of({"uptime": "59"})))["uptime"] == "59 s"
     assert dict(rows(status_of({"uptime": "61"})))["uptime"] == "1 min 1 s"
     assert dict(rows(status_of({"uptime": "3661"})))["uptime"] == "1 h 1 min"
+
+
+def is_up(broker):
+    told = broker.core.router.status.get("$SYS/broker/connection/up/state")
+    return told is not None and told.content.payload == b"1"
 
 
 async def test_a_bridge_is_seen_from_outside(capsys):
@@ -81,14 +90,16 @@ async def test_a_bridge_is_seen_from_outside(capsys):
                 BrokerConfig(port=0, bridges=(bridge(upstream.port, ("t", "in")),))
             ) as broker,
         ):
-            await until(lambda: len(upstream.core.router.retained) > 0)
-            await until(lambda: len(broker.core.router.retained) > 0)
+            for each in (upstream, broker):
+                await until(lambda each=each: is_up(each))
             for port in (upstream.port, broker.port):
                 capsys.readouterr()
                 assert await ask("--port", str(port), "--json") == 0
                 told = json.loads(capsys.readouterr().out.splitlines()[-1])
                 assert told["ok"]
                 assert told["status"]["bridges"] == {"up": True}
+            assert told["status"]["version"].startswith("shoal-broker version ")
+            assert told["status"]["clients_connected"] >= 1
 
 
 async def test_no_broker_is_exit_code_3(capsys):

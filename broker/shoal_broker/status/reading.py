@@ -19,6 +19,9 @@ class Status:
     clients_absent: int | None = None
     clients_maximum: int | None = None
     subscriptions: int | None = None
+    published: int | None = None
+    """Since the start, as `sent`."""
+    sent: int | None = None
     published_per_s: float | None = None
     sent_per_s: float | None = None
     dropped: int | None = None
@@ -44,6 +47,8 @@ def status_of(topics: Mapping[str, str]) -> Status:
         clients_absent=absent,
         clients_maximum=_whole(topics, "clients/maximum"),
         subscriptions=_whole(topics, "subscriptions/count"),
+        published=_whole(topics, "publish/messages/received"),
+        sent=_whole(topics, "publish/messages/sent"),
         published_per_s=_per_second(topics, "load/publish/received/1min"),
         sent_per_s=_per_second(topics, "load/publish/sent/1min"),
         dropped=_whole(topics, "publish/messages/dropped"),
@@ -65,8 +70,8 @@ def rows(status: Status) -> Iterator[tuple[str, str]]:
         ("uptime", None if status.uptime_s is None else _duration(status.uptime_s)),
         ("clients", _clients(status)),
         ("subscriptions", status.subscriptions),
-        ("messages in", _rate(status.published_per_s)),
-        ("messages out", _rate(status.sent_per_s)),
+        ("messages in", _rate(status.published_per_s, status.published, status.uptime_s)),
+        ("messages out", _rate(status.sent_per_s, status.sent, status.uptime_s)),
         ("dropped", status.dropped),
         ("retained", status.retained_messages),
         ("queued", _queued(status)),
@@ -122,8 +127,15 @@ def _queued(status: Status) -> str | None:
     return f"{status.queued_messages} messages, {status.queued_bytes} bytes"
 
 
-def _rate(per_s: float | None) -> str | None:
-    return None if per_s is None else f"{per_s:g}/s"
+def _rate(per_s: float | None, total: int | None, uptime_s: int | None) -> str | None:
+    facts = []
+    if per_s is not None:
+        facts.append(f"{per_s:g}/s")
+    if total is not None:
+        facts.append(f"{total} since the start")
+        if per_s is None and uptime_s:
+            facts.append(f"{total / uptime_s:.3g}/s")
+    return ", ".join(facts) or None
 
 
 def _duration(seconds: int) -> str:

@@ -39,7 +39,7 @@ from shoal_broker.server.bridge import hops
 from shoal_broker.server.bridge.ages import Ages
 from shoal_broker.server.bridge.routes import Route, inward, outward, reply_topic
 from shoal_broker.server.bridge.table import BridgeTable
-from shoal_broker.server.reserved import inside_client_id, state_topic
+from shoal_broker.server.reserved import inside_client_id, queued_topic, state_topic
 from shoal_broker.session import Session
 from shoal_broker.store import Store
 
@@ -246,7 +246,7 @@ class Bridge:
         self.is_connected = True
         self._changed.set()
         if self.table.announce_upstream:
-            await self._announce(session, self.table.upstream_id, UP)
+            await self._announce(session, state_topic(self.table.upstream_id), UP)
         if not session_present and session.stats.reconnects:
             # It has forgotten us, and perhaps what it retained for us.
             for route in self._out:
@@ -259,6 +259,7 @@ class Bridge:
     async def _tell_forever(self) -> None:
         """Have our own clients know how things stand; look at the queue now and then."""
         told: bytes | None = None
+        told_queued = -1
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_INTERVAL_S):
@@ -272,23 +273,26 @@ class Bridge:
                 )
             state = UP if self.is_connected else DOWN
             if state != told and self._inside.connected:
-                await self._announce(self._inside, self.name, state)
+                await self._announce(self._inside, state_topic(self.name), state)
                 told = state
+            queued = self.waiting.messages
+            if queued != told_queued and self._inside.connected:
+                await self._announce(self._inside, queued_topic(self.name), b"%d" % queued)
+                told_queued = queued
 
-    async def _announce(self, session: Session, name: str, state: bytes) -> None:
-        topic = state_topic(name)
+    async def _announce(self, session: Session, topic: str, what: bytes) -> None:
         try:
             await session.publish(
-                topic, state, retain=True, durable=False, timeout_s=GOODBYE_TIMEOUT_S
+                topic, what, retain=True, durable=False, timeout_s=GOODBYE_TIMEOUT_S
             )
         except BusError as exc:
             log.info("bridge state not told", bridge=self.name, topic=topic, error=str(exc))
 
     async def _say_goodbye(self) -> None:
         if self._inside.connected:
-            await self._announce(self._inside, self.name, DOWN)
+            await self._announce(self._inside, state_topic(self.name), DOWN)
         if self.upstream.connected and self.table.announce_upstream:
-            await self._announce(self.upstream, self.table.upstream_id, DOWN)
+            await self._announce(self.upstream, state_topic(self.table.upstream_id), DOWN)
 
     # --- crossing
 
