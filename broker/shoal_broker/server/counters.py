@@ -40,6 +40,11 @@ class Counters:
     received_packets: int = 0
     sent_packets: int = 0
     messages_in: int = 0
+    """Of every QoS; those that are not counted below are of QoS 1, the most frequent."""
+    messages_in_qos0: int = 0
+    messages_in_qos2: int = 0
     messages_out: int = 0
     """Including repeats."""
+    messages_out_qos0: int = 0
+    messages_out_qos2: int = 0
     dropped: Counter[Dropped] = field(default_factory=Counter)

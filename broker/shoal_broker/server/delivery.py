@@ -139,6 +139,10 @@ class Courier:
         if aliases is not None and new is not None:
             aliases.give(delivery.message.topic, new)
         self._counters.messages_out += 1
+        if packet_id is None:
+            self._counters.messages_out_qos0 += 1
+        elif delivery.qos > 1:
+            self._counters.messages_out_qos2 += 1
         # Of a QoS 2 message nobody may have anything that we could forget.
         if delivery.message.content.qos is QoS.EXACTLY_ONCE:
             connection.send_bytes(data)

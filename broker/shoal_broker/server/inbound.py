@@ -56,8 +56,10 @@ class Inbound:
             self._router.ledger,
         )
         if packet_id is None:
+            self._counters.messages_in_qos0 += 1
             self._route(session, message, now_s)
         elif packet.qos is QoS.EXACTLY_ONCE:
+            self._counters.messages_in_qos2 += 1
             self._take_once(connection, session, message, packet_id, now_s)
         else:
             connection.unanswered += 1

@@ -63,6 +63,11 @@ class BrokerCollector(Collector):
         yield _by(
             GaugeMetricFamily, "connected", "Network connections open now", "listener", open_now
         )
+        yield _counter(
+            "slowed_down",
+            "Clients that were not read for a while, because they sent more than they may",
+            counters.slowed_down,
+        )
         yield _counter("refused", "Connections turned away", counters.refused)
         yield _by(
             CounterMetricFamily,
@@ -72,7 +77,7 @@ class BrokerCollector(Collector):
             {_code(code): count for code, count in counters.refused_by.copy().items()},
         )
         yield _counter(
-            "tls_failures",
+            "tls_failed",
             "Connections that ended before their TLS handshake was over",
             counters.tls_failed,
         )
@@ -84,8 +89,15 @@ class BrokerCollector(Collector):
 
     def _messages(self) -> Iterator[Metric]:
         counters = self._broker.counters
-        yield _counter("messages_in", "Messages published", counters.messages_in)
-        yield _counter("messages_out", "Messages sent, with repeats", counters.messages_out)
+        for name, text in (
+            ("messages_in", "Messages published"),
+            ("messages_out", "Messages sent, with repeats"),
+        ):
+            total: int = getattr(counters, name)
+            qos0: int = getattr(counters, f"{name}_qos0")
+            qos2: int = getattr(counters, f"{name}_qos2")
+            by_qos = {"0": qos0, "1": total - qos0 - qos2, "2": qos2}
+            yield _by(CounterMetricFamily, name, text, "qos", by_qos)
         yield _counter("received_bytes", "Read from clients", counters.received_bytes)
         yield _counter("sent_bytes", "Written to clients", counters.sent_bytes)
         yield _by(

@@ -334,8 +334,9 @@ async def test_metrics_show_what_is_there():
         lines = (await asyncio.to_thread(scrape)).splitlines()
         assert "shoal_broker_connections_total 1.0" in lines
         assert 'shoal_broker_connected{listener="mqtt:0"} 1.0' in lines
-        assert "shoal_broker_messages_in_total 1.0" in lines
-        assert "shoal_broker_messages_out_total 1.0" in lines
+        assert 'shoal_broker_messages_in_total{qos="0"} 1.0' in lines
+        assert 'shoal_broker_messages_in_total{qos="1"} 0.0' in lines
+        assert 'shoal_broker_messages_out_total{qos="0"} 1.0' in lines
         assert "shoal_broker_retained_messages 1.0" in lines
         assert 'shoal_broker_dropped_total{reason="queue_full"} 0.0' in lines
 

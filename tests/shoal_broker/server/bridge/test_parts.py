@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from shoal_broker.errors import ConfigError
 from shoal_broker.link import Properties
+from shoal_broker.server import config_file
 from shoal_broker.server.bridge import hops
 from shoal_broker.server.bridge.ages import Ages
 from shoal_broker.server.bridge.routes import inward, outward, reply_topic
@@ -165,3 +166,20 @@ def test_the_age_of_a_queue_is_that_of_its_oldest_message():
     ages.look(put=4, waiting=1, now_s=111)
     assert ages.oldest_s(put=4, waiting=1, now_s=115) == 4
     assert ages.oldest_s(put=4, waiting=0, now_s=115) == 0
+
+
+def test_the_brokers_file_has_bridges_and_looks_for_their_files_beside_it(tmp_path):
+    path = tmp_path / "broker.toml"
+    path.write_text(
+        "[[bridge]]\nname = 'hq'\nhost = 'h'\nqueue_file = 'queue.db'\nca_file = '/etc/ca.crt'\n"
+        "[[bridge.topic]]\nfilter = 'a'\ndirection = 'out'\n"
+    )
+    (found,) = config_file.load(path).bridges
+    assert (found.queue_file, found.ca_file) == (str(tmp_path / "queue.db"), "/etc/ca.crt")
+    assert isinstance(found, BridgeTable)
+    path.write_text(path.read_text().replace("filter = 'a'", "filter = '#/a'"))
+    with pytest.raises(ConfigError, match=r"broker.toml: .*'#' stands alone"):
+        config_file.load(path)
+    path.write_text("[[bridge]]\nname = 'hq'\nhost = 'h'\nqos = 1\n")
+    with pytest.raises(ConfigError, match=r"broker.toml: \[bridge\[0\]\] unknown key `qos`"):
+        config_file.load(path)
