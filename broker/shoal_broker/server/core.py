@@ -60,7 +60,11 @@ class BrokerCore:
         self._inbound = Inbound(config, self.router, self.counters)
         self._lifecycle = Lifecycle(config, self.router, self.counters, new_client_id, broker_id)
         self._status = StatusTopics(
-            config.sys_interval_s, self.router, self.counters, version=version
+            config.sys_interval_s,
+            self.router,
+            self.counters,
+            version=version,
+            durable=config.durable_dir is not None,
         )
         self._config = config
         self._login = config.login_at(config.listeners[0])

@@ -76,7 +76,7 @@ class EventLog:
                         reason=event.reason,
                     )
 
-    def sweep(self, now_s: float) -> None:
-        """Say what was left out, once there is room."""
-        for event, count in self._budget.left_out(now_s):
+    def sweep(self, now_s: float, *, at_last: bool = False) -> None:
+        """Say what was left out, once there is room, or `at_last`."""
+        for event, count in self._budget.left_out(now_s, at_last=at_last):
             log.warning("log lines left out", left_out=event, count=count)

@@ -38,11 +38,11 @@ class LogBudget:
         account.lines -= 1
         return True
 
-    def left_out(self, now_s: float) -> Iterator[tuple[str, int]]:
-        """Which events were left out how often, once there is room for a line about it."""
+    def left_out(self, now_s: float, *, at_last: bool = False) -> Iterator[tuple[str, int]]:
+        """Which events were left out how often, once there is room for a line about it, or `at_last`."""
         for event in self._budgets:
             account = self._refilled(event, now_s)
-            if account.left_out and account.lines >= 1:
+            if account.left_out and (at_last or account.lines >= 1):
                 account.lines -= 1
                 count, account.left_out = account.left_out, 0
                 yield event, count

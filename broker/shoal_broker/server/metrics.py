@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -43,6 +43,16 @@ class BrokerCollector(Collector):
         yield from self._clients()
         yield from self._messages()
         yield from self._kept()
+        committer = self._broker.committer
+        if committer is not None:
+            yield SummaryMetricFamily(
+                f"{PREFIX}_commit_seconds",
+                "Batches of durable state written, and the time that took",
+                count_value=committer.commits,
+                sum_value=committer.commit_s,
+            )
+            accepting = int(committer.recorder.accepting)
+            yield _gauge("durable", "Whether durable state can be written", accepting)
         if self._broker.bridges:
             yield from _bridges(self._broker.bridges)
 

@@ -39,6 +39,7 @@ from shoal_broker.server.tls import TlsStream
 
 if TYPE_CHECKING:
     from shoal_broker.server.bridge.bridge import Bridge
+    from shoal_broker.server.durable.committer import Committer
     from shoal_broker.server.durable.gate import Gate
 
 SWEEP_INTERVAL_S = 1.0
@@ -129,6 +130,11 @@ class Broker:
     def port(self) -> int:
         """Of the first listener."""
         return self.ports[0]
+
+    @property
+    def committer(self) -> Committer | None:
+        """What makes it durable; None when it is not."""
+        return None if self._gate is None else self._gate.committer
 
     @property
     def listener_names(self) -> list[str]:
@@ -251,6 +257,7 @@ class Broker:
             for link in list(self._links):
                 link.transport.abort()
             await asyncio.sleep(0)
+        self._event_log.sweep(self._clock(), at_last=True)
 
     # --- the core's wishes
 

@@ -19,12 +19,13 @@ class StatusTopics:
     """Announces changed figures every `interval_s`; 0: never, and nothing is retained either."""
 
     def __init__(
-        self, interval_s: float, router: Router, counters: Counters, *, version: str
+        self, interval_s: float, router: Router, counters: Counters, *, version: str, durable: bool
     ) -> None:
         self._interval_s = interval_s
         self._router = router
         self._counters = counters
         self._version = version
+        self._durable = durable
         self._started_at_s: float | None = None
         self._announced_at_s = -math.inf
 
@@ -61,6 +62,7 @@ class StatusTopics:
             held_bytes += session.held_bytes
         uptime_s = 0.0 if self._started_at_s is None else now_s - self._started_at_s
         yield "version", f"shoal-broker version {self._version}"
+        yield "durable", "yes" if self._durable else "no"
         yield "uptime", f"{int(uptime_s)} seconds"
         yield "clients/total", len(sessions)
         yield "clients/connected", connected

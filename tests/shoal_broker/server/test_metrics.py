@@ -121,6 +121,16 @@ async def test_a_bridge_tells_what_crosses_what_waits_and_for_how_long(tmp_path)
             assert found["bridge_lost_total", "away", "loop"] == 0
 
 
+async def test_a_durable_broker_tells_how_long_its_commits_take(tmp_path):
+    config = BrokerConfig(port=0, metrics_port=0, durable_dir=tmp_path)
+    async with Broker.open(config) as broker, client(broker.port, "l", "t") as (session, _):
+        await session.publish("t", b"kept", durable=False, retain=True)
+        found = await scrape(broker)
+        assert found["durable",] == 1
+        assert found["commit_seconds_count",] >= 1
+        assert found["commit_seconds_sum",] > 0
+
+
 async def test_a_storm_of_refused_clients_leaves_few_lines_and_their_number():
     now = {"s": 100.0}
     with structlog.testing.capture_logs() as lines:

@@ -12,6 +12,9 @@ from contextlib import asynccontextmanager
 import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
+from tests.shoal_broker.render.rendered_mosquitto import Authority
+from tests.support.embedded import tls_of
+from tests.support.tls_listener import client_files
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
@@ -31,6 +34,8 @@ from shoal_broker.codec import (
 )
 from shoal_broker.errors import ConfigError, ListenError
 from shoal_broker.server import Broker, BrokerConfig
+from shoal_broker.server.access_rules import AccessRules, Policy
+from shoal_broker.tls import client_context
 
 TEXT, BINARY, PING = 0x1, 0x2, 0x9
 FINAL = 0x80
@@ -195,6 +200,19 @@ async def test_paho_publishes_and_subscribes_over_websocket(broker, version):
 
     got = await asyncio.to_thread(work)
     assert got == [(f"t/{n}", bytes([n]) * 5_000) for n in range(100)]
+
+
+async def test_websocket_over_tls_takes_the_certificate_for_the_user(tmp_path):
+    authority = Authority(tmp_path)
+    context = client_context(client_files(authority, "alice"))
+    async with broker_with(tls=tls_of(authority), access=AccessRules(policy=Policy.OPEN)) as broker:
+        address = f"wss://localhost:{broker.websocket_port}/mqtt"
+        async with connect(address, subprotocols=["mqtt"], ssl=context) as websocket:
+            await websocket.send(encode(ConnectPacket("c")))
+            await Packets(websocket).next(ConnAckPacket)
+            assert broker.core.router.sessions["c"].identity == "alice"
+        assert (await talk(broker, request())) == b""
+        assert broker.counters.tls_failed == 1
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,9 @@ class Committer:
         self._ended = asyncio.Event()
         self._writing = False
         self._written = 0
+        self.commits = 0
+        self.commit_s = 0.0
+        """That all of them took, waiting for the disk included."""
         self._writing_bytes = 0
         self._linger: asyncio.TimerHandle | None = None
         self._linger_s = FIRST_LINGER_S
@@ -164,7 +167,10 @@ class Committer:
             except StoreError as exc:
                 self._failed(exc)
             else:
-                self._linger_s = min(self._loop.time() - began_s, LONGEST_LINGER_S)
+                took_s = self._loop.time() - began_s
+                self.commits += 1
+                self.commit_s += took_s
+                self._linger_s = min(took_s, LONGEST_LINGER_S)
                 self._done()
                 return
             attempts_left -= self._stopping

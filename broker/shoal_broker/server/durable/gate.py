@@ -37,6 +37,11 @@ class Gate:
         """Whether so much is not on the disk yet that nobody should be read."""
         return self._committer.too_much
 
+    @property
+    def committer(self) -> Committer:
+        """What writes; for its counters."""
+        return self._committer
+
     async def run(self) -> None:
         """Commit what changes, until `stop`."""
         await self._committer.run()

@@ -5,17 +5,25 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import msgspec
 import pytest
+from tests.shoal_broker.render.rendered_mosquitto import Authority
 from tests.support.bridged_brokers import bridge, client, until
+from tests.support.embedded import tls_of
 from tests.support.mosquitto import Mosquitto, free_port
 from tests.support.tcp_proxy import TcpProxy
+from tests.support.tls_listener import client_files
 
 from shoal_broker.codec import ConnectPacket, PacketReader, PublishPacket, QoS, encode
 from shoal_broker.errors import BrokerError
 from shoal_broker.link import Properties
 from shoal_broker.server import Broker, BrokerConfig
+from shoal_broker.server.access_rules import AccessRules, Site
 from shoal_broker.server.bridge.bridge import Lost
+from shoal_broker.server.config import Listener
 from shoal_broker.server.passwords import set_password
+
+ANYBODY = Listener(port=0, no_auth=True)
 
 
 @pytest.fixture(params=["ours", pytest.param("mosquitto", marks=pytest.mark.system)])
@@ -148,6 +156,61 @@ async def test_a_queue_file_survives_the_broker(upstream, tmp_path):
         await got.wait_payload(b"49")
         assert got.payloads == [b"%d" % n for n in range(50)]
         assert {(m.response_topic, m.properties.content_type) for m in got.got} == {("t/r", "c")}
+
+
+async def test_a_durable_broker_keeps_what_waits_for_its_bridge(tmp_path, upstream):
+    ways = (("t/#", "out"),)
+    settings = {"durable_dir": tmp_path / "kept"}
+    away = gateway(bridge(free_port(), *ways), **settings)
+    async with away as broker, client(broker.port, "l") as (local, _):
+        await until(lambda: "$bridge/up" in broker.core.router.sessions)
+        await until(lambda: broker.core.router.sessions["$bridge/up"].subscriptions)
+        for n in range(50):
+            await local.publish("t", b"%d" % n, durable=False)
+        broker.abort()
+    async with (
+        client(upstream.port, "r", "t/#") as (_, got),
+        gateway(bridge(upstream.port, *ways), **settings),
+    ):
+        await got.wait_payload(b"49")
+        assert list(dict.fromkeys(got.payloads)) == [b"%d" % n for n in range(50)]
+
+
+async def test_a_bridge_shows_its_certificate_and_has_the_rights_of_its_site(tmp_path):
+    authority = Authority(tmp_path / "authority")
+    files = client_files(authority, "site-7")
+    access = AccessRules(site=(Site(name="site-7", nodes=("n1",)),))
+    table = bridge(
+        1,
+        ("shoal/n/+/r", "out"),
+        ("shoal/n/+/c", "in"),
+        client_id="site-7",
+        ca_file=files.ca_file,
+        cert_file=files.cert_file,
+        key_file=files.key_file,
+    )
+    async with Broker.open(
+        BrokerConfig(port=0, tls=tls_of(authority), access=access, more_listeners=(ANYBODY,))
+    ) as upstream:
+        table = msgspec.structs.replace(table, port=upstream.port)
+        async with (
+            gateway(table) as broker,
+            client(broker.port, "l", "shoal/#") as (local, here),
+            client(upstream.ports[1], "r", "shoal/#", "$SYS/broker/connection/#") as (
+                remote,
+                there,
+            ),
+        ):
+            await there.wait_payload(b"1")
+            await local.publish("shoal/n/n2/r", b"not its node", durable=False)
+            await local.publish("shoal/n/n1/r", b"its node", durable=False)
+            await there.wait_payload(b"its node")
+            assert there.payloads == [b"1", b"its node"]
+            assert broker.bridges[0].lost[Lost.REFUSED] == 1
+            await remote.publish("shoal/n/n2/c", b"not its node", durable=False)
+            await remote.publish("shoal/n/n1/c", b"its node", durable=False)
+            await here.wait_payload(b"its node")
+            assert here.payloads == [b"its node"]
 
 
 async def test_what_does_not_fit_the_queue_or_gets_too_old_is_counted(tmp_path):
