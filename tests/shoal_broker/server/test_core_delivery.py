@@ -193,6 +193,17 @@ def test_packet_ids_wrap_around_and_skip_what_is_in_flight():
     assert ids == [65_535, 2]
 
 
+def test_a_message_that_did_not_wait_keeps_its_expiry_to_the_second():
+    desk = Desk()
+    listener = desk.connect("l")
+    listener.subscribe("t")
+    sender = desk.connect("s")
+    for n in range(200):
+        desk.now_s = 1_000 + n * 77.123_456_7
+        sender.publish("t", message_expiry_interval=500)
+    assert {m.message_expiry_interval for m in listener.messages()} == {500}
+
+
 def test_what_is_left_of_the_expiry_travels_with_the_message():
     desk = Desk()
     desk.connect("l", session_expiry_interval=NEVER).subscribe("t")

@@ -33,6 +33,7 @@ def test_who_subscribes_gets_all_figures_at_once():
     assert int(got.pop("store/messages/bytes")) > 0
     assert got.pop("version").startswith("shoal-broker version ")
     assert got == {
+        "durable": "no",
         "uptime": "65 seconds",
         "clients/total": "3",
         "clients/connected": "2",
