@@ -39,6 +39,7 @@ from shoal_broker.server.bridge import hops
 from shoal_broker.server.bridge.ages import Ages
 from shoal_broker.server.bridge.routes import Route, inward, outward, reply_topic
 from shoal_broker.server.bridge.table import BridgeTable
+from shoal_broker.server.log_budget import Budget, LogBudget
 from shoal_broker.server.reserved import inside_client_id, queued_topic, state_topic
 from shoal_broker.session import Session
 from shoal_broker.store import Store
@@ -54,6 +55,8 @@ GOODBYE_TIMEOUT_S = 1.0
 LOOK_INTERVAL_S = 1.0
 LONG_S = 365 * 86_400.0
 UP, DOWN = b"1", b"0"
+NOT_CROSSED = "message did not cross"
+MAX_LOGGED_CHARACTERS = 200
 
 log = structlog.get_logger("shoal_broker")
 
@@ -110,6 +113,7 @@ class Bridge:
         self._in = inward(table.topic)
         self._changed = asyncio.Event()
         self._is_leaving = False
+        self._log_budget = LogBudget({NOT_CROSSED: Budget(20, 0.2)}, time.monotonic())
 
     @classmethod
     @asynccontextmanager
@@ -265,6 +269,8 @@ class Bridge:
                 async with asyncio.timeout(LOOK_INTERVAL_S):
                     await self._changed.wait()
             self._changed.clear()
+            for event, count in self._log_budget.left_out(time.monotonic()):
+                log.warning("log lines left out", bridge=self.name, left_out=event, count=count)
             if self._outbox is not None and self._ages is not None:
                 self._ages.look(
                     put=self._outbox.stats.put,
@@ -406,4 +412,8 @@ class Bridge:
         is_too_large = isinstance(exc, MessageTooLargeError)
         reason = Lost.TOO_LARGE if is_too_large else Lost.REFUSED
         self.counters.lost[reason] += 1
-        log.warning("message did not cross", bridge=self.name, topic=topic, error=str(exc))
+        if self._log_budget.may_log(NOT_CROSSED, time.monotonic()):
+            why = str(exc)[:MAX_LOGGED_CHARACTERS]
+            log.warning(
+                NOT_CROSSED, bridge=self.name, topic=topic[:MAX_LOGGED_CHARACTERS], error=why
+            )
