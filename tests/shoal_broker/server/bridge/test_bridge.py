@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
@@ -450,3 +451,43 @@ async def test_a_bridge_that_cannot_be_built_is_one_clear_error(changes, what):
     with pytest.raises(BrokerError, match=what):
         async with gateway(bridge(1, ("t", "out"), **changes)):
             pass
+
+
+@pytest.mark.system
+@pytest.mark.slow
+async def test_a_queue_file_survives_kill_9(tmp_path):
+    port, there = free_port(), free_port()
+    (tmp_path / "site.toml").write_text(
+        f"[[listener]]\nport = {port}\n"
+        f"[[bridge]]\nname = 'hq'\nhost = '127.0.0.1'\nport = {there}\nqueue_file = 'queue.db'\n"
+        "[[bridge.topic]]\nfilter = 't/#'\ndirection = 'out'\nremote_prefix = 'site7/'\n"
+    )
+    queued = "$SYS/broker/connection/hq/queued"
+
+    async def start():
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-c", "from shoal_broker.cli import main; main()"),
+            *("run", "--config", str(tmp_path / "site.toml")),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        assert b"listening" in await process.stdout.readline()
+        return process
+
+    async with asyncio.timeout(15):
+        process = await start()
+        async with client(port, "l", queued) as (local, told):
+            for n in range(200):
+                await local.publish("t/1", b"%d" % n, durable=False)
+            await told.wait_payload(b"200")
+            process.kill()
+            await process.wait()
+        async with Broker.open(BrokerConfig(port=there)), client(there, "r", "#") as (_, got):
+            process = await start()
+            await got.wait_payload(b"199")
+            assert list(dict.fromkeys(got.payloads)) == [b"%d" % n for n in range(200)]
+            assert {message.topic for message in got.got} == {"site7/t/1"}
+            process.terminate()
+            # The goodbye of a bridge whose upstream is there takes a moment.
+            assert await process.wait() == 0
