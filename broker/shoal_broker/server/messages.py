@@ -16,8 +16,6 @@ OVERHEAD_BYTES = 512
 """What the objects around a message cost in memory, so that byte limits hold for tiny messages too."""
 
 QUALITIES = (QoS.AT_MOST_ONCE, QoS.AT_LEAST_ONCE, QoS.EXACTLY_ONCE)
-ROUNDING_S = 1e-6
-"""What sums of seconds as floats are off by: no second more at each broker for that."""
 LARGEST_EXPIRY_S = 0xFFFFFFFF
 ROUNDING_S = 1e-6
 """What adding and subtracting the clock may cost: not a second more."""

@@ -51,8 +51,6 @@ class BrokerCollector(Collector):
                 count_value=committer.commits,
                 sum_value=committer.commit_s,
             )
-            accepting = int(committer.recorder.accepting)
-            yield _gauge("durable", "Whether durable state can be written", accepting)
         if self._broker.bridges:
             yield from _bridges(self._broker.bridges)
 
