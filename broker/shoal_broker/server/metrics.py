@@ -22,6 +22,7 @@ from shoal_broker.server.counters import Dropped
 
 if TYPE_CHECKING:
     from shoal_broker.server.bridge.bridge import Bridge
+    from shoal_broker.server.core import BrokerCore
     from shoal_broker.server.shell import Broker
 
 PREFIX = "shoal_broker"
@@ -42,7 +43,7 @@ class BrokerCollector(Collector):
         yield from self._process()
         yield from self._clients()
         yield from self._messages()
-        yield from self._kept()
+        yield from kept(self._broker.core)
         committer = self._broker.committer
         if committer is not None:
             yield SummaryMetricFamily(
@@ -116,40 +117,42 @@ class BrokerCollector(Collector):
             {reason.value: counters.dropped[reason] for reason in Dropped},
         )
 
-    def _kept(self) -> Iterator[Metric]:
-        router = self._broker.core.router
-        sessions = list(router.sessions.values())
-        connected = sum(session.connection is not None for session in sessions)
-        yield _by(
-            GaugeMetricFamily,
-            "sessions",
-            "Sessions",
-            "client",
-            {"connected": connected, "absent": len(sessions) - connected},
-        )
-        for name, text, value in (
-            ("subscriptions", "Subscriptions", len(router.subscriptions)),
-            ("retained_messages", "Retained messages", len(router.retained)),
-            ("retained_bytes", "Retained messages as counted", router.retained.size_bytes),
-            (
-                "queued_messages",
-                "Waiting or unacknowledged",
-                sum(s.held_messages for s in sessions),
-            ),
-            ("queued_bytes", "The same as counted", sum(s.held_bytes for s in sessions)),
-            (
-                "queued_bytes_together",
-                "Queued messages, each once, against the limit of all queues",
-                router.ledger.queued_bytes,
-            ),
-            ("accepting", "0 while a durable broker cannot write", int(router.accepting)),
-            (
-                "longest_queue_messages",
-                "The same, of the session with most of them",
-                max((s.held_messages for s in sessions), default=0),
-            ),
-        ):
-            yield _gauge(name, text, value)
+
+def kept(core: BrokerCore) -> Iterator[Metric]:
+    """What the broker keeps of sessions and messages, and whether it can."""
+    router = core.router
+    sessions = list(router.sessions.values())
+    connected = sum(session.connection is not None for session in sessions)
+    yield _by(
+        GaugeMetricFamily,
+        "sessions",
+        "Sessions",
+        "client",
+        {"connected": connected, "absent": len(sessions) - connected},
+    )
+    for name, text, value in (
+        ("subscriptions", "Subscriptions", len(router.subscriptions)),
+        ("retained_messages", "Retained messages", len(router.retained)),
+        ("retained_bytes", "Retained messages as counted", router.retained.size_bytes),
+        (
+            "queued_messages",
+            "Waiting or unacknowledged",
+            sum(s.held_messages for s in sessions),
+        ),
+        ("queued_bytes", "The same as counted", sum(s.held_bytes for s in sessions)),
+        (
+            "queued_bytes_together",
+            "Queued messages, each once, against the limit of all queues",
+            router.ledger.queued_bytes,
+        ),
+        ("accepting", "0 while a durable broker cannot write", int(router.accepting)),
+        (
+            "longest_queue_messages",
+            "The same, of the session with most of them",
+            max((s.held_messages for s in sessions), default=0),
+        ),
+    ):
+        yield _gauge(name, text, value)
 
 
 def _bridges(bridges: list[Bridge]) -> Iterator[Metric]:

@@ -17,7 +17,7 @@ from shoal_broker.codec import (
     Will,
 )
 from shoal_broker.server.access_rules import AccessRules, Policy, Rule
-from shoal_broker.server.metrics import BrokerCollector
+from shoal_broker.server.metrics import kept
 
 TWICE_NEVER = TopicFilter("t/#", max_qos=QoS.EXACTLY_ONCE, retain_as_published=False)
 
@@ -431,10 +431,9 @@ def test_messages_are_refused_while_nothing_can_be_written():
 
 def test_the_metrics_tell_while_nothing_can_be_written():
     desk = DurableDesk()
-    collector = BrokerCollector(desk.core)
 
     def accepting():
-        (found,) = (m for m in collector.collect() if m.name == "shoal_broker_accepting")
+        (found,) = (m for m in kept(desk.core) if m.name == "shoal_broker_accepting")
         return found.samples[0].value
 
     assert accepting() == 1
