@@ -117,16 +117,18 @@ class Model:
         """A broker that keeps sessions starts again; all was on its disk (docs/broker.md, Durability)."""
         for session in list(self.sessions.values()):
             for shared in self.shared:
-                if any(s is session and not (c.qos and s.expiry_s) for s, c in shared.takers):
-                    shared.may_be_lost = True
+                kept = [
+                    (s, c) for s, c in shared.takers if s is not session or (c.qos and s.expiry_s)
+                ]
+                if len(kept) < len(shared.takers):
+                    shared.takers, shared.may_be_lost = kept, True
             if not session.expiry_s:
                 del self.sessions[session.client_id]
                 for pattern in session.subscriptions:
                     self._left_share(pattern)
                 continue
             for pattern, messages in session.found.items():
-                qos = session.subscriptions[pattern].qos
-                session.found[pattern] = [one for one in messages if min(one.qos, qos)]
+                session.found[pattern] = [message for message in messages if message.qos]
             if session.connected:
                 if session.will is not None:
                     delay_s = max(session.will.delay_s, will_grace_s)
