@@ -63,9 +63,7 @@ class Talkers(RuleBasedStateMachine):
         self.talkers: dict[str, Talker] = {}
         self.unreleased: dict[str, dict[int, Published]] = {}
         """QoS 2 messages that a client published and did not release, by client and packet id."""
-        self.max_qos = 0
         self.messages = 0
-        self.steps = 0
 
     def new_desk(self, **config) -> Desk:
         return Desk(**config)
@@ -117,12 +115,15 @@ class Talkers(RuleBasedStateMachine):
 
     # --- who does something
 
+    def speakers(self) -> list[str]:
+        return [name for name, talker in self.talkers.items() if not talker.client.stalled]
+
     def speaker(self, which: int) -> str:
-        names = [name for name, talker in self.talkers.items() if not talker.client.stalled]
+        names = self.speakers()
         return names[which % len(names)]
 
     def somebody_speaks(self) -> bool:
-        return any(not talker.client.stalled for talker in self.talkers.values())
+        return bool(self.speakers())
 
     def say(self, name: str, *packets: Packet) -> None:
         self.model.sessions[name].heard_at_s = self.desk.now_s
@@ -132,17 +133,15 @@ class Talkers(RuleBasedStateMachine):
         """As small as possible: ids come back as soon as they may."""
         return next(n for n in range(1, 100) if n not in self.unreleased.get(name, ()))
 
-    def message(self, *, topic: str, qos: int, empty: bool, **options) -> Published:
+    def message(self, *, topic: str, empty: bool, **options) -> Published:
         self.messages += 1
-        payload = b"" if empty else b"%d" % self.messages
-        return Published(topic, payload, min(qos, self.max_qos), **options)
+        return Published(topic, b"" if empty else b"%d" % self.messages, **options)
 
     # --- connections
 
     @initialize(hellos=st.lists(HELLOS, min_size=3, max_size=3))
     def begin(self, hellos) -> None:
         self.listen_to_the_server()
-        self.max_qos = int(self.listener.welcome.max_qos)
         for name, hello in zip("abc", hellos, strict=True):
             self.connect_as(name, **hello)
 
@@ -309,7 +308,7 @@ class Talkers(RuleBasedStateMachine):
     def subscribe_to(self, name, wanted, identifier) -> None:
         filters, codes = [], []
         for pattern, qos, no_local, as_published, handling in wanted:
-            subscribed = Subscribed(min(qos, self.max_qos), no_local, as_published, identifier)
+            subscribed = Subscribed(qos, no_local, as_published, identifier)
             codes.append(self.model.subscribe(name, pattern, subscribed, handling))
             filters.append(
                 TopicFilter(
@@ -398,17 +397,10 @@ class Talkers(RuleBasedStateMachine):
             user_properties=list(message.properties),
         )
 
-    def may_release(self) -> bool:
-        return any(self.unreleased.get(name) for name in self.speakers_with_unreleased())
-
     def speakers_with_unreleased(self) -> list[str]:
-        return [
-            name
-            for name, talker in self.talkers.items()
-            if self.unreleased.get(name) and not talker.client.stalled
-        ]
+        return [name for name in self.speakers() if self.unreleased.get(name)]
 
-    @precondition(may_release)
+    @precondition(speakers_with_unreleased)
     @rule(which=WHICH)
     def publish_at_qos_2_again(self, which) -> None:
         names = self.speakers_with_unreleased()
@@ -417,7 +409,7 @@ class Talkers(RuleBasedStateMachine):
         packet = self.packet(message, packet_id, topic=message.topic, duplicate=True)
         self.publish_at_qos_2(name, packet_id, message, packet)
 
-    @precondition(may_release)
+    @precondition(speakers_with_unreleased)
     @rule(which=WHICH)
     def release(self, which) -> None:
         names = self.speakers_with_unreleased()
@@ -428,28 +420,24 @@ class Talkers(RuleBasedStateMachine):
         answer = self.one_answer(name, PubCompPacket)
         assert (answer.packet_id, int(answer.reason_code)) == (packet_id, code)
 
-    def may_acknowledge(self) -> bool:
-        return any(
-            (talker.unanswered or talker.uncompleted) and not talker.client.stalled
-            for talker in self.talkers.values()
-        )
+    def speakers_who_owe_answers(self) -> list[str]:
+        return [
+            name
+            for name in self.speakers()
+            if self.talkers[name].unanswered or self.talkers[name].uncompleted
+        ]
 
-    @precondition(may_acknowledge)
+    @precondition(speakers_who_owe_answers)
     @rule(which=WHICH, position=st.sampled_from((0, -1)))
     def acknowledge(self, which, position) -> None:
-        names = [
-            name
-            for name, talker in self.talkers.items()
-            if (talker.unanswered or talker.uncompleted) and not talker.client.stalled
-        ]
+        names = self.speakers_who_owe_answers()
         self.answer_one(names[which % len(names)], position)
 
-    @precondition(may_acknowledge)
+    @precondition(speakers_who_owe_answers)
     @rule()
     def acknowledge_everything(self) -> None:
-        for name, talker in self.talkers.items():
-            while (talker.unanswered or talker.uncompleted) and not talker.client.stalled:
-                self.answer_one(name, 0)
+        while names := self.speakers_who_owe_answers():
+            self.answer_one(names[0], 0)
 
     def answer_one(self, name, position) -> None:
         talker = self.talkers[name]
