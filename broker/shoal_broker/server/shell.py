@@ -1,4 +1,4 @@
-"""The broker on asyncio: sockets, timers, the password thread and the log. It decides nothing about MQTT.
+"""The broker on asyncio: sockets and timers around the core. It decides nothing about MQTT.
 
 Output is written once an iteration of the event loop for each connection, whatever caused it.
 """
@@ -13,10 +13,12 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Self, cast
 
 from shoal_broker.errors import ConfigError, ListenError
+from shoal_broker.server import optional_parts
 from shoal_broker.server.access_rules import AccessRules
 from shoal_broker.server.config import BrokerConfig, Listener, Login, Tls
 from shoal_broker.server.connection import Connection, State
@@ -31,10 +33,11 @@ from shoal_broker.server.events import (
     ClientRefused,
 )
 from shoal_broker.server.files import Files
-from shoal_broker.server.link import DISK, PASSWORD, Link
+from shoal_broker.server.link import DISK, Link
 from shoal_broker.server.listening import listen
 from shoal_broker.server.loop_lag import LoopLag
-from shoal_broker.server.rates import Addresses, Guesses, Meter
+from shoal_broker.server.password_checks import PasswordChecks
+from shoal_broker.server.rates import Addresses, Meter
 from shoal_broker.server.tls import TlsStream
 
 if TYPE_CHECKING:
@@ -49,8 +52,6 @@ SHUTDOWN_TIMEOUT_S = 1.0
 
 SURPLUS_CONNECTIONS = 64
 """Beyond the limit these many at a time may hear that the broker is full; more are cut at once."""
-
-PASSWORD_THREADS = 2
 
 
 class Broker:
@@ -75,19 +76,16 @@ class Broker:
         self._clock = clock
         self._event_log = EventLog(clock())
         self._files = files
-        self._password_turns = asyncio.Semaphore(PASSWORD_THREADS)
         self._loop = asyncio.get_running_loop()
         self.tasks: asyncio.TaskGroup
         self._servers: list[asyncio.Server] = []
         self._links: set[Link] = set()
         self._unwelcome: set[Link] = set()
-        self._checks: dict[Link, asyncio.Task[None]] = {}
-        """Of passwords."""
+        self._passwords = PasswordChecks(self.core, clock=clock, after=self._after)
         self._addresses = Addresses(
             max_connections=config.max_connections_per_address,
             connects_per_s=config.max_connects_per_s,
         )
-        self._guesses = Guesses()
         self._flush_scheduled = False
         self._gate: Gate | None = None
         self._not_read: set[Link] = set()
@@ -107,15 +105,21 @@ class Broker:
         files = await asyncio.to_thread(Files.read, config)
         broker = cls(config, files, clock)
         failure: Exception | None = None
-        async with broker._durable():
+        async with optional_parts.gate(
+            broker, clock=clock, write=broker._released, read_on=broker._read_on
+        ) as gate:
+            broker._gate = gate
             await broker._listen()
             async with asyncio.TaskGroup() as tasks:
                 broker.tasks = tasks
                 working = [tasks.create_task(broker._sweep_forever(), name="broker.sweep")]
-                if broker._gate is not None:
-                    working.append(tasks.create_task(broker._gate.run(), name="broker.commits"))
+                if gate is not None:
+                    working.append(tasks.create_task(gate.run(), name="broker.commits"))
                 try:
-                    async with _metrics(broker), _bridges(broker):
+                    async with (
+                        optional_parts.metrics(broker) as broker.metrics_port,
+                        optional_parts.bridges(broker) as broker.bridges,
+                    ):
                         yield broker
                 except Exception as exc:  # noqa: BLE001 - raised below, without the group around it
                     failure = exc
@@ -165,7 +169,7 @@ class Broker:
     def sweep(self) -> None:
         """Do now what is due by the clock; happens by itself once a second."""
         now_s = self._clock()
-        self._guesses.sweep(now_s)
+        self._passwords.guesses.sweep(now_s)
         self._addresses.sweep(now_s)
         for link in self._not_read:
             # It may have spoken.
@@ -206,20 +210,6 @@ class Broker:
         )
 
     # --- life
-
-    @asynccontextmanager
-    async def _durable(self) -> AsyncIterator[None]:
-        directory = self.config.durable_dir
-        if directory is None:
-            yield
-            return
-        # Only who asks for it needs SQLite.
-        from shoal_broker.server.durable.gate import Gate  # noqa: PLC0415 - see above
-        from shoal_broker.server.durable.opening import opened  # noqa: PLC0415 - see above
-
-        async with opened(directory, self.core.router, clock=self._clock) as committer:
-            self._gate = Gate(committer, write=self._released, read_on=self._read_on)
-            yield
 
     async def _listen(self) -> None:
         try:
@@ -266,10 +256,12 @@ class Broker:
         for event in self.core.take_events():
             match event:
                 case AuthenticationWanted():
-                    _link_of(event.connection).hold(PASSWORD)
-                    self._checks[_link_of(event.connection)] = self.tasks.create_task(
-                        self._authenticate(event), name="broker.password"
-                    )
+                    passwords = self._files.passwords
+                    if passwords is None:
+                        raise AssertionError(
+                            "authentication is wanted, but there is no password file"
+                        )
+                    self._passwords.begin(event, passwords, self.tasks)
                 case ClientConnected() | ClientRefused() | ClientDenied() | ClientGone():
                     self._event_log.write(event, self._clock())
         self._schedule_flush()
@@ -318,31 +310,6 @@ class Broker:
         for link in self._not_read:
             link.read_on(DISK)
         self._not_read.clear()
-
-    async def _authenticate(self, wanted: AuthenticationWanted) -> None:
-        connection = wanted.connection
-        passwords = self._files.passwords
-        if passwords is None:
-            raise AssertionError("authentication is wanted, but there is no password file")
-        link = _link_of(connection)
-        user, password = wanted.user_name, wanted.password
-        accepted = passwords.recognises(user, password)
-        if not accepted:
-            wait_s = self._guesses.wait_s(link.address, self._clock())
-            if wait_s is None:
-                self.core.guessed_too_often(connection)
-                self._after()
-                return
-            # Cancelled when the client is gone: that is not worth 50 ms of a processor.
-            await asyncio.sleep(wait_s)
-            async with self._password_turns:
-                accepted = await asyncio.to_thread(passwords.verify, user, password)
-        self._checks.pop(link, None)
-        if not accepted:
-            self._guesses.failed(link.address, self._clock())
-        self.core.authenticated(connection, self._clock(), accepted=accepted)
-        link.read_on(PASSWORD)
-        self._after()
 
     # --- the links' news
 
@@ -413,9 +380,7 @@ class Broker:
         self._unwelcome.discard(link)
         if link.login is not Login.INSIDE:
             self._addresses.closed(link.address, self._clock())
-        check = self._checks.pop(link, None)
-        if check is not None:
-            check.cancel()
+        self._passwords.cancel(link)
         self._not_read.discard(link)
         if not self._aborted:
             self.core.lost(link.connection, self._clock(), reason)
@@ -427,39 +392,10 @@ class Broker:
             self._all_gone.set()
 
 
-@asynccontextmanager
-async def _metrics(broker: Broker) -> AsyncIterator[None]:
-    if broker.config.metrics_port is None:
-        yield
-        return
-    # Only who asks for metrics needs prometheus-client.
-    try:
-        from shoal_broker.server.metrics import serve  # noqa: PLC0415 - see above
-    except ImportError as exc:
-        raise ConfigError("--metrics-port needs the package prometheus-client") from exc
-
-    with serve(broker, broker.config.metrics_host, broker.config.metrics_port) as port:
-        broker.metrics_port = port
-        yield
-
-
-@asynccontextmanager
-async def _bridges(broker: Broker) -> AsyncIterator[None]:
-    if not broker.config.bridges:
-        yield
-        return
-    # Only who has one needs what a session needs.
-    try:
-        from shoal_broker.server.bridge.bridges import open_bridges  # noqa: PLC0415 - see above
-    except ImportError as exc:
-        raise ConfigError(f"a bridge needs the package {exc.name}") from exc
-    async with open_bridges(broker.config.bridges, broker) as bridges:
-        broker.bridges = bridges
-        yield
-
-
 def _links(broker: Broker, listener: Listener) -> Callable[[], asyncio.Protocol]:
-    new_link = _plain_links(broker, listener)
+    new_link: Callable[[], Link] = partial(_plain_link, broker, listener)
+    if listener.websocket:
+        new_link = optional_parts.websocket_links(broker, listener)
     files = listener.tls
     if files is None:
         return new_link
@@ -475,17 +411,6 @@ def _plain_link(broker: Broker, listener: Listener) -> Link:
     )
     link.listener = listener.name
     return link
-
-
-def _plain_links(broker: Broker, listener: Listener) -> Callable[[], Link]:
-    if not listener.websocket:
-        return lambda: _plain_link(broker, listener)
-    # Only who asks for WebSocket needs its library.
-    try:
-        from shoal_broker.server.websocket import WebSocketLink  # noqa: PLC0415 - see above
-    except ImportError as exc:
-        raise ConfigError(f"WebSocket needs the package {exc.name}") from exc
-    return lambda: WebSocketLink(broker, broker.config, listener)
 
 
 def _link_of(connection: Connection) -> Link:

@@ -147,7 +147,7 @@ async def test_guessing_takes_longer_and_longer_but_who_was_right_before_does_no
             assert await attempt(broker, b"wrong") == 0x86
         # Three for nothing, then 0.2 s each and twice that.
         assert time.monotonic() - begun_s > 0.35
-        guesses = broker._guesses
+        guesses = broker._passwords.guesses
         waits = guesses.wait_s("127.0.0.1", time.monotonic())
         assert waits is None or waits > 0
         assert await attempt(broker, b"right") == 0
@@ -166,10 +166,10 @@ async def test_a_broker_that_closes_does_not_wait_for_a_guess_that_does(users, m
     async with asyncio.timeout(5):
         async with Broker.open(BrokerConfig(port=0, password_file=users)) as broker:
             for _ in range(3):
-                broker._guesses.failed("127.0.0.1", broker._clock())
+                broker._passwords.guesses.failed("127.0.0.1", broker._clock())
             client = Raw(*await asyncio.open_connection("127.0.0.1", broker.port))
             client.send(ConnectPacket("c", username="u", password=b"right"))
-            await until(lambda: broker._checks)
+            await until(lambda: broker._passwords.under_way)
         assert await client.next() is None
     await client.close()
 

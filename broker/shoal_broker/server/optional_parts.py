@@ -1,0 +1,79 @@
+"""What only some brokers have, imported by those alone: a board that is no gateway lacks the packages.
+
+Each part is a context that does nothing when it is not configured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from shoal_broker.errors import ConfigError
+from shoal_broker.server.connection import Connection
+from shoal_broker.server.link import Link
+
+if TYPE_CHECKING:
+    from shoal_broker.server.bridge.bridge import Bridge
+    from shoal_broker.server.config import Listener
+    from shoal_broker.server.durable.gate import Gate
+    from shoal_broker.server.shell import Broker
+
+
+@asynccontextmanager
+async def metrics(broker: Broker) -> AsyncIterator[int | None]:
+    """The port that Prometheus reads; raises ConfigError without the package."""
+    config = broker.config
+    if config.metrics_port is None:
+        yield None
+        return
+    try:
+        from shoal_broker.server.metrics import serve  # noqa: PLC0415 - see above
+    except ImportError as exc:
+        raise ConfigError("--metrics-port needs the package prometheus-client") from exc
+
+    with serve(broker, config.metrics_host, config.metrics_port) as port:
+        yield port
+
+
+@asynccontextmanager
+async def bridges(broker: Broker) -> AsyncIterator[list[Bridge]]:
+    """The bridges to other brokers; raises ConfigError without the packages."""
+    if not broker.config.bridges:
+        yield []
+        return
+    try:
+        from shoal_broker.server.bridge.bridges import open_bridges  # noqa: PLC0415 - see above
+    except ImportError as exc:
+        raise ConfigError(f"a bridge needs the package {exc.name}") from exc
+    async with open_bridges(broker.config.bridges, broker) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def gate(
+    broker: Broker,
+    *,
+    clock: Callable[[], float],
+    write: Callable[[Connection, bytes], None],
+    read_on: Callable[[], None],
+) -> AsyncIterator[Gate | None]:
+    """What holds answers back until they are on the disk, the state loaded; raises DurabilityError."""
+    directory = broker.config.durable_dir
+    if directory is None:
+        yield None
+        return
+    from shoal_broker.server.durable.gate import Gate  # noqa: PLC0415 - see above
+    from shoal_broker.server.durable.opening import opened  # noqa: PLC0415 - see above
+
+    async with opened(directory, broker.core.router, clock=clock) as committer:
+        yield Gate(committer, write=write, read_on=read_on)
+
+
+def websocket_links(broker: Broker, listener: Listener) -> Callable[[], Link]:
+    """Links that speak WebSocket; raises ConfigError without the package."""
+    try:
+        from shoal_broker.server.websocket import WebSocketLink  # noqa: PLC0415 - see above
+    except ImportError as exc:
+        raise ConfigError(f"WebSocket needs the package {exc.name}") from exc
+    return lambda: WebSocketLink(broker, broker.config, listener)
