@@ -23,7 +23,10 @@ print("imported")
 ROLES = {
     "agent": ("shoal_contract,shoal_delta,shoal_agent,shoal_broker.session,shoal_broker.cli", ""),
     "bridge": ("shoal_contract,shoal_firmware_bridge", "shoal_contract.signatures"),
-    "fleet": ("shoal_contract,shoal_delta,shoal_fleet,shoal_broker", ""),
+    "fleet": (
+        "shoal_contract,shoal_delta,shoal_fleet,shoal_broker",
+        "shoal_broker.server.websocket",
+    ),
 }
 
 
