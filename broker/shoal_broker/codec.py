@@ -104,6 +104,8 @@ _PACKET_TOO_LARGE = 0x95
 _NUMBERS = {0x01: 1, 0x02: 4, 0x23: 2}
 _SUBSCRIPTION_ID = 0x0B
 _PUBACK_BYTE = 0x40
+# QoS 0, QoS 1; with RETAIN they are one more. Neither a duplicate nor QoS 2: of those there are few.
+_PLAIN_PUBLISHES = (0x30, 0x32)
 # A view costs as much as copying this.
 _COPIED_BYTES = 4096
 
@@ -119,16 +121,30 @@ _OTHER_REASONS = (
 class PacketReader:
     """Cuts a byte stream into packets. After a ProtocolError the stream cannot be read on.
 
-    `packet_bytes` is the size on the wire of the packet returned last. `decode` reads one whole packet
-    (its bytes, the size of its fixed header): another version of MQTT than 5 puts its own there.
+    `packet_bytes` is the size on the wire of the packet returned last. `plain_packet` is that packet if it
+    was a small PUBLISH without properties, None otherwise; its topic ends at `plain_topic_end`. `decode` reads
+    one whole packet (its bytes, the size of its fixed header): another version of MQTT than 5 puts its own
+    there, and says if its packets have no properties.
     """
 
-    __slots__ = ("_bytes", "_position", "decode", "max_packet_bytes", "packet_bytes")
+    __slots__ = (
+        "_bytes",
+        "_position",
+        "decode",
+        "has_properties",
+        "max_packet_bytes",
+        "packet_bytes",
+        "plain_packet",
+        "plain_topic_end",
+    )
 
     def __init__(self, max_packet_bytes: int = DEFAULT_MAX_PACKET_BYTES) -> None:
         self.max_packet_bytes = max_packet_bytes
         self.packet_bytes = 0
         self.decode: Callable[[bytes | memoryview, int], Packet] = decode
+        self.has_properties = True
+        self.plain_packet: bytes | None = None
+        self.plain_topic_end = 0
         self._bytes: bytes | bytearray = b""
         self._position = 0
 
@@ -168,6 +184,7 @@ class PacketReader:
             )
         if available < total:
             return None
+        self.plain_packet = None
         if remaining == 2 and buffered[start] == _PUBACK_BYTE:  # noqa: PLR2004 - a bare packet id
             packet_id = buffered[start + 2] << 8 | buffered[start + 3]
             _check_packet_id(packet_id)
@@ -175,10 +192,21 @@ class PacketReader:
             self.packet_bytes = total
             return PubAckPacket(packet_id)
         if total <= _COPIED_BYTES:
-            decoded = self.decode(bytes(buffered[start : start + total]), header_bytes)
+            packet = bytes(buffered[start : start + total])
+            topic_end = _plain_topic_end(packet, header_bytes, self.has_properties)
+            if topic_end:
+                self._position = start + total
+                self.packet_bytes = total
+                self.plain_packet = packet
+                self.plain_topic_end = topic_end
+                if self.has_properties:
+                    # Its stub asks for a view; it reads bytes as well.
+                    return mqtt5.read(packet)[0]  # type: ignore[arg-type]
+                return _plain_publish(packet, header_bytes + 2, topic_end)
+            decoded = self.decode(packet, header_bytes)
         else:
-            with memoryview(buffered) as view, view[start : start + total] as packet:
-                decoded = self.decode(packet, header_bytes)
+            with memoryview(buffered) as view, view[start : start + total] as large:
+                decoded = self.decode(large, header_bytes)
         self._position = start + total
         self.packet_bytes = total
         return decoded
@@ -254,6 +282,46 @@ def decode(packet: bytes | memoryview, header_bytes: int) -> Packet:
         raise ProtocolError(MALFORMED, "a packet is shorter than its remaining length")
     _check_values(decoded)
     return decoded
+
+
+def _plain_topic_end(packet: bytes, header_bytes: int, has_properties: bool) -> int:  # noqa: FBT001 - as the reader has it
+    """Where the topic ends in a PUBLISH that the codec can read as it is; 0 for every other packet.
+
+    It has no properties, and an ASCII topic, flags and an id with which nothing is wrong: what a busy
+    broker sees most.
+    """
+    first_byte = packet[0]
+    if first_byte & 0xFE not in _PLAIN_PUBLISHES:
+        return 0
+    start = header_bytes + 2
+    if len(packet) <= start:
+        return 0
+    end = topic_end = start + (packet[header_bytes] << 8 | packet[header_bytes + 1])
+    if first_byte & 0x02:
+        end += 2
+    if has_properties:
+        if end >= len(packet) or packet[end]:
+            return 0
+    elif end > len(packet):
+        return 0
+    if end != topic_end and not (packet[topic_end] or packet[topic_end + 1]):
+        return 0
+    topic = packet[start:topic_end]
+    if not topic.isascii() or b"\0" in topic or b"+" in topic or b"#" in topic:
+        return 0
+    return topic_end if topic else 0
+
+
+def _plain_publish(packet: bytes, topic_start: int, topic_end: int) -> PublishPacket:
+    """What such a PUBLISH is when it has not even a length of properties."""
+    topic = packet[topic_start:topic_end].decode("ascii")
+    retain = bool(packet[0] & 0x01)
+    if not packet[0] & 0x02:
+        return PublishPacket(topic, packet[topic_end:], retain=retain)
+    packet_id = packet[topic_end] << 8 | packet[topic_end + 1]
+    return PublishPacket(
+        topic, packet[topic_end + 2 :], qos=QoS.AT_LEAST_ONCE, retain=retain, packet_id=packet_id
+    )
 
 
 def _has_checked_text(packet: bytes | memoryview, first_byte: int, header_bytes: int) -> bool:

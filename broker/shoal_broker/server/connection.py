@@ -7,12 +7,20 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from shoal_broker import codec, mqtt311
-from shoal_broker.codec import LARGEST_PACKET_BYTES, ConnAckReasonCode, Packet, PacketReader
+from shoal_broker.codec import (
+    LARGEST_PACKET_BYTES,
+    ConnAckReasonCode,
+    Packet,
+    PacketReader,
+    puback,
+)
 
 if TYPE_CHECKING:
     from shoal_broker.server.aliases import TopicAliases
     from shoal_broker.server.config import Login
     from shoal_broker.server.sessions import Session
+
+PUBACK_BYTES = 4
 
 LARGEST_FIRST_PACKET_BYTES = 256 << 10
 """CONNECT with every field at its largest; a stranger is not given more."""
@@ -54,6 +62,7 @@ class Connection:
         "opened_at_s",
         "output",
         "output_bytes",
+        "output_packets",
         "owner",
         "peer",
         "reader",
@@ -118,6 +127,7 @@ class Connection:
         """False while the shell's write buffer is above its limit."""
         self.output: list[bytes] = []
         self.output_bytes = 0
+        self.output_packets = 0
         self.early = 0
         """So many pieces at the beginning of `output` promise nothing that the broker could forget."""
         self.held_bytes = 0
@@ -134,6 +144,7 @@ class Connection:
         """The first packet says in which version of MQTT everything else is."""
         if mqtt311.is_spoken_in(packet, header_bytes):
             self.reader.decode = mqtt311.decode
+            self.reader.has_properties = False
             self.encode = mqtt311.encode
         else:
             self.reader.decode = codec.decode
@@ -151,17 +162,27 @@ class Connection:
         if len(data) <= self.max_packet_bytes:
             self.send_early(data)
 
-    def send_bytes(self, data: bytes) -> None:
-        """Queue an encoded packet of a size that the client accepts."""
+    def acknowledge(self, packet_id: int) -> None:
+        """Queue a PUBACK of success, which is the same in every version: each QoS 1 message costs one."""
+        if self.max_packet_bytes >= PUBACK_BYTES:
+            self.send_bytes(puback(packet_id))
+
+    def send_bytes(self, data: bytes, payload: bytes = b"") -> None:
+        """Queue an encoded packet of a size that the client accepts; `payload` is its end, if it is apart."""
         self.output.append(data)
         self.output_bytes += len(data)
-        self.mark_unsent()
+        self.output_packets += 1
+        if payload:
+            self.output.append(payload)
+            self.output_bytes += len(payload)
+        if not self.is_unsent:
+            self.mark_unsent()
 
-    def send_early(self, data: bytes) -> None:
+    def send_early(self, data: bytes, payload: bytes = b"") -> None:
         """As `send_bytes`, for what need not wait until the broker's changes are on a disk."""
         if self.early == len(self.output):
-            self.early += 1
-        self.send_bytes(data)
+            self.early += 2 if payload else 1
+        self.send_bytes(data, payload)
 
     def mark_unsent(self) -> None:
         """Have the shell look at this connection."""
@@ -175,6 +196,7 @@ class Connection:
         self.output.clear()
         self.output_bytes = 0
         self.early = 0
+        self.output_packets = 0
         self.unanswered = 0
         self.is_unsent = False
         return data

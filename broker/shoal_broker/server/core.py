@@ -163,10 +163,11 @@ class BrokerCore:
 
     def take_unsent(self) -> list[Connection]:
         """Connections with output to write, or to be closed after it; each once."""
+        self.router.courier.writer.forget()
         unsent = self._unsent[:]
         self._unsent.clear()
         for connection in unsent:
-            self.counters.sent_packets += len(connection.output)
+            self.counters.sent_packets += connection.output_packets
         return unsent
 
     def take_events(self) -> list[Event]:

@@ -7,23 +7,48 @@ so that a slow consumer costs one such buffer and its session's limits.
 from shoal_broker.codec import PubRecPacket, PubRelPacket, PubRelReasonCode, QoS
 from shoal_broker.server.connection import Connection
 from shoal_broker.server.counters import Counters, Dropped
-from shoal_broker.server.messages import Delivery, encode_delivery
+from shoal_broker.server.messages import Delivery
 from shoal_broker.server.reasons import FAILURES_FROM
-from shoal_broker.server.sessions import Session
+from shoal_broker.server.sessions import NOTHING, Session
+from shoal_broker.server.writing import PublishWriter
 
 
 class Courier:
     """Fills the output of connections."""
 
     def __init__(self, *, max_in_flight: int, write_buffer_bytes: int, counters: Counters) -> None:
+        self.writer = PublishWriter()
         self._max_in_flight = max_in_flight
         self._write_buffer_bytes = write_buffer_bytes
         self._counters = counters
 
+    def deliver(self, session: Session, delivery: Delivery, now_s: float) -> bool:
+        """Send it, or have it wait for its turn. False when there is no room for it."""
+        if not session.admit(delivery, now_s):
+            return False
+        connection = session.connection
+        if (
+            connection is not None
+            and connection.writable
+            and not session.has_waiting
+            and connection.output_bytes < self._write_buffer_bytes
+            and (
+                not delivery.qos
+                or len(session.in_flight) < min(connection.receive_max, self._max_in_flight)
+            )
+        ):
+            if not delivery.qos:
+                session.held_bytes -= delivery.message.size_bytes
+            self._send(connection, session, delivery, now_s)
+        else:
+            session.wait(delivery)
+            self.pump(session, now_s)
+        return True
+
     def pump(self, session: Session, now_s: float) -> None:
         """Send what waits, as far as the client's window and the write buffer allow."""
         connection = session.connection
-        if connection is None or not connection.writable:
+        if connection is None or not connection.writable or not session.has_waiting:
             return
         window = min(connection.receive_max, self._max_in_flight)
         limit = self._write_buffer_bytes
@@ -32,6 +57,7 @@ class Courier:
             self._repeat(connection, session, window, now_s)
             if session.repeats:
                 return
+            session.repeats = NOTHING
         if session.backlog:
             self._send_retained(connection, session, window, now_s)
             if session.backlog:
@@ -40,11 +66,15 @@ class Courier:
         while queue and len(in_flight) < window and connection.output_bytes < limit:
             delivery = queue.popleft()
             self._send(connection, session, delivery, now_s)
+        if not queue:
+            session.queue = NOTHING
         best_effort = session.best_effort
         while best_effort and connection.output_bytes < limit:
             delivery = best_effort.popleft()
             session.held_bytes -= delivery.message.size_bytes
             self._send(connection, session, delivery, now_s)
+        if not best_effort:
+            session.best_effort = NOTHING
 
     def handed_over(
         self, connection: Connection, session: Session, packet: PubRecPacket, now_s: float
@@ -121,7 +151,7 @@ class Courier:
             topic = delivery.message.topic
             known = aliases.known(topic)
             new = aliases.next_for(topic) if known is None else None
-        data = encode_delivery(
+        data, payload = self.writer.write(
             delivery,
             packet_id,
             now_s,
@@ -130,7 +160,7 @@ class Courier:
             known_alias=known,
             new_alias=new,
         )
-        if len(data) > connection.max_packet_bytes:
+        if len(data) + len(payload) > connection.max_packet_bytes:
             # MQTT 5, 3.1.2.11.4: as if it had been delivered.
             self._counters.dropped[Dropped.TOO_LARGE_FOR_CLIENT] += 1
             if packet_id is not None:
@@ -145,9 +175,9 @@ class Courier:
             self._counters.messages_out_qos2 += 1
         # Of a QoS 2 message nobody may have anything that we could forget.
         if delivery.message.content.qos is QoS.EXACTLY_ONCE:
-            connection.send_bytes(data)
+            connection.send_bytes(data, payload)
         else:
-            connection.send_early(data)
+            connection.send_early(data, payload)
 
 
 def _next_retained(session: Session) -> Delivery | None:

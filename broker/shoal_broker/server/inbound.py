@@ -55,6 +55,11 @@ class Inbound:
             now_s,
             self._router.ledger,
         )
+        reader = connection.reader
+        if reader.plain_packet is not None:
+            self._router.courier.writer.received(
+                message, reader.plain_packet, reader.plain_topic_end, connection.encode
+            )
         if packet_id is None:
             self._counters.messages_in_qos0 += 1
             self._route(session, message, now_s)
@@ -65,10 +70,13 @@ class Inbound:
             connection.unanswered += 1
             _check_quota(connection, session)
             reason_code = self._route(session, message, now_s)
+            if not reason_code:
+                connection.acknowledge(packet_id)
+                return
             answer = PubAckPacket(
                 packet_id,
                 reason_code=PubAckReasonCode(reason_code),
-                reason_str=words(connection, reason_code) if reason_code else None,
+                reason_str=words(connection, reason_code),
             )
             if reason_code < FAILURES_FROM:
                 connection.send(answer)

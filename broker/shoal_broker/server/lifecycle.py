@@ -3,6 +3,7 @@
 What happens in between is `core`'s business.
 """
 
+from collections import deque
 from collections.abc import Callable
 
 from shoal_broker.client_packets import BRIDGE_PROPERTY
@@ -29,7 +30,7 @@ from shoal_broker.server.events import (
 )
 from shoal_broker.server.reasons import parting_words
 from shoal_broker.server.router import Router
-from shoal_broker.server.sessions import LARGEST_PACKET_ID
+from shoal_broker.server.sessions import LARGEST_PACKET_ID, NOTHING
 
 KEEP_ALIVE_GRACE = 1.5
 """MQTT 5, 3.1.2.10."""
@@ -142,7 +143,7 @@ class Lifecycle:
         session.expires_at_s = None
         session.will = packet.will
         session.will_due_at_s = None
-        session.repeats.extend(session.in_flight)
+        session.repeats = deque(session.in_flight) if session.in_flight else NOTHING
         connection.session = session
         connection.session_expiry_s = packet.session_expiry_interval
         connection.keep_alive_s = admission.keep_alive_s(packet, connection, self._config)

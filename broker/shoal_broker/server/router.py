@@ -18,7 +18,7 @@ from shoal_broker.server.ledger import Ledger
 from shoal_broker.server.messages import Delivery, Message, from_will
 from shoal_broker.server.reserved import is_own_state
 from shoal_broker.server.retained import RetainedStore
-from shoal_broker.server.sessions import NEVER_EXPIRES, Session
+from shoal_broker.server.sessions import NEVER_EXPIRES, NOTHING, Session
 from shoal_broker.server.subscriptions import (
     SharedGroup,
     Subscription,
@@ -138,18 +138,21 @@ class Router:
 
     def _distribute(self, message: Message, now_s: float) -> int:
         content = message.content
-        subscriptions, groups = self._matching(message.topic)
+        subscriptions, groups = self.subscriptions.match(message.topic)
         if not subscriptions and not groups:
             return NO_MATCHING_SUBSCRIBERS
         reason_code = ACCEPTED
         qos = int(content.qos)
-        for subscriber, max_qos, as_published, identifiers in merge_overlapping(
-            subscriptions, message.publisher
-        ):
+        retain = content.retain
+        for one in merge_overlapping(subscriptions, message.publisher):
             delivery = Delivery(
-                message, min(qos, max_qos), as_published and content.retain, identifiers, None
+                message,
+                min(qos, one.max_qos),
+                retain and one.retain_as_published,
+                one.identifiers,
+                None,
             )
-            session = self.sessions[subscriber.client_id]
+            session = self.sessions[one.subscriber.client_id]
             if not self._deliver(session, delivery, now_s) and session.is_persistent:
                 reason_code = QUOTA_EXCEEDED
         for group in groups:
@@ -157,31 +160,24 @@ class Router:
                 reason_code = QUOTA_EXCEEDED
         return reason_code
 
-    def _matching(self, topic: str) -> tuple[list[Subscription], list[SharedGroup]]:
-        """Who wants the topic and may have it; of a share, members are looked at one by one."""
-        subscriptions, groups = self.subscriptions.match(topic)
-        if self._access is not None:
-            subscriptions = [one for one in subscriptions if _may_have(one, topic)]
-        return subscriptions, groups
-
     def has_room(self, message: Message, now_s: float) -> bool:
         """Whether everybody who is to get this QoS 2 message has room for it.
 
         Everybody is every session that outlives its connection and one member of each share. Who is
         refused publishes anew: what some had by then would come to them twice.
         """
-        subscriptions, groups = self._matching(message.topic)
+        subscriptions, groups = self.subscriptions.match(message.topic)
         sessions, size_bytes = self.sessions, message.size_bytes
-        for subscriber, max_qos, _, _ in merge_overlapping(subscriptions, message.publisher):
-            session = sessions[subscriber.client_id]
-            if max_qos and session.is_persistent and not self._fits(session, size_bytes, now_s):
+        for one in merge_overlapping(subscriptions, message.publisher):
+            session = sessions[one.subscriber.client_id]
+            if one.max_qos and session.is_persistent and not self._fits(session, size_bytes, now_s):
                 self._counters.dropped[Dropped.QUEUE_FULL] += 1
                 return False
         for group in groups:
             if _has_reader(group, message.topic) and not any(
                 self._fits(sessions[member], size_bytes, now_s) or not subscription.max_qos
                 for member, subscription in group.members.items()
-                if _may_have(subscription, message.topic)
+                if subscription.may_have(message.topic)
             ):
                 self._counters.dropped[Dropped.QUEUE_FULL] += 1
                 return False
@@ -226,17 +222,16 @@ class Router:
         if session.held_messages and self.is_full:
             self._counters.dropped[Dropped.QUEUE_FULL] += 1
             return not delivery.qos
-        if not session.admit(delivery, now_s):
+        if not self.courier.deliver(session, delivery, now_s):
             return not delivery.qos
         self.ledger.added += 1
-        self.courier.pump(session, now_s)
         return True
 
     def _share(self, group: SharedGroup, message: Message, now_s: float) -> bool:
         """Give it to one member; False when a QoS 1 or 2 message found no room with any of them."""
         qos, as_published = int(message.content.qos), message.content.retain
         for member in group.candidates():
-            if not _may_have(member, message.topic):
+            if not member.may_have(message.topic):
                 continue
             session = self.sessions[member.subscriber.client_id]
             delivery = Delivery(
@@ -300,7 +295,7 @@ class Router:
             message
             for message in retained.match(subscription.topic_filter)
             if not (subscription.no_local and message.publisher == session.client_id)
-            and _may_have(subscription, message.topic)
+            and subscription.may_have(message.topic)
         )
         # Subscribing again starts again: what the same filter still has to come is replaced.
         replaced = len(session.backlog.get(subscription.topic_filter, ()))
@@ -363,12 +358,12 @@ class Router:
     def left(self, session: Session, now_s: float, *, with_will: bool) -> None:
         """The session has no connection any more: start its clocks, or end it."""
         session.connection = None
-        session.repeats.clear()
+        session.repeats = NOTHING
         for lost in session.best_effort:
             session.held_bytes -= lost.message.size_bytes
         if session.best_effort:
             self._counters.dropped[Dropped.OFFLINE_QOS0] += len(session.best_effort)
-            session.best_effort.clear()
+            session.best_effort = NOTHING
         if session.will is not None:
             if with_will:
                 session.will_due_at_s = now_s + session.will.will_delay_interval
@@ -435,10 +430,5 @@ def _reader(rights: Rights | None, topic_filter: str) -> Rights | None:
     return rights
 
 
-def _may_have(subscription: Subscription, topic: str) -> bool:
-    """Whether the subscriber may read this topic, which belongs to the filter."""
-    return subscription.rights is None or subscription.rights.may_read(topic)
-
-
 def _has_reader(group: SharedGroup, topic: str) -> bool:
-    return any(_may_have(member, topic) for member in group.members.values())
+    return any(member.may_have(topic) for member in group.members.values())

@@ -6,8 +6,8 @@ whatever the number of subscriptions; a fleet in which every client has its own 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from shoal_broker.topic_filter import SHARE_PREFIX
@@ -42,6 +42,10 @@ class Subscription:
     rights: Rights | None = None
     """By which each message is looked at; None: all that belong to the filter may be read."""
 
+    def may_have(self, topic: str) -> bool:
+        """Whether the subscriber may read this topic, which belongs to the filter."""
+        return self.rights is None or self.rights.may_read(topic)
+
 
 class SharedGroup:
     """The members of one `$share/name/filter`, who take turns."""
@@ -71,6 +75,12 @@ class SharedGroup:
         self._last = member.subscriber.client_id
 
 
+_Found = tuple[list[Subscription], list[SharedGroup]]
+
+REMEMBERED = 1 << 16
+"""What a tree remembers of its answers, counted in characters of topics and in subscriptions."""
+
+
 class _Node:
     __slots__ = ("children", "groups", "subscriptions")
 
@@ -85,17 +95,20 @@ class _Node:
 
 
 class SubscriptionTree:
-    """All subscriptions of the broker."""
+    """All subscriptions of the broker. What it found for a topic it remembers until one of them changes."""
 
     def __init__(self) -> None:
         self._root = _Node()
         self._count = 0
+        self._found: dict[str, _Found] = {}
+        self._room = REMEMBERED
 
     def __len__(self) -> int:
         return self._count
 
     def add(self, subscription: Subscription) -> bool:
         """Add it, or replace the one of the same client and filter. Returns whether it is new."""
+        self._forget()
         node = self._root
         for level in subscription.topic_filter.split("/"):
             child = node.children.get(level)
@@ -118,6 +131,7 @@ class SubscriptionTree:
 
     def remove(self, subscription: Subscription) -> None:
         """Remove it; nothing happens when it is not there."""
+        self._forget()
         path: list[tuple[_Node, str]] = []
         node = self._root
         for level in subscription.topic_filter.split("/"):
@@ -153,14 +167,34 @@ class SubscriptionTree:
         found = None if node is None else node.groups.get(name)
         return SharedGroup(name, topic_filter) if found is None else found
 
-    def match(self, topic: str) -> tuple[list[Subscription], list[SharedGroup]]:
-        """Subscriptions (one client may have several) and shared groups that `topic` belongs to."""
+    def match(self, topic: str) -> _Found:
+        """Subscriptions (one client may have several) and shared groups that `topic` belongs to.
+
+        Without subscriptions whose rights do not reach it; members of groups have to be asked. The lists
+        are remembered: never change them.
+        """
+        found = self._found.get(topic)
+        return self._look_up(topic) if found is None else found
+
+    def _look_up(self, topic: str) -> _Found:
         subscriptions: list[Subscription] = []
         groups: list[SharedGroup] = []
         for node in self._matching_nodes(topic):
-            subscriptions.extend(node.subscriptions.values())
+            subscriptions.extend(one for one in node.subscriptions.values() if one.may_have(topic))
             groups.extend(node.groups.values())
-        return subscriptions, groups
+        found = subscriptions, groups
+        size = len(topic) + len(subscriptions) + len(groups) + 1
+        if size > self._room:
+            self._forget()
+        if size <= self._room:
+            self._found[topic] = found
+            self._room -= size
+        return found
+
+    def _forget(self) -> None:
+        if self._found:
+            self._found = {}
+            self._room = REMEMBERED
 
     def _matching_nodes(self, topic: str) -> list[_Node]:
         # MQTT 5, 4.7.2: a wildcard at the start does not match topics that begin with $.
@@ -203,38 +237,30 @@ def split_share(pattern: str) -> tuple[str | None, str]:
     return name, topic_filter
 
 
-def merge_overlapping(
-    subscriptions: list[Subscription], publisher: str
-) -> Iterator[tuple[Subscriber, int, bool, list[int]]]:
-    """One entry a subscriber: (subscriber, highest QoS, retain as published, identifiers).
+def merge_overlapping(subscriptions: list[Subscription], publisher: str) -> Iterable[Subscription]:
+    """One subscription a client, with the highest QoS, every identifier, and retain as any of them has it.
 
     MQTT 5, 3.3.4: a message that several subscriptions of a client match is delivered once.
     """
-    if len(subscriptions) == 1:
-        only = subscriptions[0]
-        if not only.no_local or only.subscriber.client_id != publisher:
-            yield (
-                only.subscriber,
-                only.max_qos,
-                only.retain_as_published,
-                only.identifiers,
-            )
-        return
-    merged: dict[str, tuple[Subscriber, int, bool, list[int]]] = {}
-    for subscription in subscriptions:
-        subscriber = subscription.subscriber
-        client_id = subscriber.client_id
-        if subscription.no_local and client_id == publisher:
-            continue
-        qos, as_published, identifiers = (
-            subscription.max_qos,
-            subscription.retain_as_published,
-            subscription.identifiers,
-        )
+    if len(subscriptions) == 1 and not subscriptions[0].no_local:
+        return subscriptions
+    heard = [
+        one for one in subscriptions if not one.no_local or one.subscriber.client_id != publisher
+    ]
+    if len({one.subscriber.client_id for one in heard}) == len(heard):
+        return heard
+    merged: dict[str, Subscription] = {}
+    for one in heard:
+        client_id = one.subscriber.client_id
         earlier = merged.get(client_id)
-        if earlier is not None:
-            qos = max(qos, earlier[1])
-            as_published = as_published or earlier[2]
-            identifiers = earlier[3] + identifiers
-        merged[client_id] = (subscriber, qos, as_published, identifiers)
-    yield from merged.values()
+        merged[client_id] = (
+            one
+            if earlier is None
+            else replace(
+                one,
+                max_qos=max(one.max_qos, earlier.max_qos),
+                retain_as_published=one.retain_as_published or earlier.retain_as_published,
+                identifiers=earlier.identifiers + one.identifiers,
+            )
+        )
+    return merged.values()

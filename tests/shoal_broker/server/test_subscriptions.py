@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from shoal_broker.codec import PublishPacket
 from shoal_broker.server.messages import Message
 from shoal_broker.server.retained import RetainedStore
-from shoal_broker.server.subscriptions import Subscription, SubscriptionTree
+from shoal_broker.server.subscriptions import REMEMBERED, Subscription, SubscriptionTree
 from shoal_broker.topic_filter import matches
 
 LEVEL = st.sampled_from(["a", "b", "", "$x"])
@@ -116,3 +116,22 @@ def test_a_tree_of_10_000_filters_answers_from_the_branches_it_needs():
     found, groups = tree.match("shoal/n/77/c")
     assert [s.subscriber.client_id for s in found] == ["77"]
     assert [g.name for g in groups] == ["hub"]
+
+
+def test_what_a_tree_remembers_is_forgotten_when_a_subscription_changes_and_has_a_bound():
+    def wish(topic_filter, qos=1):
+        return Subscription(Listener("c"), topic_filter, None, qos, False, False, [])
+
+    tree = SubscriptionTree()
+    tree.add(wish("a/+"))
+    assert tree.match("a/b") is tree.match("a/b")
+    tree.add(wish("a/b"))
+    assert len(tree.match("a/b")[0]) == 2
+    tree.add(wish("a/b", qos=0))
+    assert sorted(one.max_qos for one in tree.match("a/b")[0]) == [0, 1]
+    tree.remove(wish("a/b"))
+    assert len(tree.match("a/b")[0]) == 1
+    for number in range(3 * REMEMBERED // 1000):
+        assert tree.match(f"a/{number}" + "x" * 1000)[0]
+        assert sum(map(len, tree._found)) <= REMEMBERED
+    assert not tree.match("a/" + "x/" * REMEMBERED)[0]

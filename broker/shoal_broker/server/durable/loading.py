@@ -210,7 +210,7 @@ class Loader:
 
 def _put(session: Session, packet_id: int | None, delivery: Delivery) -> None:
     if packet_id is None:
-        session.queue.append(delivery)
+        session.wait(delivery)
     else:
         session.in_flight[packet_id] = delivery
     session.held_bytes += delivery.message.size_bytes
