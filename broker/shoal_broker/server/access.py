@@ -167,6 +167,13 @@ def compiled(rules: AccessRules) -> AccessPolicy | None:
     return None if rules.policy is Policy.OPEN else AccessPolicy(rules)
 
 
+def reader_of(rights: Rights | None, topic_filter: str) -> Rights | None:
+    """What messages of a subscription are to be looked at by; None: by nothing."""
+    if rights is None or rights.reading(topic_filter) is Reading.ALL:
+        return None
+    return rights
+
+
 def _covers(granted: Levels, levels: list[str] | Levels, own: str | None) -> bool:
     """Whether `granted` includes every topic of `levels`, which are those of a topic or a filter."""
     # MQTT 5, 4.7.2: a wildcard at the start does not reach topics that begin with $.

@@ -37,8 +37,10 @@ from shoal_broker.server.inbound import Inbound
 from shoal_broker.server.lifecycle import Lifecycle
 from shoal_broker.server.reasons import words
 from shoal_broker.server.router import STATUS_ROOT, Router
+from shoal_broker.server.session_life import SessionLife
 from shoal_broker.server.sessions import Session
 from shoal_broker.server.status_topics import StatusTopics
+from shoal_broker.server.subscribing import Subscribing
 
 PROTOCOL_VIOLATION = 0x82
 
@@ -57,8 +59,12 @@ class BrokerCore:
         self.counters = Counters()
         self.router = Router(config, self.counters)
         self.connections: set[Connection] = set()
+        self._subscribing = Subscribing(config, self.router)
+        self._life = SessionLife(config, self.router, self.counters)
         self._inbound = Inbound(config, self.router, self.counters)
-        self._lifecycle = Lifecycle(config, self.router, self.counters, new_client_id, broker_id)
+        self._lifecycle = Lifecycle(
+            config, self.router, self._life, self.counters, new_client_id, broker_id
+        )
         self._status = StatusTopics(
             config.sys_interval_s,
             self.router,
@@ -141,7 +147,7 @@ class BrokerCore:
         for connection in list(self.connections):
             self._lifecycle.check_patience(connection, now_s)
         for session in list(self.router.sessions.values()):
-            self.router.run_clocks(session, now_s)
+            self._life.run_clocks(session, now_s)
         self.router.count_queues()
         self.router.retained.drop_expired(now_s)
         self._status.tick(now_s)
@@ -232,7 +238,7 @@ class BrokerCore:
                 self._subscribe(connection, session, packet, now_s)
             case UnsubscribePacket():
                 answers = [
-                    UnsubAckReasonCode(self.router.unsubscribe(session, pattern))
+                    UnsubAckReasonCode(self._subscribing.unsubscribe(session, pattern))
                     for pattern in packet.patterns
                 ]
                 connection.send(UnsubAckPacket(packet.packet_id, answers))
@@ -249,7 +255,7 @@ class BrokerCore:
         if any(wanted.pattern.startswith(STATUS_ROOT) for wanted in packet.topic_filters):
             self._status.refresh(now_s)
         codes = [
-            self.router.subscribe(session, wanted, packet.subscription_id)
+            self._subscribing.subscribe(session, wanted, packet.subscription_id)
             for wanted in packet.topic_filters
         ]
         connection.send(

@@ -30,6 +30,7 @@ from shoal_broker.server.events import (
 )
 from shoal_broker.server.reasons import parting_words
 from shoal_broker.server.router import Router
+from shoal_broker.server.session_life import SessionLife
 from shoal_broker.server.sessions import LARGEST_PACKET_ID, NOTHING
 
 KEEP_ALIVE_GRACE = 1.5
@@ -46,6 +47,7 @@ class Lifecycle:
         self,
         config: BrokerConfig,
         router: Router,
+        life: SessionLife,
         counters: Counters,
         new_client_id: Callable[[], str],
         broker_id: str,
@@ -53,6 +55,7 @@ class Lifecycle:
         self.events: list[Event] = []
         self._config = config
         self._router = router
+        self._life = life
         self._counters = counters
         self._new_client_id = new_client_id
         self._broker_id = broker_id
@@ -125,11 +128,11 @@ class Lifecycle:
             )
             session = sessions.get(client_id)
         if session is not None and packet.clean_start:
-            self._router.end_session(session, now_s)
+            self._life.end(session, now_s)
             session = None
         session_present = session is not None
         if session is None:
-            session = self._router.new_session(client_id)
+            session = self._life.new(client_id)
         if session is None:
             self._refuse(
                 connection,
@@ -160,7 +163,7 @@ class Lifecycle:
             connection.inherited = set(session.unreleased)
         connection.reader.max_packet_bytes = self._config.max_packet_bytes
         connection.state = State.CONNECTED
-        self._router.connected(session)
+        self._life.connected(session)
         connection.send(
             admission.acceptance(
                 packet,
@@ -254,7 +257,7 @@ class Lifecycle:
         # Closed first: what the will or a requeued message causes must not come back here.
         connection.state = State.CLOSED
         self.events.append(ClientGone(connection.peer, session.client_id, reason_code, reason))
-        self._router.left(session, now_s, with_will=with_will)
+        self._life.left(session, now_s, with_will=with_will)
 
     def close(self, connection: Connection) -> None:
         """Nothing more is read; the network connection ends once the output is written."""

@@ -1,13 +1,12 @@
 """Where a message goes: to the sessions that subscribed, to one member of each share, to the retained store.
 
-Also owns the sessions, since a message reaches them while they are away. No packets, no I/O.
+It knows the sessions, since a message reaches them while they are away: how they begin and end is
+`session_life`, what they subscribe to `subscribing`. No packets, no I/O.
 """
 
-from collections import deque
 from dataclasses import replace
 
-from shoal_broker.codec import RetainHandling, TopicFilter
-from shoal_broker.server.access import Reading, Rights, compiled
+from shoal_broker.server.access import Rights, compiled, reader_of
 from shoal_broker.server.access_rules import AccessRules
 from shoal_broker.server.config import BrokerConfig
 from shoal_broker.server.counters import Counters, Dropped
@@ -15,16 +14,14 @@ from shoal_broker.server.delivery import Courier
 from shoal_broker.server.events import ClientDenied
 from shoal_broker.server.journal import Journal
 from shoal_broker.server.ledger import Ledger
-from shoal_broker.server.messages import Delivery, Message, from_will
+from shoal_broker.server.messages import Delivery, Message
 from shoal_broker.server.reserved import is_own_state
 from shoal_broker.server.retained import RetainedStore
-from shoal_broker.server.sessions import NEVER_EXPIRES, NOTHING, Session
+from shoal_broker.server.sessions import Session
 from shoal_broker.server.subscriptions import (
     SharedGroup,
-    Subscription,
     SubscriptionTree,
     merge_overlapping,
-    split_share,
 )
 
 MAX_LEVELS = 128
@@ -37,9 +34,7 @@ MAX_STATUS_BYTES = 1 << 20
 
 ACCEPTED = 0x00
 NO_MATCHING_SUBSCRIBERS = 0x10
-NO_SUBSCRIPTION_EXISTED = 0x11
 NOT_AUTHORIZED = 0x87
-TOPIC_FILTER_INVALID = 0x8F
 TOPIC_NAME_INVALID = 0x90
 QUOTA_EXCEEDED = 0x97
 
@@ -66,12 +61,13 @@ class Router:
         self._access = compiled(config.access)
         self._config = config
         self._counters = counters
-        self._journal: Journal | None = None
+        self.journal: Journal | None = None
+        """None: everything is kept in memory."""
 
     @property
     def accepting(self) -> bool:
         """False while a durable broker cannot write: clients are to be promised nothing then."""
-        return self._journal is None or self._journal.accepting
+        return self.journal is None or self.journal.accepting
 
     # --- access rules
 
@@ -94,7 +90,7 @@ class Router:
         if changes_hands:
             session.forget_unreadable(in_flight=True)
         for pattern, subscription in session.subscriptions.items():
-            reader = _reader(rights, subscription.topic_filter)
+            reader = reader_of(rights, subscription.topic_filter)
             if subscription.rights is not reader:
                 changed = replace(subscription, rights=reader)
                 session.subscriptions[pattern] = changed
@@ -106,6 +102,22 @@ class Router:
         for session in self.sessions.values():
             self.belongs_to(session, session.identity, self.rights(session.identity))
             session.forget_unreadable()
+
+    def write_to(self, journal: Journal) -> None:
+        """Tell `journal` of every change from here on: what is there now is known to it."""
+        self.journal = self.retained.journal = journal
+        # They may be others than when this was stored.
+        self.apply_access(self._config.access)
+
+    def add_session(self, client_id: str) -> Session:
+        """Create it, whatever the limit is."""
+        session = self.sessions[client_id] = Session(
+            client_id,
+            max_messages=self._config.max_queued_messages,
+            max_bytes=self._config.max_queued_bytes,
+            counters=self._counters,
+        )
+        return session
 
     # --- messages
 
@@ -156,7 +168,7 @@ class Router:
             if not self._deliver(session, delivery, now_s) and session.is_persistent:
                 reason_code = QUOTA_EXCEEDED
         for group in groups:
-            if not self._share(group, message, now_s):
+            if not self.share(group, message, now_s):
                 reason_code = QUOTA_EXCEEDED
         return reason_code
 
@@ -227,7 +239,7 @@ class Router:
         self.ledger.added += 1
         return True
 
-    def _share(self, group: SharedGroup, message: Message, now_s: float) -> bool:
+    def share(self, group: SharedGroup, message: Message, now_s: float) -> bool:
         """Give it to one member; False when a QoS 1 or 2 message found no room with any of them."""
         qos, as_published = int(message.content.qos), message.content.retain
         for member in group.candidates():
@@ -245,189 +257,6 @@ class Router:
                 group.chosen(member)
                 return True
         return not qos or not _has_reader(group, message.topic)
-
-    # --- subscriptions
-
-    def subscribe(self, session: Session, wanted: TopicFilter, identifier: int | None) -> int:
-        """Subscribe, and queue the retained messages that belong to it. The reason code for SUBACK."""
-        pattern = wanted.pattern
-        share_name, topic_filter = split_share(pattern)
-        earlier = session.subscriptions.get(pattern)
-        if earlier is None and len(session.subscriptions) >= self._config.max_subscriptions:
-            return QUOTA_EXCEEDED
-        if topic_filter.count("/") >= MAX_LEVELS:
-            return TOPIC_FILTER_INVALID
-        rights = session.rights
-        if rights is not None and rights.reading(topic_filter) is Reading.NOTHING:
-            self.note_denied(session, rights, "subscribe", pattern)
-            return NOT_AUTHORIZED
-        subscription = Subscription(
-            subscriber=session,
-            topic_filter=topic_filter,
-            share_name=share_name,
-            max_qos=int(wanted.max_qos),
-            no_local=wanted.no_local,
-            retain_as_published=wanted.retain_as_published,
-            identifiers=[] if identifier is None else [identifier],
-            rights=_reader(rights, topic_filter),
-        )
-        wants_retained = wanted.retain_handling == RetainHandling.SEND_ALWAYS or (
-            wanted.retain_handling == RetainHandling.SEND_IF_SUBSCRIPTION_NOT_EXISTS
-            and earlier is None
-        )
-        # MQTT 5, 4.8.2: a shared subscription gets no retained messages when it is made.
-        if (
-            share_name is None
-            and wants_retained
-            and not self._queue_retained(session, subscription)
-        ):
-            return QUOTA_EXCEEDED
-        session.subscriptions[pattern] = subscription
-        self.subscriptions.add(subscription)
-        if session.journal is not None:
-            session.journal.subscribed(pattern, subscription)
-        return subscription.max_qos
-
-    def _queue_retained(self, session: Session, subscription: Subscription) -> bool:
-        """Have the session get what is retained; False when it waits for too many already."""
-        retained = self.status if subscription.topic_filter.startswith("$") else self.retained
-        messages = deque(
-            message
-            for message in retained.match(subscription.topic_filter)
-            if not (subscription.no_local and message.publisher == session.client_id)
-            and subscription.may_have(message.topic)
-        )
-        # Subscribing again starts again: what the same filter still has to come is replaced.
-        replaced = len(session.backlog.get(subscription.topic_filter, ()))
-        if session.backlog_messages - replaced + len(messages) > self._config.max_retained_messages:
-            return False
-        session.backlog.pop(subscription.topic_filter, None)
-        if messages:
-            session.backlog[subscription.topic_filter] = messages
-        if session.journal is not None:
-            session.journal.owes(subscription.topic_filter, messages)
-        return True
-
-    def unsubscribe(self, session: Session, pattern: str) -> int:
-        """Remove the subscription; what is queued still goes out. The reason code for UNSUBACK."""
-        subscription = session.subscriptions.pop(pattern, None)
-        if subscription is None:
-            return NO_SUBSCRIPTION_EXISTED
-        session.backlog.pop(pattern, None)
-        self.subscriptions.remove(subscription)
-        if session.journal is not None:
-            session.journal.unsubscribed(pattern)
-        return ACCEPTED
-
-    # --- sessions
-
-    def new_session(self, client_id: str) -> Session | None:
-        """Create the session of a client id that has none; None at the limit."""
-        if len(self.sessions) >= self._config.max_sessions:
-            return None
-        return self.restore_session(client_id)
-
-    def restore_session(self, client_id: str) -> Session:
-        """Create it whatever the limit is: it was accepted once."""
-        session = self.sessions[client_id] = Session(
-            client_id,
-            max_messages=self._config.max_queued_messages,
-            max_bytes=self._config.max_queued_bytes,
-            counters=self._counters,
-        )
-        return session
-
-    def write_to(self, journal: Journal) -> None:
-        """Tell `journal` of every change from here on: what is there now is known to it."""
-        self._journal = self.retained.journal = journal
-        # They may be others than when this was stored.
-        self.apply_access(self._config.access)
-
-    def connected(self, session: Session) -> None:
-        """The session has a connection, and an interval that says whether it is to be remembered."""
-        if self._journal is None:
-            return
-        if session.is_persistent:
-            if session.journal is None:
-                session.journal = self._journal.session(session)
-            session.journal.connected()
-        elif session.journal is not None:
-            session.journal.ended()
-            session.journal = None
-
-    def left(self, session: Session, now_s: float, *, with_will: bool) -> None:
-        """The session has no connection any more: start its clocks, or end it."""
-        session.connection = None
-        session.repeats = NOTHING
-        for lost in session.best_effort:
-            session.held_bytes -= lost.message.size_bytes
-        if session.best_effort:
-            self._counters.dropped[Dropped.OFFLINE_QOS0] += len(session.best_effort)
-            session.best_effort = NOTHING
-        if session.will is not None:
-            if with_will:
-                session.will_due_at_s = now_s + session.will.will_delay_interval
-            else:
-                session.will = None
-        interval_s = session.expiry_interval_s
-        session.expires_at_s = None if interval_s == NEVER_EXPIRES else now_s + interval_s
-        if session.journal is not None:
-            session.journal.changed()
-        self.run_clocks(session, now_s)
-
-    def run_clocks(self, session: Session, now_s: float) -> None:
-        """Send a will that is due, end a session that has expired."""
-        if session.connection is not None:
-            return
-        if session.expires_at_s is not None and session.expires_at_s <= now_s:
-            self.end_session(session, now_s)
-        elif session.will_due_at_s is not None and session.will_due_at_s <= now_s:
-            self._publish_will(session, now_s)
-
-    def end_session(self, session: Session, now_s: float) -> None:
-        """Forget the session: its will goes out, its share of shared work goes to the others."""
-        self.sessions.pop(session.client_id, None)
-        for subscription in session.subscriptions.values():
-            self.subscriptions.remove(subscription)
-        if session.will_due_at_s is not None:
-            self._publish_will(session, now_s)
-        for delivery, may_move in session.unacknowledged():
-            group = delivery.group
-            if (
-                group is None
-                or not may_move
-                or not group.members
-                or delivery.message.has_expired(now_s)
-            ):
-                self._counters.dropped[Dropped.SESSION_ENDED] += 1
-            else:
-                self._share(group, delivery.message, now_s)
-        # Last: what the others get of it is stored already.
-        if session.journal is not None:
-            session.journal.ended()
-            session.journal = None
-        session.subscriptions.clear()
-        session.forget_messages()
-
-    def _publish_will(self, session: Session, now_s: float) -> None:
-        will, session.will, session.will_due_at_s = session.will, None, None
-        if session.journal is not None:
-            session.journal.changed()
-        if will is None:
-            return
-        # Checked at CONNECT, but the rules may be others by now.
-        is_own = is_own_state(will.topic, session.client_id)
-        if not is_own and session.rights is not None and not session.rights.may_write(will.topic):
-            self._counters.dropped[Dropped.NOT_AUTHORIZED] += 1
-        else:
-            self.publish(from_will(will, session.client_id, now_s, self.ledger), now_s)
-
-
-def _reader(rights: Rights | None, topic_filter: str) -> Rights | None:
-    """What messages of a subscription are to be looked at by; None: by nothing."""
-    if rights is None or rights.reading(topic_filter) is Reading.ALL:
-        return None
-    return rights
 
 
 def _has_reader(group: SharedGroup, topic: str) -> bool:

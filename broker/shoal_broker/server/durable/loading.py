@@ -131,7 +131,7 @@ class Loader:
         will_delay_s: int,
         will_due_at_ms: int | None,
     ) -> None:
-        session = self._router.restore_session(client_id)
+        session = self._router.add_session(client_id)
         session.identity = identity
         session.expiry_interval_s = interval_s
         session.expires_at_s = self._timeline.core(expires_at_ms)

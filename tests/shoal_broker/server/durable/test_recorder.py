@@ -410,7 +410,7 @@ def test_more_than_the_limits_is_loaded_and_nothing_more_admitted():
     later = desk.after_power_cut(max_queued_messages=2, max_retained_messages=2, max_sessions=1)
     assert len(later.core.router.retained) == 4
     assert back(later, "r").payloads() == [b"0", b"1", b"2", b"3"]
-    assert later.core.router.new_session("another") is None
+    assert later.core._life.new("another") is None
 
 
 # --- while nothing can be written
