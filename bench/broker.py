@@ -6,6 +6,8 @@ Which broker gets which load; the loads are broker_loads.py's, what is to be rea
 from __future__ import annotations
 
 import contextlib
+import shutil
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,7 +35,7 @@ COLUMNS = (
 )
 FULL = Counts(
     echoes=20_000,
-    against_amqtt=5000,
+    against_amqtt=20_000,
     durable=5000,
     round_trips=2000,
     publishers=100,
@@ -96,16 +98,15 @@ def run(options: Options, say: Callable[[str], None]) -> Table:
         contenders = _Contenders(_start(stack, options, skipped), skipped=skipped)
         if options.wants("echo"):
             _add_echoes(contenders, counts)
+            _add_tls(contenders, stack, counts, options)
         if options.wants("amqtt"):
             for qos in (1, 0):
-                load = partial(broker_loads.echo, qos=qos, level=MQTT_311)
+                load = partial(broker_loads.throughput, qos=qos, level=MQTT_311)
                 contenders.add(
                     f"3.1.1, QoS {qos}",
                     (OURS, MOSQUITTO, AMQTT),
-                    partial(
-                        load, count=counts.against_amqtt, round_trips=counts.against_amqtt // 10
-                    ),
-                    partial(load, count=TRIAL, round_trips=1),
+                    partial(load, count=counts.against_amqtt),
+                    partial(load, count=TRIAL * broker_loads.CLIENTS),
                 )
         if options.wants("fanout"):
             both = (OURS, MOSQUITTO)
@@ -172,6 +173,31 @@ def _add_echoes(contenders: _Contenders, counts: Counts) -> None:
         (OURS, MOSQUITTO),
         partial(broker_loads.many_publishers, counts=counts),
     )
+
+
+def _add_tls(
+    contenders: _Contenders, stack: contextlib.ExitStack, counts: Counts, options: Options
+) -> None:
+    """The same brokers, each a second time, with a certificate."""
+    if (openssl := shutil.which("openssl")) is None:
+        contenders.skipped.append(f"{broker_goals.TLS}: openssl is not installed")
+        return
+    files = brokers.certificate(openssl, options.folder)
+    ours = ("--tls-cert", files.certificate, "--tls-key", files.key)
+    guarded = {OURS: stack.enter_context(brokers.shoal_broker(OURS, options=ours))}
+    if (program := brokers.mosquitto_program()) is not None:
+        theirs = (f"certfile {files.certificate}", f"keyfile {files.key}", "tls_version tlsv1.3")
+        guarded[MOSQUITTO] = stack.enter_context(
+            # Started by root it becomes another user, who may not read the key.
+            brokers.mosquitto(
+                MOSQUITTO, program, options.folder, settings=(brokers.same_user(), *theirs)
+            )
+        )
+    context = ssl.create_default_context(cafile=str(files.certificate))
+    for name, broker in guarded.items():
+        contenders.found[f"{broker_goals.TLS}: {name}"] = partial(
+            broker_loads.echo, broker, counts.echoes, counts.round_trips, qos=1, tls=context
+        )
 
 
 def _add_idle(contenders: _Contenders, counts: Counts, options: Options) -> None:

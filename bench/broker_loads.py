@@ -19,7 +19,7 @@ import measure
 import processes
 from brokers import LOAD_CORE, Broker
 from crowd import Crowd
-from generator import Client
+from generator import Client, echo_together
 from load import IN_FLIGHT, PAYLOAD_BYTES, payload
 from measure import BenchError
 from mqtt_bytes import MQTT_5
@@ -29,6 +29,7 @@ CHUNK_BYTES = 64 << 10
 CHUNK = bytes(range(256)) * (CHUNK_BYTES // 256)
 CHUNK_TOPIC = "shoal/b/5d41402abc4b2a76/7"
 AT_ONCE = 4
+CLIENTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,27 @@ def echo(
         "p99_us": measure.percentile(single.round_trips_s, 0.99) * 1e6,
         "sent": many.sent + single.sent,
         "delivered": many.delivered + single.delivered,
+    }
+
+
+def throughput(broker: Broker, count: int, *, qos: int, level: int = MQTT_5) -> Mapping[str, float]:
+    """As `echo`, by several clients at the same time: the broker need never wait for the generator."""
+    topics = [f"{TOPIC}/{number}" for number in range(CLIENTS)]
+    with processes.on_core(LOAD_CORE), contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(Client.open(broker.port, f"bench-{number}", level=level))
+            for number in range(CLIENTS)
+        ]
+        for client, topic in zip(clients, topics, strict=True):
+            client.subscribe(topic, qos)
+        each = count // CLIENTS
+        echo_together(clients, topics, each // 10 + 1, in_flight=IN_FLIGHT, qos=qos)
+        cpu_before_s = processes.cpu_s(broker.pid)
+        many = echo_together(clients, topics, each, in_flight=IN_FLIGHT, qos=qos)
+        cpu_s = processes.cpu_s(broker.pid) - cpu_before_s
+    return _busy(cpu_s, many.cpu_s, many.took_s, many.delivered, broker) | {
+        "sent": many.sent,
+        "delivered": many.delivered,
     }
 
 
@@ -252,8 +274,8 @@ def settings(counts: Counts) -> dict[str, tuple[str, ...]]:
         ),
         "amqtt": (
             (
-                f"3.1.1: the same load and generator in MQTT 3.1.1 for all, {counts.against_amqtt:,}"
-                f" messages, {IN_FLIGHT} in flight"
+                f"3.1.1: {CLIENTS} clients publish to themselves, {IN_FLIGHT} in flight each,"
+                f" {counts.against_amqtt:,} messages in all; MQTT 3.1.1 and the same generator for all"
             ),
         ),
         "fanout": (

@@ -92,11 +92,42 @@ def mosquitto(
         yield broker
 
 
+def same_user() -> str:
+    """Mosquitto's setting to stay the user who has started it, root included."""
+    return f"user {getpass.getuser()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """Files of a broker, PEM; whoever trusts the certificate trusts the broker."""
+
+    certificate: Path
+    key: Path
+
+
+def certificate(openssl: str, folder: Path) -> Certificate:
+    """For `localhost`, signed by itself. Raises BenchError."""
+    made = Certificate(folder / "broker.crt", folder / "broker.key")
+    arguments = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    arguments += ["-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    arguments += ["-addext", "subjectAltName=DNS:localhost"]
+    ended = subprocess.run(
+        [openssl, *arguments, "-keyout", made.key, "-out", made.certificate],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    if ended.returncode:
+        raise BenchError(f"openssl made no certificate: {ended.stderr.strip()[-200:]}")
+    return made
+
+
 def every_change_saved(folder: Path) -> tuple[str, ...]:
     """Mosquitto's settings for its whole state written to `folder` whenever something changed."""
     return (
         # Started by root it becomes another user, who may not write here.
-        f"user {getpass.getuser()}",
+        same_user(),
         "persistence true",
         f"persistence_location {folder}/",
         "autosave_on_changes true",

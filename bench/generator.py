@@ -5,10 +5,11 @@ It counts what comes back by the sequence number in the payload; what does not c
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
@@ -72,44 +73,7 @@ class Client:
 
         Ends early when nothing comes for WAIT_S.
         """
-        sent_at: list[float] = []
-        back: dict[int, float] = {}
-        acknowledged = 0 if qos else count
-        out: list[bytes] = []
-        started, cpu_before_s = time.perf_counter(), time.process_time()
-        while len(back) < count or acknowledged < count:
-            while len(sent_at) < count and len(sent_at) - min(len(back), acknowledged) < in_flight:
-                number = len(sent_at)
-                packet_id = number % _PACKET_IDS + 1
-                message = payload(number)
-                out.append(
-                    mqtt_bytes.publish(self.level, topic, message, qos=qos, packet_id=packet_id)
-                )
-                sent_at.append(time.perf_counter())
-            self.send(b"".join(out))
-            out = []
-            try:
-                packets = self.receive()
-            except TimeoutError:
-                break
-            for came in packets:
-                if came.kind == PUBLISH:
-                    back.setdefault(sequence_of(came.payload), time.perf_counter())
-                    if came.qos:
-                        kind = PUBACK if came.qos == 1 else PUBREC
-                        out.append(mqtt_bytes.reply(kind, came.packet_id))
-                elif came.kind in _ANSWERS:
-                    out.append(mqtt_bytes.reply(_ANSWERS[came.kind], came.packet_id))
-                elif came.kind in (PUBACK, PUBCOMP):
-                    acknowledged += 1
-        self.send(b"".join(out))
-        return Echo(
-            sent=len(sent_at),
-            delivered=len(back),
-            took_s=time.perf_counter() - started,
-            cpu_s=time.process_time() - cpu_before_s,
-            round_trips_s=[at - sent_at[number] for number, at in back.items()],
-        )
+        return echo_together([self], [topic], count, in_flight=in_flight, qos=qos)
 
     def send(self, packets: bytes) -> None:
         """Send these bytes."""
@@ -136,6 +100,99 @@ class Client:
                 raise BenchError("the broker closed the connection")
             packets = self._cutter.feed(received)
         return packets
+
+
+class _Exchange:
+    """One client's messages of an echo, and what became of them."""
+
+    def __init__(self, client: Client, topic: str, count: int, in_flight: int, qos: int) -> None:
+        self.client = client
+        self.sent_at: list[float] = []
+        self.back: dict[int, float] = {}
+        self._topic, self._count, self._in_flight, self._qos = topic, count, in_flight, qos
+        self._acknowledged = 0 if qos else count
+        self._out: list[bytes] = []
+
+    @property
+    def is_over(self) -> bool:
+        """Whether everything is back and acknowledged."""
+        return len(self.back) >= self._count and self._acknowledged >= self._count
+
+    def say(self) -> None:
+        """Answer what came, and publish as far as the window allows."""
+        while len(self.sent_at) < self._count and (
+            len(self.sent_at) - min(len(self.back), self._acknowledged) < self._in_flight
+        ):
+            number = len(self.sent_at)
+            packet_id = number % _PACKET_IDS + 1
+            self._out.append(
+                mqtt_bytes.publish(
+                    self.client.level,
+                    self._topic,
+                    payload(number),
+                    qos=self._qos,
+                    packet_id=packet_id,
+                )
+            )
+            self.sent_at.append(time.perf_counter())
+        self.client.send(b"".join(self._out))
+        self._out = []
+
+    def hear(self) -> None:
+        """Take what has come. Raises TimeoutError and BenchError."""
+        for came in self.client.receive():
+            if came.kind == PUBLISH:
+                self.back.setdefault(sequence_of(came.payload), time.perf_counter())
+                if came.qos:
+                    kind = PUBACK if came.qos == 1 else PUBREC
+                    self._out.append(mqtt_bytes.reply(kind, came.packet_id))
+            elif came.kind in _ANSWERS:
+                self._out.append(mqtt_bytes.reply(_ANSWERS[came.kind], came.packet_id))
+            elif came.kind in (PUBACK, PUBCOMP):
+                self._acknowledged += 1
+
+
+def echo_together(
+    clients: Sequence[Client], topics: Sequence[str], count: int, *, in_flight: int, qos: int
+) -> Echo:
+    """As `Client.echo`, each client with `count` messages to its own topic, all at the same time."""
+    exchanges = [
+        _Exchange(client, topic, count, in_flight, qos)
+        for client, topic in zip(clients, topics, strict=True)
+    ]
+    started, cpu_before_s = time.perf_counter(), time.process_time()
+    # One alone just waits: the question whose turn it is would be part of its round trip.
+    waiter = select.poll() if len(exchanges) > 1 else None
+    going = {exchange.client.socket.fileno(): exchange for exchange in exchanges}
+    for file, exchange in going.items():
+        exchange.say()
+        if waiter is not None:
+            waiter.register(file, select.POLLIN)
+    while going:
+        ready = list(going) if waiter is None else [file for file, _ in waiter.poll(WAIT_S * 1e3)]
+        try:
+            for file in ready:
+                going[file].hear()
+                going[file].say()
+                if going[file].is_over:
+                    del going[file]
+                    if waiter is not None:
+                        waiter.unregister(file)
+        except TimeoutError:
+            break
+        if not ready:
+            break
+    return Echo(
+        sent=sum(len(exchange.sent_at) for exchange in exchanges),
+        delivered=sum(len(exchange.back) for exchange in exchanges),
+        took_s=time.perf_counter() - started,
+        cpu_s=time.process_time() - cpu_before_s,
+        round_trips_s=[
+            at - exchange.sent_at[number]
+            for exchange in exchanges
+            for number, at in exchange.back.items()
+        ],
+    )
 
 
 @contextmanager

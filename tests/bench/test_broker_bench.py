@@ -145,6 +145,10 @@ def test_a_quick_run_has_every_load_with_nothing_lost(tmp_path):
     assert loads >= {
         "QoS 1",
         "QoS 0",
+        "QoS 2",
+        "TLS, QoS 1",
+        "3.1.1, QoS 1",
+        "durable, QoS 1",
         "many publishers",
         "fan-out, QoS 1",
         "fan-out, QoS 0",
