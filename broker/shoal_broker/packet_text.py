@@ -17,6 +17,7 @@ PROTOCOL_VIOLATION = 0x82
 CONNECT, PUBLISH, SUBSCRIBE, UNSUBSCRIBE = 1, 3, 8, 10
 
 _WILL, _WILL_DETAILS, _PASSWORD, _USER_NAME = 0x04, 0x38, 0x40, 0x80
+_SUBSCRIBE_FLAGS = 0x02
 _MAX_QOS, _RETAIN_HANDLING, _SUBSCRIBE_RESERVED = 0x03, 0x30, 0xC0
 
 # MQTT 5, table 2-4. A number is a size in bytes.
@@ -67,6 +68,8 @@ def check_text(first_byte: int, body: memoryview) -> None:
                 walk.skip(2)
             walk.properties()
         case 8 | 9 | 10 | 11 as kind:
+            if kind in (SUBSCRIBE, UNSUBSCRIBE) and first_byte & 0x0F != _SUBSCRIBE_FLAGS:
+                raise ProtocolError(MALFORMED, "the flags of the fixed header are wrong")
             _subscriptions(walk, kind)
         case 2:
             walk.skip(2)

@@ -308,7 +308,10 @@ class Model:
                 )
                 copy.packet_id, copy.on_wire = heard.packet_id, True
                 session.sent.append(copy)
-        hold(session.in_flight <= session.window, "4.9: more in flight than the client said")
+        hold(
+            session.in_flight <= session.window,
+            f"4.9: {session.in_flight} in flight to {client_id}, who takes {session.window}",
+        )
 
     def hear_release(self, client_id: str, packet_id: int) -> None:
         """A PUBREL arrived."""

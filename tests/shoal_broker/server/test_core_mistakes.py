@@ -22,6 +22,7 @@ MISTAKES = {
     "a packet of type 0": (b"\x00\x00", 0x81),
     "PINGREQ with a flag": (b"\xc1\x00", 0x81),
     "SUBSCRIBE without its flag": (b"\x80" + NEW.subscribe(("a", 0))[1:], 0x81),
+    "SUBSCRIBE without its flag and at QoS 3": (b"\x80" + NEW.subscribe(("a", 3))[1:], 0x81),
     "UNSUBSCRIBE without its flag": (b"\xa0" + NEW.unsubscribe("a")[1:], 0x81),
     "PUBREL without its flag": (NEW.acknowledge(0x60, 1), 0x81),
     "PUBACK with a flag": (NEW.acknowledge(0x41, 1), 0x81),
