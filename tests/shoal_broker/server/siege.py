@@ -127,6 +127,9 @@ def header_verdict(stream: bytes) -> set[int] | None:
 def _body_verdict(kind: int, flags: int, body: bytes) -> set[int] | None:
     if kind == 3:
         return _publish_verdict(flags, body)
+    if kind == 1 and flags:
+        # Two mistakes at once: it is also a second CONNECT.
+        return {0x81, 0x82}
     if kind == 0 or flags != (2 if kind in (6, 8, 10) else 0):
         return {0x81}
     if (kind == 12 and body) or (4 <= kind <= 7 and len(body) < 2):
