@@ -163,7 +163,7 @@ def echo_together(
     started, cpu_before_s = time.perf_counter(), time.process_time()
     # One alone just waits: the question whose turn it is would be part of its round trip.
     waiter = select.poll() if len(exchanges) > 1 else None
-    going = {exchange.client.socket.fileno(): exchange for exchange in exchanges}
+    going = {each.client.socket.fileno(): each for each in exchanges if not each.is_over}
     for file, exchange in going.items():
         exchange.say()
         if waiter is not None:
