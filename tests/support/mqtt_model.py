@@ -308,8 +308,9 @@ class Model:
                 )
                 copy.packet_id, copy.on_wire = heard.packet_id, True
                 session.sent.append(copy)
+        # PUBREL does not wait for the window (4.9): there may be more by now, but no further PUBLISH.
         hold(
-            session.in_flight <= session.window,
+            not heard.qos or session.in_flight <= session.window,
             f"4.9: {session.in_flight} in flight to {client_id}, who takes {session.window}",
         )
 

@@ -34,7 +34,7 @@ def test_every_client_hears_what_the_rules_say():
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_client_hears_what_the_rules_say_in_many_conversations():
-    explore(300)
+    explore(200)
 
 
 @pytest.mark.long

@@ -43,7 +43,7 @@ def explore(conversations: int, **options) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_client_hears_what_the_rules_say_over_power_cuts():
-    explore(200)
+    explore(120)
 
 
 @pytest.mark.long
