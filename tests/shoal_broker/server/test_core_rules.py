@@ -8,7 +8,7 @@ from tests.shoal_broker.server.talkers import Talkers
 from shoal_broker.server import lifecycle
 from shoal_broker.server.messages import Message
 from shoal_broker.server.retained import RetainedStore
-from shoal_broker.server.router import Router
+from shoal_broker.server.session_life import SessionLife
 from shoal_broker.server.sessions import Session
 from shoal_broker.server.subscriptions import SharedGroup, SubscriptionTree
 
@@ -61,7 +61,7 @@ BUGS = {
     "a share prefers who is away": (SharedGroup, "candidates", absent_members_first),
     "expired messages are delivered": (Message, "has_expired", lambda self, now_s: False),
     "an empty payload clears nothing": (RetainedStore, "clear", nothing),
-    "wills are not sent": (Router, "_publish_will", nothing),
+    "wills are not sent": (SessionLife, "_publish_will", nothing),
     "acknowledgements free no packet id": (Session, "settle", nothing),
     "a QoS 2 message is taken twice": (Session, "is_unreleased", lambda self, packet_id: False),
     "keep alive runs twice as long": (lifecycle, "KEEP_ALIVE_GRACE", 3.0),
@@ -74,4 +74,4 @@ BUGS = {
 def test_a_seeded_bug_is_found(owner, name, bug, monkeypatch):
     monkeypatch.setattr(owner, name, bug)
     with pytest.raises(AssertionError):
-        explore(200, derandomize=True, phases=[Phase.generate], report_multiple_bugs=False)
+        explore(5_000, derandomize=True, phases=[Phase.generate], report_multiple_bugs=False)
