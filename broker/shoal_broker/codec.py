@@ -124,13 +124,13 @@ class PacketReader:
     `packet_bytes` is the size on the wire of the packet returned last. `plain_packet` is that packet if it
     was a small PUBLISH without properties, None otherwise; its topic ends at `plain_topic_end`. `decode` reads
     one whole packet (its bytes, the size of its fixed header): another version of MQTT than 5 puts its own
-    there, and says if its packets have no properties.
+    there, and then may say whether its PUBLISH has properties: what is plain is read the short way.
     """
 
     __slots__ = (
         "_bytes",
+        "_decode",
         "_position",
-        "decode",
         "has_properties",
         "max_packet_bytes",
         "packet_bytes",
@@ -141,12 +141,23 @@ class PacketReader:
     def __init__(self, max_packet_bytes: int = DEFAULT_MAX_PACKET_BYTES) -> None:
         self.max_packet_bytes = max_packet_bytes
         self.packet_bytes = 0
-        self.decode: Callable[[bytes | memoryview, int], Packet] = decode
-        self.has_properties = True
+        self._decode: Callable[[bytes | memoryview, int], Packet] = decode
+        self.has_properties: bool | None = True
+        """None: nobody has said, and there is no short way."""
         self.plain_packet: bytes | None = None
         self.plain_topic_end = 0
         self._bytes: bytes | bytearray = b""
         self._position = 0
+
+    @property
+    def decode(self) -> Callable[[bytes | memoryview, int], Packet]:
+        """What reads one whole packet."""
+        return self._decode
+
+    @decode.setter
+    def decode(self, new: Callable[[bytes | memoryview, int], Packet]) -> None:
+        self._decode = new
+        self.has_properties = True if new is decode else None
 
     @property
     def starts_with_connect(self) -> bool:
@@ -193,20 +204,25 @@ class PacketReader:
             return PubAckPacket(packet_id)
         if total <= _COPIED_BYTES:
             packet = bytes(buffered[start : start + total])
-            topic_end = _plain_topic_end(packet, header_bytes, self.has_properties)
+            has_properties = self.has_properties
+            topic_end = (
+                0
+                if has_properties is None
+                else _plain_topic_end(packet, header_bytes, has_properties)
+            )
             if topic_end:
                 self._position = start + total
                 self.packet_bytes = total
                 self.plain_packet = packet
                 self.plain_topic_end = topic_end
-                if self.has_properties:
+                if has_properties:
                     # Its stub asks for a view; it reads bytes as well.
                     return mqtt5.read(packet)[0]  # type: ignore[arg-type]
                 return _plain_publish(packet, header_bytes + 2, topic_end)
-            decoded = self.decode(packet, header_bytes)
+            decoded = self._decode(packet, header_bytes)
         else:
             with memoryview(buffered) as view, view[start : start + total] as large:
-                decoded = self.decode(large, header_bytes)
+                decoded = self._decode(large, header_bytes)
         self._position = start + total
         self.packet_bytes = total
         return decoded
