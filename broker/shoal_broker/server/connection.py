@@ -49,6 +49,7 @@ class Connection:
         "_unsent",
         "aliases",
         "aliases_given",
+        "awaits_turn",
         "early",
         "encode",
         "held_bytes",
@@ -123,6 +124,8 @@ class Connection:
         """Numbers that we give topics towards the client; None: it takes none."""
         self.wants_reasons = True
         """False: no reason strings but in CONNACK and DISCONNECT."""
+        self.awaits_turn = False
+        """It said more than is acted on at a time."""
         self.writable = True
         """False while the shell's write buffer is above its limit."""
         self.output: list[bytes] = []

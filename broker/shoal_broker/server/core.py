@@ -44,6 +44,11 @@ from shoal_broker.server.subscribing import Subscribing
 
 PROTOCOL_VIOLATION = 0x82
 
+TURN = 1_000
+"""Packets, messages delivered and retained ones looked at, before others are heard: some 10 ms."""
+LARGEST_LOOK_UP = 1_000_000
+"""Topic levels that one SUBSCRIBE may have looked at for retained messages: less than a second."""
+
 
 class BrokerCore:
     """One broker. `new_client_id` names clients that leave it to us; bridges know us as `broker_id`."""
@@ -75,6 +80,7 @@ class BrokerCore:
         self._config = config
         self._login = config.login_at(config.listeners[0])
         self._unsent: list[Connection] = []
+        self._unread: list[Connection] = []
 
     # --- what the shell calls
 
@@ -115,6 +121,12 @@ class BrokerCore:
             return
         connection.last_heard_s = now_s
         connection.reader.feed(received)
+        if not connection.awaits_turn:
+            self._read_on(connection, now_s)
+
+    def read_on(self, connection: Connection, now_s: float) -> None:
+        """The next turn of a connection that awaits one."""
+        connection.awaits_turn = False
         self._read_on(connection, now_s)
 
     def authenticated(self, connection: Connection, now_s: float, *, accepted: bool) -> None:
@@ -176,6 +188,13 @@ class BrokerCore:
             self.counters.sent_packets += connection.output_packets
         return unsent
 
+    def take_unread(self) -> list[Connection]:
+        """Connections to `read_on`, and not to receive from before: each said more than a turn has room for."""
+        unread = self._unread
+        if unread:
+            self._unread = []
+        return unread
+
     def take_events(self) -> list[Event]:
         """What happened since the last call."""
         events = self._lifecycle.events
@@ -195,11 +214,18 @@ class BrokerCore:
             stranger = ProtocolError(PROTOCOL_VIOLATION, "the first packet is not CONNECT")
             self._lifecycle.answer_error(connection, stranger, now_s)
             return
+        router = self.router
+        turn_ends = router.work + TURN
         try:
             while connection.state is State.CONNECTED or connection.state is State.NEW:
+                if router.work >= turn_ends:
+                    connection.awaits_turn = True
+                    self._unread.append(connection)
+                    return
                 packet = reader.next_packet()
                 if packet is None:
                     return
+                router.work += 1
                 self.counters.received_packets += 1
                 self._act(connection, packet, now_s)
         except ProtocolError as exc:
@@ -254,8 +280,11 @@ class BrokerCore:
     ) -> None:
         if any(wanted.pattern.startswith(STATUS_ROOT) for wanted in packet.topic_filters):
             self._status.refresh(now_s)
+        look_up_ends = self.router.work + LARGEST_LOOK_UP
         codes = [
-            self._subscribing.subscribe(session, wanted, packet.subscription_id)
+            self._subscribing.subscribe(
+                session, wanted, packet.subscription_id, look_up_ends=look_up_ends
+            )
             for wanted in packet.topic_filters
         ]
         connection.send(

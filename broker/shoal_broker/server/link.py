@@ -14,8 +14,9 @@ GOODBYE_TIMEOUT_S = 5.0
 """For a client to read what we told it last; then the connection is cut."""
 
 # Why a link is not read for a while; a bit each.
-ANSWERS, PASSWORD, RATE, DISK = 1, 2, 4, 8
-"""It takes no answers, its password is being checked, it sends more than it may, too much is not on the disk."""
+ANSWERS, PASSWORD, RATE, DISK, TURN = 1, 2, 4, 8, 16
+"""It takes no answers, its password is being checked, it sends more than it may, too much is not on the disk,
+not all that it said is acted on yet."""
 
 
 class LinkOwner(Protocol):

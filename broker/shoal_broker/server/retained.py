@@ -19,6 +19,8 @@ class RetainedStore:
         self.size_bytes = 0
         self.journal: Journal | None = None
         """Told of every change, if they are to survive the process."""
+        self.looked_at = 0
+        """Topic levels that the last `match` went through."""
         self._max_messages = max_messages
         self._max_bytes = max_bytes
         self._root = _Node()
@@ -95,10 +97,13 @@ class RetainedStore:
         """The messages whose topic belongs to `topic_filter`, oldest branch first."""
         levels = topic_filter.split("/")
         nodes = [self._root]
+        self.looked_at = 0
         for position, level in enumerate(levels):
             if level == "#":
                 # `a/#` includes `a`; at the very start there is nothing above.
-                return _all_below(nodes if position else self._visible(self._root))
+                below = _all_below(nodes if position else self._visible(self._root))
+                self.looked_at += len(below)
+                return [node.message for node in below if node.message is not None]
             following: list[_Node] = []
             for node in nodes:
                 if level == "+":
@@ -106,6 +111,7 @@ class RetainedStore:
                 elif level in node.children:
                     following.append(node.children[level])
             nodes = following
+            self.looked_at += len(nodes)
         return [node.message for node in nodes if node.message is not None]
 
     def drop_expired(self, now_s: float) -> int:
@@ -127,12 +133,11 @@ def _book(message: Message, size_bytes: int) -> None:
         message.ledger.retained_bytes += size_bytes
 
 
-def _all_below(nodes: list[_Node]) -> list[Message]:
-    found: list[Message] = []
+def _all_below(nodes: list[_Node]) -> list[_Node]:
+    found: list[_Node] = []
     waiting = list(reversed(nodes))
     while waiting:
         node = waiting.pop()
-        if node.message is not None:
-            found.append(node.message)
+        found.append(node)
         waiting.extend(reversed(node.children.values()))
     return found

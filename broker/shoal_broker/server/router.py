@@ -58,6 +58,8 @@ class Router:
         self.denials: list[ClientDenied] = []
         """What the shell is to log; emptied by it."""
         self.ledger = Ledger(config.max_queued_bytes_total)
+        self.work = 0
+        """Counts up with what costs time: subscribers found, retained messages looked at."""
         self._access = compiled(config.access)
         self._config = config
         self._counters = counters
@@ -153,6 +155,7 @@ class Router:
         subscriptions, groups = self.subscriptions.match(message.topic)
         if not subscriptions and not groups:
             return NO_MATCHING_SUBSCRIBERS
+        self.work += len(subscriptions)
         reason_code = ACCEPTED
         qos = int(content.qos)
         retain = content.retain
@@ -241,6 +244,7 @@ class Router:
 
     def share(self, group: SharedGroup, message: Message, now_s: float) -> bool:
         """Give it to one member; False when a QoS 1 or 2 message found no room with any of them."""
+        self.work += len(group.members)
         qos, as_published = int(message.content.qos), message.content.retain
         for member in group.candidates():
             if not member.may_have(message.topic):

@@ -33,7 +33,7 @@ from shoal_broker.server.events import (
     ClientRefused,
 )
 from shoal_broker.server.files import Files
-from shoal_broker.server.link import DISK, Link
+from shoal_broker.server.link import DISK, TURN, Link
 from shoal_broker.server.listening import listen
 from shoal_broker.server.loop_lag import LoopLag
 from shoal_broker.server.password_checks import PasswordChecks
@@ -90,6 +90,8 @@ class Broker:
         self._gate: Gate | None = None
         self._not_read: set[Link] = set()
         """Because too much is not on the disk yet."""
+        self._unread: list[Connection] = []
+        """Who said more than a turn has room for; others are heard in between."""
         self._all_gone = asyncio.Event()
         self._aborted = False
 
@@ -264,6 +266,9 @@ class Broker:
                     self._passwords.begin(event, passwords, self.tasks)
                 case ClientConnected() | ClientRefused() | ClientDenied() | ClientGone():
                     self._event_log.write(event, self._clock())
+        for connection in self.core.take_unread():
+            _link_of(connection).hold(TURN)
+            self._unread.append(connection)
         self._schedule_flush()
 
     def _schedule_flush(self) -> None:
@@ -273,6 +278,8 @@ class Broker:
 
     def _flush(self) -> None:
         self._flush_scheduled = False
+        if self._unread:
+            self._take_turns()
         unsent = self.core.take_unsent()
         gate = self._gate
         if unsent:
@@ -283,6 +290,17 @@ class Broker:
             self._after()
         if gate is not None:
             gate.proceed()
+
+    def _take_turns(self) -> None:
+        unread, self._unread = self._unread, []
+        for connection in unread:
+            now_s = self._clock()
+            messages_before = self.counters.messages_in
+            self.core.read_on(connection, now_s)
+            self._meter(connection, messages_before, 0, now_s)
+            if not connection.awaits_turn:
+                _link_of(connection).read_on(TURN)
+        self._after()
 
     def _write(self, connection: Connection, output: bytes, now_s: float) -> None:
         link = _link_of(connection)
@@ -347,17 +365,22 @@ class Broker:
         messages_before = self.counters.messages_in
         now_s = self._clock()
         self.core.receive(connection, received, now_s)
-        meter = _link_of(connection).meter
-        if meter is not None:
-            messages = self.counters.messages_in - messages_before
-            wait_s = meter.take(messages=messages, size_bytes=len(received), now_s=now_s)
-            if wait_s:
-                self._slow_down(connection, wait_s, now_s)
+        self._meter(connection, messages_before, len(received), now_s)
         self._after()
         if self._gate is not None and self._gate.is_full:
             link = _link_of(connection)
             link.hold(DISK)
             self._not_read.add(link)
+
+    def _meter(
+        self, connection: Connection, messages_before: int, size_bytes: int, now_s: float
+    ) -> None:
+        meter = _link_of(connection).meter
+        if meter is not None:
+            messages = self.counters.messages_in - messages_before
+            wait_s = meter.take(messages=messages, size_bytes=size_bytes, now_s=now_s)
+            if wait_s:
+                self._slow_down(connection, wait_s, now_s)
 
     def _slow_down(self, connection: Connection, wait_s: float, now_s: float) -> None:
         if connection.state is State.CLOSED:

@@ -27,8 +27,13 @@ class Subscribing:
         self._max_subscriptions = config.max_subscriptions
         self._max_retained_messages = config.max_retained_messages
 
-    def subscribe(self, session: Session, wanted: TopicFilter, identifier: int | None) -> int:
-        """Subscribe, and queue the retained messages that belong to it. The reason code for SUBACK."""
+    def subscribe(
+        self, session: Session, wanted: TopicFilter, identifier: int | None, *, look_up_ends: int
+    ) -> int:
+        """Subscribe, and queue the retained messages that belong to it. The reason code for SUBACK.
+
+        When the router's `work` has come to `look_up_ends`, no more retained messages are looked for.
+        """
         pattern = wanted.pattern
         share_name, topic_filter = split_share(pattern)
         earlier = session.subscriptions.get(pattern)
@@ -58,7 +63,9 @@ class Subscribing:
         if (
             share_name is None
             and wants_retained
-            and not self._queue_retained(session, subscription)
+            and (
+                self._router.work >= look_up_ends or not self._queue_retained(session, subscription)
+            )
         ):
             return QUOTA_EXCEEDED
         session.subscriptions[pattern] = subscription
@@ -80,6 +87,7 @@ class Subscribing:
             if not (subscription.no_local and message.publisher == session.client_id)
             and subscription.may_have(message.topic)
         )
+        self._router.work += retained.looked_at
         # Subscribing again starts again: what the same filter still has to come is replaced.
         replaced = len(session.backlog.get(subscription.topic_filter, ()))
         if session.backlog_messages - replaced + len(messages) > self._max_retained_messages:

@@ -57,6 +57,9 @@ class Desk:
 
     def settle(self) -> None:
         """Carry output to the clients until there is none, as the shell does."""
+        while unread := self.core.take_unread():
+            for connection in unread:
+                self.core.read_on(connection, self.now_s)
         while unsent := self.core.take_unsent():
             for connection in unsent:
                 client: DeskClient = connection.owner
