@@ -12,6 +12,9 @@ from shoal_broker.server.subscriptions import SharedGroup
 OVERHEAD_BYTES = 512
 """What the objects around a message cost in memory, so that byte limits hold for tiny messages too."""
 
+USER_PROPERTY_BYTES = 192
+"""What the pair of texts costs in memory, where it may be 5 bytes on the wire."""
+
 
 # Structs: a frozen dataclass takes four times as long to make, a named tuple twice, and every message is one.
 class Message(msgspec.Struct, frozen=True, eq=False):
@@ -68,9 +71,14 @@ def from_publish(
         packet,
         publisher,
         None if interval_s is None else now_s + interval_s,
-        packet_bytes + OVERHEAD_BYTES,
+        counted_bytes(packet, packet_bytes),
         ledger,
     )
+
+
+def counted_bytes(packet: PublishPacket, packet_bytes: int) -> int:
+    """What a message of `packet_bytes` counts as, for it is about what it takes in memory."""
+    return packet_bytes + OVERHEAD_BYTES + USER_PROPERTY_BYTES * len(packet.user_properties)
 
 
 def from_will(will: Will, publisher: str, now_s: float, ledger: Ledger | None = None) -> Message:

@@ -3,6 +3,9 @@
 from shoal_broker.server.journal import Journal
 from shoal_broker.server.messages import Message
 
+LEVEL_BYTES = 256
+"""What a level costs in memory that no other topic shares: a short topic may have 128 of them."""
+
 
 class _Node:
     __slots__ = ("children", "message")
@@ -38,7 +41,7 @@ class RetainedStore:
         """Keep `message` instead of the one before. False (and nothing changed) at the limit."""
         topic = message.topic
         earlier = self._messages.get(topic)
-        size_bytes = self.size_bytes + message.size_bytes
+        size_bytes = self.size_bytes + message.size_bytes + self._levels_bytes(topic)
         if earlier is not None:
             size_bytes -= earlier.size_bytes
         elif len(self._messages) >= self._max_messages:
@@ -59,6 +62,7 @@ class RetainedStore:
             child = node.children.get(level)
             if child is None:
                 child = node.children[level] = _Node()
+                self.size_bytes += LEVEL_BYTES
             node = child
         node.message = message
         self._messages[topic] = message
@@ -92,6 +96,7 @@ class RetainedStore:
             if child.children or child.message is not None:
                 break
             del parent.children[level]
+            self.size_bytes -= LEVEL_BYTES
 
     def match(self, topic_filter: str) -> list[Message]:
         """The messages whose topic belongs to `topic_filter`, oldest branch first."""
@@ -120,6 +125,17 @@ class RetainedStore:
         for topic in expired:
             self.clear(topic)
         return len(expired)
+
+    def _levels_bytes(self, topic: str) -> int:
+        """What the levels of `topic` will cost that are not there yet."""
+        levels = topic.split("/")
+        node = self._root
+        for depth, level in enumerate(levels):
+            child = node.children.get(level)
+            if child is None:
+                return (len(levels) - depth) * LEVEL_BYTES
+            node = child
+        return 0
 
     def _visible(self, node: _Node) -> list[_Node]:
         """What a wildcard below `node` sees: at the start, no topic that begins with $."""

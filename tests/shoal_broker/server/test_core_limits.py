@@ -15,6 +15,7 @@ from shoal_broker.codec import (
 )
 from shoal_broker.server.counters import Dropped
 from shoal_broker.server.messages import OVERHEAD_BYTES
+from shoal_broker.server.retained import LEVEL_BYTES
 
 
 def test_a_packet_above_the_limit_is_refused_from_its_header_alone():
@@ -117,6 +118,27 @@ def test_an_expired_message_makes_room():
     assert sender.publish("t", b"refused") == 0x97
     desk.now_s += 2
     assert sender.publish("t", b"new") == 0
+
+
+def test_user_properties_count_as_what_they_take_in_memory():
+    desk = Desk(max_queued_bytes=100_000)
+    desk.connect("l", session_expiry_interval=NEVER).subscribe("t")
+    desk.core.router.sessions["l"].connection.owner.drop()
+    sender = desk.connect("s")
+    assert sender.publish("t", user_properties=[("", "")] * 1_000) == 0x97
+    assert sender.publish("t", user_properties=[("", "")] * 100) == 0
+
+
+def test_levels_of_retained_topics_count_as_what_they_take_in_memory():
+    desk = Desk(max_retained_bytes=90_000)
+    sender = desk.connect("s")
+    deep = "/".join("a" * 128)
+    codes = [sender.publish(f"{n}/{deep[4:]}", retain=True) for n in range(4)]
+    assert codes == [0x10, 0x10, 0x97, 0x97]
+    assert sender.publish(f"1/{deep[4:]}", b"shared", retain=True) == 0x10
+    for n in range(2):
+        sender.publish(f"{n}/{deep[4:]}", b"", retain=True)
+    assert desk.core.router.retained.size_bytes == 0
 
 
 def test_output_for_one_connection_stops_at_the_write_buffer():
@@ -270,7 +292,9 @@ def test_retained_messages_have_a_limit_of_their_own():
     for n in range(10):
         assert sender.publish(f"r/{n}", bytes(50_000), retain=True) == 0x10
     ledger = desk.core.router.ledger
-    assert ledger.retained_bytes == ledger.live_bytes == desk.core.router.retained.size_bytes
+    assert ledger.retained_bytes == ledger.live_bytes
+    # `r` and what is below it.
+    assert desk.core.router.retained.size_bytes == ledger.live_bytes + 11 * LEVEL_BYTES
     gone(desk, "away", "t")
     assert sender.publish("t", bytes(50_000)) == 0
     for n in range(10):

@@ -7,7 +7,7 @@ from enum import IntEnum
 from shoal_broker.codec import LARGEST_PACKET_BYTES, PacketReader, PublishPacket, Will, encode
 from shoal_broker.errors import ProtocolError
 from shoal_broker.server.ledger import Ledger
-from shoal_broker.server.messages import OVERHEAD_BYTES, Message, from_will
+from shoal_broker.server.messages import Message, counted_bytes, from_will
 
 ANY_PACKET_ID = 1
 """A QoS 1 or 2 packet must have one; the one of a stored packet means nothing."""
@@ -52,7 +52,7 @@ def message_of(
 ) -> Message:
     """The message of a stored packet. Raises ProtocolError when it is none."""
     content = _read(packet)
-    size_bytes = len(packet) + OVERHEAD_BYTES
+    size_bytes = counted_bytes(content, len(packet))
     return Message(content.topic, content, publisher, expires_at_s, size_bytes, ledger)
 
 
