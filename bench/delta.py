@@ -173,6 +173,9 @@ def _has_bsdiff() -> bool:
 
 
 def _bsdiff_encode(folder: Path, old: bytes, new: bytes) -> bytes:
+    if not old:
+        # Debian's maps the file, which an empty one cannot be.
+        return new
     before, after, patch = (folder / name for name in ("old", "new", "patch"))
     before.write_bytes(old)
     after.write_bytes(new)
@@ -181,6 +184,8 @@ def _bsdiff_encode(folder: Path, old: bytes, new: bytes) -> bytes:
 
 
 def _bsdiff_apply(folder: Path, old: bytes, delta: bytes) -> bytes:
+    if not old:
+        return delta
     before, after, patch = (folder / name for name in ("old", "again", "patch"))
     before.write_bytes(old)
     patch.write_bytes(delta)

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import socket
 import ssl
-import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -51,6 +50,7 @@ from shoal_broker.link import (
     Will,
 )
 from shoal_broker.outgoing import Outgoing, fail
+from shoal_broker.reading import ReadingProtocol
 from shoal_broker.tls import TlsFiles, client_context
 from shoal_broker.tls_socket import LastWordsSocket
 
@@ -84,21 +84,8 @@ async def connect(config: SessionConfig, will: Will | None) -> AsyncIterator[Cod
         link.abort()
 
 
-class _ReadBuffer(threading.local):
-    """Where the bytes of one read are until they are taken: one for all connections of an event loop.
-
-    What asyncio takes for each read otherwise, 256 KiB, is mapped and unmapped every time.
-    """
-
-    def __init__(self) -> None:
-        self.view = memoryview(bytearray(128 << 10))
-
-
-_read_buffer = _ReadBuffer()
-
-
-class CodecLink(asyncio.BufferedProtocol):
-    """See `shoal_broker.link.Link`. What asyncio.BufferedProtocol has is for the event loop to call."""
+class CodecLink(ReadingProtocol):
+    """See `shoal_broker.link.Link`. What asyncio's protocols have is for the event loop to call."""
 
     __slots__ = (
         "_arrivals",
@@ -297,15 +284,11 @@ class CodecLink(asyncio.BufferedProtocol):
         # at the mark, not above it, and holds up to 64 KiB below itself that it does not count.
         self._transport.set_write_buffer_limits(high=0 if self._tls is None else 1)
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's hint is -1
-        """Where to put the bytes that come in."""
-        return _read_buffer.view
-
-    def buffer_updated(self, nbytes: int) -> None:
+    def data_received(self, data: bytes) -> None:
         """Bytes came in."""
         self._last_inbound_s = time.monotonic()
         if self._lost is None and not self._is_leaving:
-            self._reader.feed(bytes(_read_buffer.view[:nbytes]))
+            self._reader.feed(data)
             self._take_packets()
 
     def pause_writing(self) -> None:

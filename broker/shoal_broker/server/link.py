@@ -6,6 +6,7 @@ import asyncio
 import socket
 from typing import Protocol, cast
 
+from shoal_broker.reading import ReadingProtocol
 from shoal_broker.server.config import Login
 from shoal_broker.server.connection import Connection
 from shoal_broker.server.rates import Meter, neighbourhood
@@ -35,7 +36,7 @@ class LinkOwner(Protocol):
         """The network connection is gone."""
 
 
-class Link(asyncio.Protocol):
+class Link(ReadingProtocol):
     """One accepted socket."""
 
     listener = "mqtt"

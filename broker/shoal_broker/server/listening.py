@@ -11,7 +11,7 @@ BACKLOG = 1024
 
 
 async def listen(
-    host: str, port: int, new_protocol: Callable[[], asyncio.Protocol]
+    host: str, port: int, new_protocol: Callable[[], asyncio.BaseProtocol]
 ) -> tuple[asyncio.Server, int]:
     """Accept connections there; the port is the one found where `port` is 0. Raises ListenError."""
     server = await _listen_on(host, port, new_protocol)
@@ -24,7 +24,7 @@ async def listen(
 
 
 async def _listen_on(
-    host: str, port: int, new_protocol: Callable[[], asyncio.Protocol]
+    host: str, port: int, new_protocol: Callable[[], asyncio.BaseProtocol]
 ) -> asyncio.Server:
     loop = asyncio.get_running_loop()
     try:

@@ -415,7 +415,7 @@ class Broker:
             self._all_gone.set()
 
 
-def _links(broker: Broker, listener: Listener) -> Callable[[], asyncio.Protocol]:
+def _links(broker: Broker, listener: Listener) -> Callable[[], asyncio.BaseProtocol]:
     new_link: Callable[[], Link] = partial(_plain_link, broker, listener)
     if listener.websocket:
         new_link = optional_parts.websocket_links(broker, listener)

@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 
 from shoal_broker.bus_errors import TlsFilesError
 from shoal_broker.errors import CertificateFileError
+from shoal_broker.reading import ReadingProtocol
 from shoal_broker.server.config import Tls
 from shoal_broker.server.counters import Counters
 from shoal_broker.server.link import Link
@@ -42,7 +43,7 @@ def server_context(files: Tls) -> ssl.SSLContext:
     return made
 
 
-class TlsStream(asyncio.Protocol, asyncio.Transport):
+class TlsStream(ReadingProtocol, asyncio.Transport):
     """The protocol of an accepted socket, and the transport of the Link behind it.
 
     The link is told of the connection before the handshake, so that its limits and time-out hold
