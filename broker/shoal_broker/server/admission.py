@@ -57,6 +57,8 @@ def denial(
     """
     if owner is not None and owner != identity:
         return ConnAckReasonCode.CLIENT_ID_NOT_VALID, "this client id is another user's"
+    if rights is not None and rights.names_client and is_reserved_client_id(rights.identity):
+        return ConnAckReasonCode.CLIENT_ID_NOT_VALID, "names that begin with $ are the broker's"
     will = packet.will
     if will is None or rights is None or is_own_state(will.topic, packet.client_id):
         return None

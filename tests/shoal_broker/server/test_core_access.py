@@ -174,6 +174,10 @@ def test_the_client_id_is_the_identity_whatever_is_said(desk):
     assert first.goodbye_code() == 0x8E
 
 
+def test_a_name_that_is_the_client_id_is_not_one_of_the_brokers_own(desk):
+    assert refused(desk, "$bridge/upstream") == 0x85
+
+
 def test_without_the_table_a_client_id_is_its_first_users(desk):
     desk = Desk(access=AccessRules(policy=Policy.OPEN))
     desk.connect("c", certificate="u", session_expiry_interval=NEVER).drop()
