@@ -57,6 +57,7 @@ async def gate(
     clock: Callable[[], float],
     write: Callable[[Connection, bytes], None],
     read_on: Callable[[], None],
+    is_gone: Callable[[Connection], bool],
 ) -> AsyncIterator[Gate | None]:
     """What holds answers back until they are on the disk, the state loaded; raises DurabilityError."""
     directory = broker.config.durable_dir
@@ -67,7 +68,7 @@ async def gate(
     from shoal_broker.server.durable.opening import opened  # noqa: PLC0415 - see above
 
     async with opened(directory, broker.core.router, clock=clock) as committer:
-        yield Gate(committer, write=write, read_on=read_on)
+        yield Gate(committer, write=write, read_on=read_on, is_gone=is_gone)
 
 
 def websocket_links(broker: Broker, listener: Listener) -> Callable[[], Link]:

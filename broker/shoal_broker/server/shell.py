@@ -108,7 +108,11 @@ class Broker:
         broker = cls(config, files, clock)
         failure: Exception | None = None
         async with optional_parts.gate(
-            broker, clock=clock, write=broker._released, read_on=broker._read_on
+            broker,
+            clock=clock,
+            write=broker._released,
+            read_on=broker._read_on,
+            is_gone=broker._is_gone,
         ) as gate:
             broker._gate = gate
             await broker._listen()
@@ -328,6 +332,9 @@ class Broker:
         for link in self._not_read:
             link.read_on(DISK)
         self._not_read.clear()
+
+    def _is_gone(self, connection: Connection) -> bool:
+        return _link_of(connection) not in self._links
 
     # --- the links' news
 

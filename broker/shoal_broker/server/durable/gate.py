@@ -24,10 +24,12 @@ class Gate:
         *,
         write: Callable[[Connection, bytes], None],
         read_on: Callable[[], None],
+        is_gone: Callable[[Connection], bool],
     ) -> None:
         self._committer = committer
         self._write = write
         self._read_on = read_on
+        self._is_gone = is_gone
         self._held: deque[tuple[int, Connection, bytes]] = deque()
         """With the batch that each waits for."""
         committer.on_progress = self._progress
@@ -79,6 +81,9 @@ class Gate:
 
     def _progress(self) -> None:
         self._release()
+        if not self._committer.recorder.accepting:
+            # Clients that hear nothing come again and again, for as long as the disk is full.
+            self._held = deque(each for each in self._held if not self._is_gone(each[1]))
         if not self.is_full:
             self._read_on()
         self._committer.changed()

@@ -235,6 +235,31 @@ async def test_a_full_disk_loses_nothing_and_refuses_until_there_is_room(tmp_pat
         assert await payloads(reader, 3) == [b"before", b"x" * 50_000, b"after"]
 
 
+async def test_answers_to_clients_that_are_gone_do_not_pile_up_while_the_disk_is_full(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(committer, "RETRY_S", 0.02)
+    async with durable(tmp_path) as broker:
+        limit = await store_of(broker).read(lambda c: c.execute("PRAGMA page_count").fetchone()[0])
+        await set_max_pages(broker, limit)
+        async with raw(broker) as filler:
+            await filler.connect("filler")
+            filler.send(PublishPacket("t", bytes(50_000), retain=True))
+            await until(lambda: not broker.core.router.accepting)
+        await until(lambda: not broker.core.connections)
+        for _ in range(20):
+            async with raw(broker) as client:
+                # Its CONNACK waits for the disk, and it gives up.
+                client.send(ConnectPacket("c", session_expiry_interval=NEVER))
+                await until(lambda: broker.core.connections)
+            await until(lambda: not broker.core.connections)
+        assert not broker.core.router.accepting
+        await until(lambda: not broker._gate._held)
+        await set_max_pages(broker, 1 << 20)
+        async with raw(broker) as client:
+            assert (await client.connect("c", session_expiry_interval=NEVER)).session_present
+
+
 async def set_max_pages(broker, pages):
     await store_of(broker).read(lambda c: c.execute(f"PRAGMA max_page_count = {pages}").fetchall())
 
