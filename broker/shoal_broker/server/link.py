@@ -124,9 +124,9 @@ class Link(ReadingProtocol):
                 self.transport.resume_reading()
 
     def hold_back(self) -> None:
-        """Stop reading from a client that takes no answers: those have no other bound."""
+        """Stop reading from a client that takes no answers, or cannot have them yet: those have no other bound."""
         limit = 2 * self._write_buffer_bytes
-        if self.transport.get_write_buffer_size() > limit:
+        if self.transport.get_write_buffer_size() + self.connection.held_bytes > limit:
             self.hold(ANSWERS)
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ from shoal_broker.server.events import (
     ClientRefused,
 )
 from shoal_broker.server.files import Files
-from shoal_broker.server.link import DISK, TURN, Link
+from shoal_broker.server.link import ANSWERS, DISK, TURN, Link
 from shoal_broker.server.listening import listen
 from shoal_broker.server.loop_lag import LoopLag
 from shoal_broker.server.password_checks import PasswordChecks
@@ -325,6 +325,9 @@ class Broker:
     def _released(self, connection: Connection, output: bytes) -> None:
         """What was held back is on the disk."""
         self._write(connection, output, self._clock())
+        link = _link_of(connection)
+        if self._has_room(link):
+            link.read_on(ANSWERS)
         self._schedule_flush()
 
     def _read_on(self) -> None:

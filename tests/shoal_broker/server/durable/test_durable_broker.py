@@ -17,8 +17,10 @@ from shoal_broker.codec import (
     PingReqPacket,
     PingRespPacket,
     PubAckPacket,
+    PubCompPacket,
     PublishPacket,
     PubRecPacket,
+    PubRelPacket,
     QoS,
     SubAckPacket,
     SubscribePacket,
@@ -27,7 +29,7 @@ from shoal_broker.codec import (
 from shoal_broker.errors import DurabilityError, ListenError
 from shoal_broker.server import Broker, BrokerConfig
 from shoal_broker.server.durable import committer
-from shoal_broker.server.link import DISK
+from shoal_broker.server.link import ANSWERS, DISK
 
 
 def durable(directory, **options):
@@ -258,6 +260,25 @@ async def test_answers_to_clients_that_are_gone_do_not_pile_up_while_the_disk_is
         await set_max_pages(broker, 1 << 20)
         async with raw(broker) as client:
             assert (await client.connect("c", session_expiry_interval=NEVER)).session_present
+
+
+async def test_who_cannot_have_its_answers_is_read_no_further_than_they_are_allowed_to_wait(
+    tmp_path,
+):
+    async with durable(tmp_path, write_buffer_bytes=1_000) as broker, raw(broker) as client:
+        await client.connect("c")
+        (link,) = broker._links
+        async with standing_disk(broker):
+            client.send(PublishPacket("t", b"m", retain=True))
+            for _ in range(20):
+                # Each is answered, with an id that nobody knows.
+                client.send(*[PubRelPacket(7)] * 200)
+                await client.writer.drain()
+            await until(lambda: link.held & ANSWERS)
+            assert link.connection.held_bytes > 2_000
+        for _ in range(20 * 200):
+            await client.next(PubCompPacket)
+        assert not link.held
 
 
 async def set_max_pages(broker, pages):
