@@ -44,6 +44,8 @@ class Limits(toml.Table, frozen=True, kw_only=True):
     """Connected clients and those that are remembered while they are away."""
     max_subscriptions: AtLeastOne = 1_000
     """A session."""
+    max_subscription_bytes: NotNegative = 256 << 20
+    """All sessions: filters, and what their levels take in memory."""
     max_queued_messages: AtLeastOne = 10_000
     """A session, waiting or sent and not yet acknowledged."""
     max_queued_bytes: NotNegative = 16 << 20

@@ -25,6 +25,7 @@ class Subscribing:
     def __init__(self, config: BrokerConfig, router: Router) -> None:
         self._router = router
         self._max_subscriptions = config.max_subscriptions
+        self._max_bytes = config.max_subscription_bytes
         self._max_retained_messages = config.max_retained_messages
 
     def subscribe(
@@ -37,7 +38,10 @@ class Subscribing:
         pattern = wanted.pattern
         share_name, topic_filter = split_share(pattern)
         earlier = session.subscriptions.get(pattern)
-        if earlier is None and len(session.subscriptions) >= self._max_subscriptions:
+        if earlier is None and (
+            len(session.subscriptions) >= self._max_subscriptions
+            or self._router.subscriptions.size_bytes >= self._max_bytes
+        ):
             return QUOTA_EXCEEDED
         if topic_filter.count("/") >= MAX_LEVELS:
             return TOPIC_FILTER_INVALID

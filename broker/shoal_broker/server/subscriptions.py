@@ -81,6 +81,10 @@ REMEMBERED = 1 << 16
 """What a tree remembers of its answers, counted in characters of topics and in subscriptions."""
 
 
+NODE_BYTES = 256
+"""What a subscription costs in memory, and a level that it shares with no other one, beside their texts."""
+
+
 class _Node:
     __slots__ = ("children", "groups", "subscriptions")
 
@@ -100,6 +104,8 @@ class SubscriptionTree:
     def __init__(self) -> None:
         self._root = _Node()
         self._count = 0
+        self.size_bytes = 0
+        """About what they take in memory."""
         self._found: dict[str, _Found] = {}
         self._room = REMEMBERED
 
@@ -114,6 +120,7 @@ class SubscriptionTree:
             child = node.children.get(level)
             if child is None:
                 child = node.children[level] = _Node()
+                self.size_bytes += NODE_BYTES + len(level)
             node = child
         client_id = subscription.subscriber.client_id
         if subscription.share_name is None:
@@ -127,6 +134,7 @@ class SubscriptionTree:
         is_new = client_id not in held
         held[client_id] = subscription
         self._count += is_new
+        self.size_bytes += is_new * (NODE_BYTES + len(subscription.topic_filter))
         return is_new
 
     def remove(self, subscription: Subscription) -> None:
@@ -149,11 +157,14 @@ class SubscriptionTree:
             removed = group.members.pop(client_id, None) if group else None
             if group and not group.members:
                 del node.groups[name]
-        self._count -= removed is not None
+        if removed is not None:
+            self._count -= 1
+            self.size_bytes -= NODE_BYTES + len(subscription.topic_filter)
         for parent, level in reversed(path):
             if not parent.children[level].empty:
                 break
             del parent.children[level]
+            self.size_bytes -= NODE_BYTES + len(level)
 
     def has_branch(self, level: str) -> bool:
         """Whether there is any filter that begins with `level`, shared ones included."""

@@ -37,6 +37,18 @@ def test_the_subscription_beyond_the_limit_is_refused():
     assert client.subscribe("a") == [1]
 
 
+def test_filters_of_all_sessions_have_a_limit_in_bytes():
+    desk = Desk(max_subscription_bytes=100_000)
+    deep = "/".join("a" * 127)
+    one, other = desk.connect("one"), desk.connect("other")
+    assert one.subscribe(*(f"{n}/{deep}" for n in range(3))) == [1, 1, 1]
+    assert one.subscribe(f"5/{deep}") == [0x97]
+    assert other.subscribe("x") == [0x97]
+    one.drop()
+    assert desk.core.router.subscriptions.size_bytes == 0
+    assert other.subscribe("x") == [1]
+
+
 def test_a_filter_with_too_many_levels_is_refused():
     assert Desk().connect().subscribe("+/" * 200) == [0x8F]
 

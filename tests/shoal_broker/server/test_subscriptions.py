@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shoal_broker.codec import PublishPacket
 from shoal_broker.server.messages import Message
-from shoal_broker.server.retained import RetainedStore
+from shoal_broker.server.retained import LEVEL_BYTES, RetainedStore
 from shoal_broker.server.subscriptions import REMEMBERED, Subscription, SubscriptionTree
 from shoal_broker.topic_filter import matches
 
@@ -78,12 +78,13 @@ def test_what_was_removed_leaves_no_trace(changes, topic):
     for one in expected.values():
         tree.remove(one)
     assert tree._root.empty
+    assert tree.size_bytes == 0
 
 
 @given(st.lists(st.tuples(TOPICS, st.booleans()), max_size=20))
 @settings(max_examples=200, deadline=None)
 def test_cleared_retained_topics_leave_no_trace(changes):
-    store, expected = RetainedStore(max_messages=100, max_bytes=10_000), set()
+    store, expected = RetainedStore(max_messages=100, max_bytes=1_000_000), set()
     for topic, keeps in changes:
         if keeps:
             store.put(retained(topic))
@@ -92,10 +93,13 @@ def test_cleared_retained_topics_leave_no_trace(changes):
             store.clear(topic)
             expected.discard(topic)
     assert len(store) == len(expected)
-    assert store.size_bytes == 10 * len(expected)
+    parts = [topic.split("/") for topic in expected]
+    levels = {tuple(part[:depth]) for part in parts for depth in range(1, len(part) + 1)}
+    assert store.size_bytes == 10 * len(expected) + LEVEL_BYTES * len(levels)
     for topic in expected:
         store.clear(topic)
     assert store._root.children == {}
+    assert store.size_bytes == 0
 
 
 @pytest.mark.parametrize("topic_filter", ["#", "+/x", "+/#"])
