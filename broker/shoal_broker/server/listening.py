@@ -29,13 +29,13 @@ async def _listen_on(
     loop = asyncio.get_running_loop()
     try:
         return await loop.create_server(new_protocol, host, port, backlog=BACKLOG)
-    except (OSError, UnicodeError) as exc:
+    except (OSError, ValueError) as exc:
         raise ListenError(
             f"cannot listen on {host}:{port}: {_explain(exc)}", host=host, port=port
         ) from exc
 
 
-def _explain(exc: OSError | UnicodeError) -> str:
+def _explain(exc: OSError | ValueError) -> str:
     if isinstance(exc, socket.gaierror):
         return "no such address"
     match getattr(exc, "errno", None):

@@ -158,6 +158,12 @@ async def test_an_address_that_is_not_ours_is_one_clear_error():
             pass
 
 
+async def test_an_address_that_is_none_at_all_is_an_error_and_no_traceback():
+    with pytest.raises(ListenError, match="null"):
+        async with Broker.open(BrokerConfig(host="a\0b", port=0, no_auth=True)):
+            pass
+
+
 def test_an_open_door_must_be_asked_for():
     with pytest.raises(ConfigError, match="--no-auth"):
         BrokerConfig(host="0.0.0.0")
