@@ -12,6 +12,7 @@ Bytes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
 
 _BLOCK = 1 << 16
+_LEVELS = 256
 # Scales further apart than this are not the same channel any more, and 64 bits would not do.
 _MAX_SHIFT = 15
 _HIDDEN_BIT = 1 << 23
@@ -75,25 +76,66 @@ def rescaled(
     scales: tuple[bytes, bytes],
     first: int,
     inner: int,
-) -> Bytes:
-    """What each old weight becomes on the new scale: round((q - zp) * old / new) + zp', clamped.
+) -> tuple[Bytes, Bytes]:
+    """What each old weight becomes on the new scale, and how it was rounded.
+
+    The weight is round((q - zp) * old / new) + zp', clamped; halves round up. How it was rounded is
+    the fraction in eighths: 0 just rounded up, 4 exact, 7 almost rounded up.
 
     `zero_points` and `scales` are (old, new); scales are float32, little endian, one a channel. A
     channel keeps its weights (ratio 1) when one of its scales is not a normal positive number or
-    they are more than 2^15 apart. Halves round up.
+    they are more than 2^15 apart.
     """
     multiplier, divisor = _ratios(*scales)
-    low, high = (-128, 127) if is_signed else (0, 255)
-    out = np.empty(old.size, dtype=np.uint8)
+    weight = np.empty(old.size, dtype=np.uint8)
+    fraction = np.empty(old.size, dtype=np.uint8)
+    is_table = multiplier.size * _LEVELS < old.size
+    if is_table:
+        # So many weights a channel that it is cheaper to rescale every level once.
+        levels = np.tile(np.arange(_LEVELS, dtype=np.uint8), (multiplier.size, 1))
+        tables = [
+            part.reshape(-1)
+            for part in _rescaled(
+                levels, multiplier[:, None], divisor[:, None], zero_points, is_signed=is_signed
+            )
+        ]
     for start in range(0, old.size, _BLOCK):
         block = old[start : start + _BLOCK]
-        centred = (block.view(np.int8) if is_signed else block).astype(np.int64) - zero_points[0]
         element = np.arange(first + start, first + start + block.size, dtype=np.int64)
         channel = (element // inner) % multiplier.size
-        below = divisor[channel]
-        weight = (2 * centred * multiplier[channel] + below) // (2 * below) + zero_points[1]
-        out[start : start + block.size] = np.clip(weight, low, high).astype(np.uint8)
-    return out
+        here = slice(start, start + block.size)
+        if is_table:
+            index = channel * _LEVELS + block
+            weight[here], fraction[here] = (table[index] for table in tables)
+        else:
+            weight[here], fraction[here] = _rescaled(
+                block, multiplier[channel], divisor[channel], zero_points, is_signed=is_signed
+            )
+    return weight, fraction
+
+
+def _rescaled(
+    old: Bytes,
+    multiplier: Integers,
+    divisor: Integers,
+    zero_points: tuple[int, int],
+    *,
+    is_signed: bool,
+) -> tuple[Bytes, Bytes]:
+    low, high = (-128, 127) if is_signed else (0, 255)
+    centred = (old.view(np.int8) if is_signed else old).astype(np.int64) - zero_points[0]
+    whole, part = np.divmod(2 * centred * multiplier + divisor, 2 * divisor)
+    weight = np.clip(whole + zero_points[1], low, high).astype(np.uint8)
+    return weight, ((part << 3) // (2 * divisor)).astype(np.uint8)
+
+
+def magnitude_classes(old: Bytes, zero_point: int, *, is_signed: bool) -> Bytes:
+    """How far each weight is from its zero point: 0, 1 (up to 3), 2 (up to 15) or 3."""
+    levels = np.arange(_LEVELS, dtype=np.uint8)
+    values = (levels.view(np.int8) if is_signed else levels).astype(np.int64)
+    return np.searchsorted((1, 4, 16), np.abs(values - zero_point), side="right").astype(np.uint8)[
+        old
+    ]
 
 
 def _ratios(old: bytes, new: bytes) -> tuple[Integers, Integers]:

@@ -1,6 +1,6 @@
 """Streams of bytes and how they are packed: one mode byte, then what that mode needs.
 
-A coder sees bytes only. A better one (an entropy coder with contexts) is one more mode here.
+A coder sees bytes only, and what `ans` may know of them beforehand. A better one is one more mode.
 `pack` keeps the smallest; `unpack` never makes more than the size it was told to expect.
 """
 
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import lzma
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 
 import zstandard
 
+from shoal_delta import ans
+from shoal_delta.arithmetic import Bytes, as_bytes
 from shoal_delta.errors import CorruptDeltaError
 from shoal_delta.wire import Cursor, varint
 
@@ -20,6 +23,18 @@ Reader = Callable[[int, int], bytes]
 
 Span = tuple[int, int]
 """(offset, size) in the old file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contexts:
+    """What is known of numbers before they are unpacked: `side` (0..31) of each, if anything.
+
+    `is_signed`: they are small near 0 and 255, not only near 0.
+    """
+
+    side: Bytes | None
+    is_signed: bool
+
 
 MAX_DICTIONARY_SPANS = 64
 MAX_DICTIONARY_BYTES = 4 << 20
@@ -32,6 +47,11 @@ LZMA_PADDING = bytes(32)
 _SAMPLE_BYTES = 1 << 16
 _LEVEL = 19
 _QUICK_LEVEL = 3
+# Its tables take more than this: not worth trying on less.
+_MIN_ANS_BYTES = 128
+_SPARSE_SHIFT = 7
+# Up to here it is also tried without what the old file tells: fewer tables.
+_TRY_PLAIN_BYTES = 128 << 10
 _MIN_DICTIONARY_BYTES = 4096
 
 
@@ -46,11 +66,15 @@ class Mode(IntEnum):
     """zstd with spans of the old file as its dictionary."""
     LZMA = 4
     """4..7: a raw LZMA1 stream without header."""
+    ANS = 8
+    """Interleaved rANS with contexts: see `ans`."""
 
 
 def mode_name(mode: int) -> str:
     """What people call the mode: "raw", "run", "zstd", "zstd-dictionary", "lzma"."""
-    return Mode(min(mode, Mode.LZMA)).name.lower().replace("_", "-")
+    if Mode.LZMA < mode < Mode.ANS:
+        mode = Mode.LZMA
+    return Mode(mode).name.lower().replace("_", "-") if mode <= Mode.ANS else str(mode)
 
 
 def pack(
@@ -58,11 +82,13 @@ def pack(
     *,
     dictionary: Sequence[Span] = (),
     read: Reader | None = None,
+    contexts: Contexts | None = None,
     is_quick: bool = False,
 ) -> bytes:
     """The smallest way to say `raw` (not empty): mode byte and packed bytes. Ties: the lower mode.
 
-    `is_quick` tries zstd only, at a low level: to compare plans, not to send.
+    `contexts` are for numbers (residuals, planes of elements), which the entropy coder is tried on.
+    `is_quick` tries zstd and that one only, at a low level: to compare plans, not to send.
     """
     if raw.count(raw[0]) == len(raw):
         return bytes([Mode.RUN, raw[0]])
@@ -70,18 +96,27 @@ def pack(
     candidates = [bytes([Mode.RAW]) + raw, bytes([Mode.ZSTD]) + zstd_compress(raw, b"", level)]
     if dictionary and read is not None:
         candidates.append(_pack_with_dictionary(raw, dictionary, read, level))
-    if is_quick:
-        return min(candidates, key=len)
+    if not is_quick:
+        candidates += _lzma_ways(raw)
+    # Where almost nothing changed, long matches are shorter and quicker than any symbol by symbol.
+    best = min(candidates, key=len)
+    if contexts is None or len(raw) < _MIN_ANS_BYTES or len(best) <= len(raw) >> _SPARSE_SHIFT:
+        return best
+    return min(best, _ans(raw, contexts, is_quick=is_quick), key=len)
+
+
+def _lzma_ways(raw: bytes) -> list[bytes]:
     choices = range(len(PROPERTIES))
     if len(raw) > _SAMPLE_BYTES:
         sample = raw[:_SAMPLE_BYTES]
         choices = range(k := min(choices, key=lambda i: len(_lzma(sample, PROPERTIES[i]))), k + 1)
-    candidates += [bytes([Mode.LZMA + i]) + _lzma(raw, PROPERTIES[i]) for i in choices]
-    return min(candidates, key=len)
+    return [bytes([Mode.LZMA + i]) + _lzma(raw, PROPERTIES[i]) for i in choices]
 
 
-def unpack(packed: bytes, size: int, read: Reader) -> bytes:
-    """The `size` bytes that `packed` stands for.
+def unpack(
+    packed: bytes, size: int, read: Reader, side: Callable[[], Bytes] | None = None
+) -> bytes:
+    """The `size` bytes that `packed` stands for; `side()` gives `Contexts.side`.
 
     Raises:
         CorruptDeltaError: it stands for something else.
@@ -100,11 +135,35 @@ def unpack(packed: bytes, size: int, read: Reader) -> bytes:
             raw = zstd_decompress(cursor.take(cursor.remaining), size, dictionary)
         case _ if Mode.LZMA <= mode < Mode.LZMA + len(PROPERTIES):
             raw = _unlzma(cursor.take(cursor.remaining), size, PROPERTIES[mode - Mode.LZMA])
+        case Mode.ANS:
+            raw = _unans(cursor, size, read, side)
         case _:
             raise CorruptDeltaError(f"a stream is packed in mode {mode}, which is not known")
     if len(raw) != size:
         raise CorruptDeltaError("a stream does not unpack to its size")
     return raw
+
+
+def _ans(raw: bytes, contexts: Contexts, *, is_quick: bool) -> bytes:
+    found = []
+    is_alone = contexts.side is None or is_quick or len(raw) > _TRY_PLAIN_BYTES
+    for side in (contexts.side,) if is_alone else (contexts.side, None):
+        model, stream = ans.encode(as_bytes(raw), side, is_signed=contexts.is_signed)
+        packed = pack(model, is_quick=is_quick)
+        front = bytes([Mode.ANS]) + varint(len(model)) + varint(len(packed))
+        found.append(front + packed + stream)
+    return min(found, key=len)
+
+
+def _unans(cursor: Cursor, size: int, read: Reader, side: Callable[[], Bytes] | None) -> bytes:
+    model_size, packed_size = cursor.number(), cursor.number()
+    if not 1 <= model_size <= ans.MAX_MODEL_BYTES:
+        raise CorruptDeltaError("an entropy coder's tables are too large")
+    packed = cursor.take(packed_size)
+    if packed[:1] == bytes([Mode.ANS]):
+        raise CorruptDeltaError("an entropy coder's tables are packed by itself")
+    model = unpack(packed, model_size, read)
+    return ans.decode(model, cursor.take(cursor.remaining), size, side).tobytes()
 
 
 def zstd_compress(raw: bytes, dictionary: bytes = b"", level: int = _LEVEL) -> bytes:

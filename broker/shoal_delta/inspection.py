@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from shoal_delta.arithmetic import as_bytes
-from shoal_delta.coders import Mode, Reader, mode_name, unpack
+from shoal_delta.arithmetic import Bytes
+from shoal_delta.coders import Reader, mode_name
 from shoal_delta.container import DEFAULT_MAX_OUTPUT_BYTES, VERSION, Segment
-from shoal_delta.decoding import read_header, reader_of
-from shoal_delta.errors import CorruptDeltaError, WrongBaseError
+from shoal_delta.decoding import decode_global_block, read_header, reader_of
+from shoal_delta.errors import WrongBaseError
 from shoal_delta.onnx_wire import Tensor, walk
 from shoal_delta.operations import FROM_OLD, Kind, Operation
-from shoal_delta.segment import Stream, opened, streams_of
+from shoal_delta.segment import Known, Stream, opened, streams_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,7 @@ def inspect(
         model.tensors if model is not None else (),
         header.old_size,
         reader_of(old) if old is not None else None,
+        decode_global_block(header, read, reader_of(old)) if old is not None else b"",
     )
     at = header.body_at
     if header.global_size:
@@ -133,6 +134,7 @@ class _Shares:
     old_tensors: Sequence[Tensor]
     old_size: int
     read_old: Reader | None
+    block: bytes
     _modes: dict[str, list[str]] = field(default_factory=dict)
     _sizes: dict[str, int] = field(default_factory=dict)
     _coded: dict[str, float] = field(default_factory=dict)
@@ -154,7 +156,12 @@ class _Shares:
         left = len(data) - sum(len(content) for _, content in packed.values())
         costs = [left / len(plan)] * len(plan)
         taken = dict.fromkeys(Stream, 0)
-        bits = {stream: self._bits(*content) for stream, content in packed.items()}
+        bits = {stream: np.ones(size) for stream, (size, _) in packed.items()}
+        # Without the old file not every stream can be unpacked: each byte then counts the same.
+        if self.read_old is not None:
+            known = Known(plan, self.read_old, b"" if is_global else self.block)
+            known.unpack(packed)
+            bits = {stream: _bits(raw) for stream, raw in known.streams.items()}
         for index, operation in enumerate(plan):
             for stream, count in streams_of(operation).items():
                 at = taken[stream]
@@ -190,14 +197,8 @@ class _Shares:
             named += size
         return [*parts, ("", operation.size - named)] if named < operation.size else parts
 
-    def _bits(self, size: int, content: bytes) -> npt.NDArray[np.float64]:
-        """How many bits each byte of a stream takes; the same for all when it cannot be unpacked."""
-        if content[0] == Mode.ZSTD_DICTIONARY and self.read_old is None:
-            return np.ones(size)
-        raw = as_bytes(unpack(content, size, self.read_old or _nothing))
-        counts = np.bincount(raw, minlength=256)
-        return np.log2((size + 1) / np.maximum(counts, 1))[raw]
 
-
-def _nothing(_offset: int, _size: int) -> bytes:
-    raise CorruptDeltaError("a stream asks for the old file")
+def _bits(raw: Bytes) -> npt.NDArray[np.float64]:
+    """About how many bits each byte of a stream takes, by how often it is there."""
+    counts = np.bincount(raw, minlength=256)
+    return np.log2((raw.size + 1) / np.maximum(counts, 1))[raw]

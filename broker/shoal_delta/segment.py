@@ -6,8 +6,10 @@ itself a segment without a global block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import partial
 from typing import assert_never
 
 import numpy as np
@@ -18,11 +20,12 @@ from shoal_delta.arithmetic import (
     as_bytes,
     differences,
     from_planes,
+    magnitude_classes,
     planes,
     rescaled,
     undo_differences,
 )
-from shoal_delta.coders import Mode, Reader, Span, pack, unpack
+from shoal_delta.coders import Contexts, Mode, Reader, Span, pack, unpack
 from shoal_delta.errors import CorruptDeltaError
 from shoal_delta.operations import SCALED, WIDTH, Kind, Operation
 from shoal_delta.wire import Cursor, varint
@@ -44,6 +47,9 @@ class Stream(IntEnum):
 _BYTE_STREAM = {Kind.LITERAL: Stream.LITERAL, Kind.FRESH: Stream.FRESH}
 _FLOATS = frozenset({Kind.FLOAT16, Kind.FLOAT32})
 _PLAIN_PLANES = frozenset({Kind.PLANES16, Kind.PLANES32})
+# The eighth of a weight that is not rescaled.
+_EXACT = 4
+_BIT_LENGTHS = np.array([value.bit_length() for value in range(256)], dtype=np.uint8)
 
 
 def encode(
@@ -68,13 +74,16 @@ def encode(
         for stream, data in demands(operation, piece, read, block):
             streams[stream].append(data)
         position += operation.size
-    out = bytearray([sum(1 << stream for stream in Stream if streams[stream])])
-    for stream in Stream:
-        if streams[stream]:
-            raw = b"".join(streams[stream])
-            spans = dictionary if stream is Stream.LITERAL else ()
-            packed = pack(raw, dictionary=spans, read=read, is_quick=is_quick)
-            out += varint(len(raw)) + varint(len(packed)) + packed
+    raw = {
+        stream: b"".join(pieces) for stream, pieces in zip(Stream, streams, strict=True) if pieces
+    }
+    known = Known(plan, read, block, {stream: as_bytes(data) for stream, data in raw.items()})
+    out = bytearray([sum(1 << stream for stream in raw)])
+    for stream, data in raw.items():
+        spans = dictionary if stream is Stream.LITERAL else ()
+        contexts = known.contexts(stream)
+        packed = pack(data, dictionary=spans, read=read, contexts=contexts, is_quick=is_quick)
+        out += varint(len(data)) + varint(len(packed)) + packed
     return bytes(out)
 
 
@@ -114,19 +123,103 @@ def decode(
         CorruptDeltaError: `data` is not a segment of that size.
     """
     plan, packed = opened(data, start, size, old_size, len(block))
-    raw = {stream: as_bytes(unpack(content, n, read)) for stream, (n, content) in packed.items()}
+    known = Known(plan, read, block)
+    known.unpack(packed)
     taken = dict.fromkeys(Stream, 0)
 
     def take(stream: Stream, count: int) -> Bytes:
         at = taken[stream]
         taken[stream] = at + count
-        return raw[stream][at : at + count]
+        return known.streams[stream][at : at + count]
 
     out = bytearray()
     for operation in plan:
         parts = [take(stream, count) for stream, count in streams_of(operation).items()]
         out += _made(operation, parts, read, block)
     return bytes(out)
+
+
+@dataclass(slots=True)
+class Known:
+    """A segment's streams as far as they are unpacked, and what they tell of the others."""
+
+    plan: Sequence[Operation]
+    read: Reader
+    block: bytes
+    streams: dict[Stream, Bytes] = field(default_factory=dict)
+
+    def unpack(self, packed: Mapping[Stream, tuple[int, bytes]]) -> None:
+        """Unpack all of them. High planes first: they are the context of the lower ones."""
+        for stream in sorted(packed, reverse=True):
+            size, content = packed[stream]
+            side = partial(self.side, stream)
+            self.streams[stream] = as_bytes(unpack(content, size, self.read, side))
+
+    def contexts(self, stream: Stream) -> Contexts | None:
+        """For packing `stream`; None when it does not hold numbers."""
+        match stream:
+            case Stream.OPERATIONS | Stream.LITERAL:
+                return None
+            case Stream.FRESH:
+                return Contexts(None, is_signed=True)
+            case Stream.RESIDUAL:
+                return Contexts(self.side(stream), is_signed=True)
+        return Contexts(self.side(stream), is_signed=False)
+
+    def side(self, stream: Stream) -> Bytes:
+        """One byte below 32 for each byte of `stream`, from the old file and the higher planes."""
+        if stream < Stream.RESIDUAL:
+            raise CorruptDeltaError("a stream has no contexts")
+        if stream is Stream.RESIDUAL:
+            parts = [
+                _residual_side(operation, self.read, self.block)
+                for operation in self.plan
+                if Stream.RESIDUAL in streams_of(operation)
+            ]
+            return np.concatenate(parts)
+        plane = stream - Stream.PLANE0
+        taken = dict.fromkeys(Stream, 0)
+        parts = []
+        for operation in self.plan:
+            counts = streams_of(operation)
+            if stream in counts:
+                higher = [
+                    self.streams[above][taken[above] : taken[above] + count]
+                    for above, count in counts.items()
+                    if above > stream
+                ]
+                is_plain = operation.kind in _PLAIN_PLANES
+                parts.append(_plane_side(counts[stream], plane, higher, is_plain=is_plain))
+            for each, count in counts.items():
+                taken[each] += count
+        return np.concatenate(parts)
+
+
+def _residual_side(operation: Operation, read: Reader, block: bytes) -> Bytes:
+    """Eighths of the rounding, and 8 x how large the old weight was."""
+    old = as_bytes(read(operation.source, operation.size))
+    scaling = operation.scaling
+    if scaling is None:
+        return (magnitude_classes(old, 0, is_signed=True) << 3 | _EXACT).astype(np.uint8)
+    is_signed = operation.kind is Kind.SCALED_S8
+    size = magnitude_classes(old, scaling.old_zero_point, is_signed=is_signed)
+    return (size << 3 | _rescaled(operation, read, block)[1]).astype(np.uint8)
+
+
+def _plane_side(count: int, plane: int, higher: Sequence[Bytes], *, is_plain: bool) -> Bytes:
+    """How many bits the next plane's byte has, and 9 x whether a plane above that is not zero.
+
+    `higher` are the planes above, the next one first. The highest plane has 18; elements without a
+    base have 19 and more, by plane.
+    """
+    if is_plain:
+        return np.full(count, 19 + plane, dtype=np.uint8)
+    if not higher:
+        return np.full(count, 18, dtype=np.uint8)
+    side = _BIT_LENGTHS[higher[0]]
+    for above in higher[1:]:
+        side = np.where(above > 0, side % 9 + 9, side)
+    return side.astype(np.uint8)
 
 
 def opened(
@@ -197,13 +290,18 @@ def _split(data: bytes) -> dict[Stream, tuple[int, bytes]]:
 
 
 def _predicted(operation: Operation, read: Reader, block: bytes) -> Bytes:
-    old = as_bytes(read(operation.source, operation.size))
+    if operation.kind not in SCALED:
+        return as_bytes(read(operation.source, operation.size))
+    return _rescaled(operation, read, block)[0]
+
+
+def _rescaled(operation: Operation, read: Reader, block: bytes) -> tuple[Bytes, Bytes]:
     scaling = operation.scaling
-    if operation.kind not in SCALED or scaling is None:
-        return old
+    if scaling is None:
+        raise CorruptDeltaError("a rescaled weight tensor has no scales")
     size = 4 * scaling.channels
     return rescaled(
-        old,
+        as_bytes(read(operation.source, operation.size)),
         is_signed=operation.kind is Kind.SCALED_S8,
         zero_points=(scaling.old_zero_point, scaling.new_zero_point),
         scales=(

@@ -25,7 +25,7 @@ weights = st.lists(st.integers(0, 255), min_size=1, max_size=40).map(bytes)
 def test_a_prediction_is_the_exact_rounded_ratio(data, old, new, is_signed, zero, new_zero):
     if not is_signed:
         zero, new_zero = abs(zero), abs(new_zero)
-    got = rescaled(
+    got, _ = rescaled(
         as_bytes(data),
         is_signed=is_signed,
         zero_points=(zero, new_zero),
@@ -47,7 +47,7 @@ def test_a_prediction_is_the_exact_rounded_ratio(data, old, new, is_signed, zero
 )
 def test_scales_that_make_no_sense_leave_the_weights_alone(old, new):
     data = as_bytes(bytes(range(256)))
-    got = rescaled(
+    got, _ = rescaled(
         data,
         is_signed=True,
         zero_points=(0, 0),
@@ -63,10 +63,10 @@ def test_channels_follow_the_layout_wherever_a_stretch_begins():
     old = np.array([1, 1, 1], "<f4").tobytes()
     new = np.array([1, 0.5, 0.25], "<f4").tobytes()
     common = {"is_signed": False, "zero_points": (0, 0), "scales": (old, new), "inner": 2}
-    whole = rescaled(data, first=0, **common)
+    whole, _ = rescaled(data, first=0, **common)
     assert whole[:8].tolist() == [1, 2, 6, 8, 20, 24, 7, 8]
     for cut in range(1, 23):
-        tail = rescaled(data[cut:], first=cut, **common)
+        tail, _ = rescaled(data[cut:], first=cut, **common)
         assert tail.tolist() == whole[cut:].tolist()
 
 
