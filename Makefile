@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-long bench bench-bus bench-broker peers lock digits picture ansible-env clean
+.PHONY: help setup demo test check test-long bench bench-bus bench-broker bench-delta delta-corpus peers lock digits picture ansible-env clean
 
 PY := .venv/bin/python
 
@@ -40,6 +40,13 @@ bench-bus: setup ## measure the bus against its goals (about 15 minutes)
 bench-broker: setup peers ## measure the embedded broker beside its peers (about 10 minutes)
 	@$(PY) bench/run.py --area broker $(ARGS)
 
+bench-delta: setup delta-corpus ## measure the model delta beside twelve other tools (about 15 minutes)
+	@$(PY) bench/run.py --area delta-pairs $(ARGS)
+
+delta-corpus:
+	@sh tools/setup-bench-delta
+	@.venv-bench-delta/bin/python bench/corpus/generate.py --out build/delta-corpus
+
 peers:
 	@sh tools/setup-peers || echo "amqtt is not measured: .venv-peers could not be made" >&2
 
@@ -47,4 +54,4 @@ lock: ## resolve requirements/*.txt anew (needs uv)
 	@sh tools/lock
 
 clean: ## remove .venv and caches
-	rm -rf .venv .venv-ansible .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	rm -rf .venv .venv-ansible .venv-peers .venv-bench-delta .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -1,7 +1,7 @@
 """`make bench`: measures Shoal beside its peers in one run and prints one table an area.
 
 Loopback only, no root, nothing downloaded. What an area measures stands in bus.py, broker.py,
-delta.py and inference.py; what the figures mean in docs/benchmarks.md.
+delta.py, delta_pairs.py and inference.py; what the figures mean in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ PARTS: dict[str, tuple[str, ...]] = {
     "bus": ("command", "sessions", "agent", "wire"),
     "broker": ("echo", "amqtt", "fanout", "idle", "durable"),
     "delta": (),
+    "delta-pairs": (),
     "inference": (),
 }
+# What needs more than `make setup` is measured when it is asked for.
 AREAS = tuple(PARTS)
+DEFAULT_AREAS = tuple(area for area in PARTS if area != "delta-pairs")
 QUICK_ROUNDS = 1
 WIDTH = 160
 
@@ -77,7 +80,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Measure Shoal beside its peers, on this machine, in one run.",
         epilog="Example: make bench ARGS='--quick --area delta --json bench.json'",
     )
-    parser.add_argument("--area", choices=AREAS, action="append", help="default: all; repeatable")
+    parser.add_argument(
+        "--area", choices=AREAS, action="append", help="default: all but delta-pairs; repeatable"
+    )
     parser.add_argument(
         "--part",
         choices=[part for parts in PARTS.values() for part in parts],
@@ -99,7 +104,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _areas(arguments: argparse.Namespace) -> list[str]:
     """The areas asked for, without those of which other parts than theirs were."""
-    asked: list[str] = arguments.area or list(AREAS)
+    asked: list[str] = arguments.area or list(DEFAULT_AREAS)
     if not arguments.part:
         return asked
     return [area for area in asked if set(PARTS[area]) & set(arguments.part)]
@@ -113,7 +118,9 @@ def _rounds(text: str) -> int:
 
 
 def _run_area(area: str, options: Options, console: Console) -> Table:
-    run: Callable[[Options, Callable[[str], None]], Table] = importlib.import_module(area).run
+    run: Callable[[Options, Callable[[str], None]], Table] = importlib.import_module(
+        area.replace("-", "_")
+    ).run
     with console.status("") as status:
         table = run(options, lambda step: status.update(f"{area}: {step}"))
     _print_table(console, table)

@@ -26,7 +26,7 @@ _LOW = 1 << _WORD_BITS
 _STATE_BYTES, _WORD_BYTES = 4, 2
 _SIGNED = 0x80
 # A lane costs about three bytes: one for this many of the packed ones ...
-_BYTES_A_LANE = 160
+_BYTES_A_LANE = 512
 # ... but no more steps than this, each of which costs the board the same time.
 _MAX_STEPS = 4096
 

@@ -1,4 +1,4 @@
-"""`shoal-delta`: make a delta, apply it, look into it. Arguments in, one line or JSON out.
+"""`shoal-delta`: make a delta, apply it, look into it, measure it. Arguments in, one line or JSON out.
 
 Exit codes: 0 ok, 1 refused or failed, 2 usage, 130 interrupted.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from shoal_delta.apply import Progress, apply_file
+from shoal_delta.comparison import compare, neighbours
 from shoal_delta.container import DEFAULT_MAX_OUTPUT_BYTES
 from shoal_delta.durable import write_whole
 from shoal_delta.encode import diff
@@ -28,6 +29,7 @@ _EXAMPLES = """examples:
   shoal-delta diff v1.onnx v2.onnx -o v1-v2.delta
   shoal-delta apply v1.onnx v1-v2.delta -o v2.onnx
   shoal-delta info v1-v2.delta --old v1.onnx
+  shoal-delta bench releases
 """
 _BAR_WIDTH = 30
 _REDRAW_S = 0.1
@@ -36,7 +38,7 @@ _REDRAW_S = 0.1
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; ends the process."""
     options = _parser().parse_args(arguments)
-    commands = {"diff": _diff, "apply": _apply, "info": _info}
+    commands = {"diff": _diff, "apply": _apply, "info": _info, "bench": _bench}
     try:
         commands[options.command](options)
     except KeyboardInterrupt:
@@ -87,6 +89,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     look.add_argument("delta", type=Path, metavar="DELTA")
     look.add_argument("--old", type=Path, help="the old model: names the tensors")
+    measure = commands.add_parser(
+        "bench",
+        parents=[shared],
+        help="what deltas between a directory's files cost, beside xz and zstd",
+        description="Each file of a directory against the next one, in the order of their names.",
+        epilog="example: shoal-delta bench releases",
+    )
+    measure.add_argument("folders", type=Path, nargs="+", metavar="DIR")
     for command in (use, look):
         command.add_argument(
             "--max-size",
@@ -134,6 +144,24 @@ def _info(options: argparse.Namespace) -> None:
     old = options.old.read_bytes() if options.old is not None else None
     info = inspect(options.delta.read_bytes(), old, max_output_bytes=options.max_size)
     _say(options, dataclasses.asdict(info), _table(info))
+
+
+def _bench(options: argparse.Namespace) -> None:
+    found = []
+    for folder in options.folders:
+        for old, new in neighbours(folder):
+            with _Bar(f"{old.name} -> {new.name}") as bar:
+                found.append(compare(old, new, bar.show))
+    if not found:
+        raise DeltaError("there are no two files to compare in what was given")
+    lines = [f"{'delta':>12} {'best other':>12} {'ratio':>6} {'diff s':>7} {'apply s':>7}  files"]
+    lines += [
+        f"{one.delta_size:>12} {one.best_other_size:>12} "
+        f"{one.delta_size / one.best_other_size:>6.3f} {one.diff_s:>7.2f} {one.apply_s:>7.3f}  "
+        f"{one.old} -> {one.new}"
+        for one in sorted(found, key=lambda one: -one.delta_size / one.best_other_size)
+    ]
+    _say(options, {"pairs": [dataclasses.asdict(one) for one in found]}, "\n".join(lines))
 
 
 def _table(info: Info) -> str:

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import zlib
 
 import numpy as np
@@ -114,6 +115,53 @@ def test_a_killed_apply_is_resumed_to_the_exact_file(files, large):
     shoal_delta.apply_file(*paths, progress=lambda position, _: done.append(position))
     assert len(done) < len(shoal_delta.inspect(delta).segments)
     assert paths[2].read_bytes() == new
+    assert paths[0].read_bytes() == old
+
+
+KILLER = """
+import os, random, signal, sys, time
+import shoal_delta
+draw, count = random.Random(24), int(sys.argv[4])
+expected = open(sys.argv[5], "rb").read()
+killed = 0
+for number in range(count):
+    child = os.fork()
+    if child == 0:
+        shoal_delta.apply_file(*sys.argv[1:4])
+        os._exit(0)
+    time.sleep(draw.uniform(0, float(sys.argv[6])))
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    killed += os.WIFSIGNALED(status)
+    if os.path.exists(sys.argv[3]):
+        # There whole or not at all, whenever the kill came.
+        assert open(sys.argv[3], "rb").read() == expected, number
+    # Of every other kill the next attempt is killed too.
+    if number % 2:
+        shoal_delta.apply_file(*sys.argv[1:4])
+        assert open(sys.argv[3], "rb").read() == expected, number
+        os.unlink(sys.argv[3])
+print(killed)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_200_kills_at_random_moments_all_end_in_the_exact_file(files, large):
+    old, new, delta = large
+    paths = files(old, delta)
+    started_s = time.perf_counter()
+    shoal_delta.apply_file(*paths)
+    took_s = time.perf_counter() - started_s
+    paths[2].unlink()
+    expected = paths[2].with_name("expected")
+    expected.write_bytes(new)
+    arguments = [*map(str, paths), "200", str(expected), str(took_s)]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, *arguments], check=True, capture_output=True, text=True
+    )
+    print(f"{done.stdout.strip()} of 200 were killed before they were done")
+    assert int(done.stdout) > 50
     assert paths[0].read_bytes() == old
 
 

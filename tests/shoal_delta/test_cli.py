@@ -112,3 +112,24 @@ def test_the_module_runs_and_needs_neither_onnx_nor_the_rest_of_shoal(pair):
     )
     assert done.returncode == 1
     assert done.stderr.startswith("shoal-delta: this is not a delta")
+
+
+def test_bench_compares_each_file_of_a_directory_with_the_next(pair, capsys):
+    (pair / "v3").write_bytes((pair / "v2").read_bytes() + b"more")
+    code, out, _ = run(capsys, "bench", pair, "--json")
+    found = json.loads(out)["pairs"]
+    assert code == 0
+    assert [(one["old"], one["new"]) for one in found] == [("v1", "v2"), ("v2", "v3")]
+    assert all(0 < one["delta_size"] <= one["xz_size"] + 120 for one in found)
+    code, out, _ = run(capsys, "bench", pair)
+    assert code == 0
+    assert out.count(" -> ") == 2
+
+
+def test_bench_of_a_directory_without_two_files_is_one_clear_error(tmp_path, capsys):
+    code, out, err = run(capsys, "bench", tmp_path)
+    assert (code, out) == (1, "")
+    assert err == "shoal-delta: there are no two files to compare in what was given\n"
+    code, _, err = run(capsys, "bench", tmp_path / "none")
+    assert code == 1
+    assert err.count("\n") == 1

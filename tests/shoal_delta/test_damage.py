@@ -52,6 +52,27 @@ def test_no_flipped_bit_makes_a_wrong_file():
     assert wrong == []
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_no_flipped_bit_of_a_5_kb_delta_makes_a_wrong_file():
+    layers = (Layer(16, 144), Layer(24, 288))
+    old = network(1, layers=layers)
+    new = network(2, drift=0.03, own_scales=True, layers=layers)
+    delta = shoal_delta.diff(old, new)
+    assert 4500 < len(delta) < 6500
+    harmless = 0
+    for position in range(8 * len(delta)):
+        flipped = bytearray(delta)
+        flipped[position >> 3] ^= 1 << (position & 7)
+        try:
+            made = shoal_delta.apply(old, bytes(flipped))
+        except DeltaError:
+            continue
+        assert made == new
+        harmless += 1
+    print(f"{8 * len(delta)} flips: {harmless} harmless, all others refused")
+
+
 def test_a_delta_cut_at_any_length_is_refused():
     assert [n for n in range(len(DELTA)) if outcome(DELTA[:n]) is not None] == []
     assert outcome(DELTA + b"\0") is None
