@@ -7,6 +7,8 @@ one look-up.
 
 SHORTEST_TOPIC = 4
 """Characters; the property takes 3 bytes itself."""
+LONGEST_TOPIC = 1_024
+"""So that what is remembered for a client is small."""
 
 
 class TopicAliases:
@@ -25,7 +27,9 @@ class TopicAliases:
     def next_for(self, topic: str) -> int | None:
         """The number that this topic, which has none, may be sent with; None: it gets none."""
         number = len(self._numbers) + 1
-        return number if number <= self._limit and len(topic) >= SHORTEST_TOPIC else None
+        if number > self._limit or not SHORTEST_TOPIC <= len(topic) <= LONGEST_TOPIC:
+            return None
+        return number
 
     def give(self, topic: str, number: int) -> None:
         """The topic goes out with its number."""

@@ -178,6 +178,9 @@ def _parse(text: str) -> _Hash | None:
         return None
     if not (0 < block_size <= LARGEST_BLOCK_SIZE and 0 < parallel <= LARGEST_PARALLEL):
         return None
+    # RFC 7914, 2: beyond that scrypt itself refuses, at the first login.
+    if cost >= 1 << (16 * block_size):
+        return None
     if len(salt) < SALT_BYTES or len(digest) != HASH_BYTES:
         return None
     return _Hash(cost, block_size, parallel, salt, digest)

@@ -1,6 +1,8 @@
 """Names that belong to the broker itself: topics with `$`, and the client ids of what runs inside. Pure."""
 
 INSIDE_PREFIX = "$bridge/"
+LARGEST_STATE_BYTES = 20
+"""1, 0 or a number: anybody may call itself a bridge."""
 _CONNECTION_TOPIC = "$SYS/broker/connection/{}/{}"
 
 

@@ -15,7 +15,7 @@ from shoal_broker.server.events import ClientDenied
 from shoal_broker.server.journal import Journal
 from shoal_broker.server.ledger import Ledger
 from shoal_broker.server.messages import Delivery, Message
-from shoal_broker.server.reserved import is_own_state
+from shoal_broker.server.reserved import LARGEST_STATE_BYTES, is_own_state
 from shoal_broker.server.retained import RetainedStore
 from shoal_broker.server.sessions import Session
 from shoal_broker.server.subscriptions import (
@@ -131,7 +131,8 @@ class Router:
         """
         content = message.content
         if message.topic.startswith("$"):
-            if is_own_state(message.topic, message.publisher):
+            is_small = len(content.payload) <= LARGEST_STATE_BYTES
+            if is_small and is_own_state(message.topic, message.publisher):
                 self.announce(message, now_s)
                 return ACCEPTED
             self._counters.dropped[Dropped.RESERVED_TOPIC] += 1

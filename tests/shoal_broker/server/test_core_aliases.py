@@ -58,6 +58,16 @@ def test_no_more_aliases_than_the_client_or_the_broker_allows():
         ]
 
 
+def test_a_very_long_topic_is_not_remembered_for_a_client():
+    desk = Desk()
+    listener = desk.connect("l", topic_alias_max=10)
+    listener.subscribe("#")
+    sender = desk.connect("s")
+    for topic in ("t" * 1_025, "t" * 1_024):
+        sender.publish(topic)
+    assert [alias for _, alias, _ in heard(listener)] == [None, 1]
+
+
 def test_an_alias_that_would_save_nothing_is_not_given():
     desk = Desk()
     listener = desk.connect("l", topic_alias_max=5)

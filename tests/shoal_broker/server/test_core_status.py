@@ -132,3 +132,12 @@ def test_figures_do_not_count_as_retained_messages_of_clients():
     assert len(listener.messages()) == 1
     assert listener.publish("t", b"kept", retain=True) == 0x10
     assert len(desk.core.router.retained) == 1
+
+
+def test_who_calls_itself_a_bridge_tells_its_state_and_nothing_longer():
+    desk = Desk()
+    client = desk.connect("edge")
+    topic = "$SYS/broker/connection/edge/state"
+    assert client.publish(topic, b"1", retain=True) == 0
+    assert client.publish(topic, b"x" * 21, retain=True) == 0x90
+    assert desk.core.router.status.get(topic).content.payload == b"1"

@@ -48,6 +48,7 @@ def test_comments_and_empty_lines_are_allowed(tmp_path):
         "a:scrypt$16384$8$1$AAAAAAAAAAAAAAAAAAAAAA==$AAAA",
         "a:scrypt$16383$8$1$AAAAAAAAAAAAAAAAAAAAAA==$" + "A" * 43 + "=",
         "a:scrypt$1073741824$8$1$AAAAAAAAAAAAAAAAAAAAAA==$" + "A" * 43 + "=",
+        "a:scrypt$131072$1$1$AAAAAAAAAAAAAAAAAAAAAA==$" + "A" * 43 + "=",
         "a:scrypt$x$8$1$AAAAAAAAAAAAAAAAAAAAAA==$" + "A" * 43 + "=",
         "a:scrypt$16384$8$1$!$" + "A" * 43 + "=",
     ],
