@@ -14,9 +14,11 @@ import time
 from pathlib import Path
 
 APPLY = """
-import json, resource, sys, time
+import json, sys, time
 import numpy, shoal_delta
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # VmHWM: unlike ru_maxrss it does not begin with what the parent had
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 before = peak()
 started = time.process_time()
 shoal_delta.apply_file(*sys.argv[1:4])

@@ -28,7 +28,7 @@ WORKERS = 5
 COLUMNS = (
     Column("ours_bytes", "ours, bytes", spread=False),
     Column("best_bytes", "best peer", spread=False),
-    Column("ratio", "ours / best", 3, spread=False),
+    Column("ratio", "ours / best", 3),
     Column("share_percent", "% of new", 2, spread=False),
 )
 SETTINGS = (
@@ -163,7 +163,7 @@ def _speed_goals(speed: Mapping[str, Mapping[str, float]]) -> list[Goal]:
     if SPEED_PAIR not in speed:
         return goals
     found = speed[SPEED_PAIR]
-    if len(speed) == len(LARGE):
+    if len(speed) == len(LARGE) and found["peak_mib"]:
         growth = 100 * (speed[LARGE[1]]["peak_mib"] / found["peak_mib"] - 1)
         goals.append(Goal("... growth", "%", _figure(growth), 5, decimals=1))
     applied, made = found["new_mb"] / found["apply_s"], found["new_mb"] / found["encode_s"]

@@ -319,5 +319,26 @@ def test_the_peers_of_the_delta_give_back_files_of_every_size(bench, tmp_path, s
     delta = bench("delta")
     old, new = (bytes(range(256)) * 40)[: sizes[0]], (bytes(range(255, -1, -1)) * 40)[: sizes[1]]
     for name, way in delta._contenders(tmp_path).items():
-        if sizes[0] or "patch-from" not in name:
+        # Neither zstd nor the bsdiff process takes an empty old file.
+        if sizes[0] or name not in {"zstd -19 --patch-from", "bsdiff (process)"}:
             assert way.apply(old, way.encode(old, new)) == new, name
+
+
+def test_the_goals_of_the_pairs_take_the_held_out_seed_and_the_worst_of_all(bench):
+    pairs = bench("delta_pairs")
+    ratios = {
+        "cnn-few-steps-1": 0.9,
+        "cnn-few-steps-2": 0.4,
+        "gru-many-steps-2": 0.9,
+        "gru-renamed-2": 1.3,
+    }
+    found = {
+        goal.name: goal
+        for goal in pairs._size_goals({name: {"ratio": ratio} for name, ratio in ratios.items()})
+    }
+    plain = found["size / best peer, plain pairs not used for tuning"]
+    assert plain.figure.median == pytest.approx(0.6)
+    assert plain.is_met
+    assert found["... convolution nets: few, many, re-calibrated, pruned"].is_met is False
+    assert found["worst pair"].figure.median == 1.3
+    assert found["worst pair"].is_met is False
