@@ -39,6 +39,7 @@ from shoal_broker.server.bridge import hops
 from shoal_broker.server.bridge.ages import Ages
 from shoal_broker.server.bridge.routes import Route, inward, outward, reply_topic
 from shoal_broker.server.bridge.table import BridgeTable
+from shoal_broker.server.bridge.turns import Turns
 from shoal_broker.server.log_budget import Budget, LogBudget
 from shoal_broker.server.reserved import inside_client_id, queued_topic, state_topic
 from shoal_broker.session import Session
@@ -111,6 +112,7 @@ class Bridge:
         self._ages: Ages | None = None
         self._out = outward(table.topic)
         self._in = inward(table.topic)
+        self._turns = Turns()
         self._changed = asyncio.Event()
         self._is_leaving = False
         self._log_budget = LogBudget({NOT_CROSSED: Budget(20, 0.2)}, time.monotonic())
@@ -346,10 +348,20 @@ class Bridge:
     async def _send_out_until_taken(
         self, route: Route, inbound: Inbound, expires_s: float | None
     ) -> None:
+        turn = self._turns.come()
+        try:
+            await self._send_out_in_turn(turn, route, inbound, expires_s)
+        finally:
+            self._turns.gone(turn)
+
+    async def _send_out_in_turn(
+        self, turn: int, route: Route, inbound: Inbound, expires_s: float | None
+    ) -> None:
         while True:
             try:
-                # Whoever waits here is served in the order of coming.
                 await self.upstream.wait_connected(LONG_S)
+                if not await self._turns.wait(turn, self.upstream.linked_s):
+                    continue
                 await self._send_out(route, inbound, expires_s)
             except LinkError:
                 # The session may not have noticed yet.
