@@ -151,6 +151,8 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
             "ansible_control_path_dir": sockets,
             "ansible_ssh_common_args": " ".join(["-F", "none", *guest.ssh_options]),
             "shoal_control_python": sys.executable,
+            "shoal_control_username": "operator",
+            "shoal_control_password": PASSWORD,
             "shoal_agent_release": f"{manifest.parent}/shoal-board-{{{{ ansible_facts.machine }}}}.json",
             "shoal_agent_broker_host": guest.host_address,
             "shoal_agent_broker_port": port,

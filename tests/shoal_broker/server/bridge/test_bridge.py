@@ -455,6 +455,7 @@ async def test_a_bridge_that_cannot_be_built_is_one_clear_error(changes, what):
 
 @pytest.mark.system
 @pytest.mark.slow
+@pytest.mark.timeout(60)
 async def test_a_queue_file_survives_kill_9(tmp_path):
     port, there = free_port(), free_port()
     (tmp_path / "site.toml").write_text(
@@ -475,7 +476,7 @@ async def test_a_queue_file_survives_kill_9(tmp_path):
         assert b"listening" in await process.stdout.readline()
         return process
 
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(50):
         process = await start()
         async with client(port, "l", queued) as (local, told):
             for n in range(200):
