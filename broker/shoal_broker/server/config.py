@@ -33,7 +33,8 @@ class Limits(toml.Table, frozen=True, kw_only=True):
 
     max_packet_bytes: Annotated[int, msgspec.Meta(ge=256, le=64 << 20)] = DEFAULT_MAX_PACKET_BYTES
     max_connections: AtLeastOne = 10_000
-    max_connections_per_address: AtLeastOne = 10_000
+    max_connections_per_address: NotNegative = 0
+    """0: as many as there may be in all."""
     max_connects_per_s: NotNegative = 0
     """Of one address."""
     max_messages_per_s: NotNegative = 0

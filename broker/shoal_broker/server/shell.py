@@ -83,7 +83,7 @@ class Broker:
         self._unwelcome: set[Link] = set()
         self._passwords = PasswordChecks(self.core, clock=clock, after=self._after)
         self._addresses = Addresses(
-            max_connections=config.max_connections_per_address,
+            max_connections=config.max_connections_per_address or config.max_connections,
             connects_per_s=config.max_connects_per_s,
         )
         self._flush_scheduled = False

@@ -136,6 +136,12 @@ async def attempt(broker, password):
         return int((await client.next(ConnAckPacket)).reason_code)
 
 
+async def test_an_address_may_have_every_connection_that_there_may_be():
+    config = BrokerConfig(port=0, max_connections=20_000)
+    async with Broker.open(config) as broker:
+        assert broker._addresses._max_connections == 20_000
+
+
 async def test_guessing_takes_longer_and_longer_but_who_was_right_before_does_not_wait(
     users, monkeypatch
 ):
