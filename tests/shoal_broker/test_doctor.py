@@ -54,6 +54,7 @@ async def port(request, tmp_path):
         yield broker.port
 
 
+@pytest.mark.slow
 async def test_a_good_broker_passes_every_probe(port, capsys):
     assert await diagnose("--port", str(port), "--json") == 0
     report = json.loads(capsys.readouterr().out)
@@ -64,6 +65,7 @@ async def test_a_good_broker_passes_every_probe(port, capsys):
     assert sum(facts["shared subscription"]["members"]) == SHARED_MESSAGES
 
 
+@pytest.mark.slow
 async def test_for_people_there_is_one_line_a_probe(port, capsys):
     assert await diagnose("--port", str(port)) == 0
     lines = capsys.readouterr().out.splitlines()

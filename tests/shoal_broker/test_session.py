@@ -770,6 +770,7 @@ async def test_an_urgent_message_overtakes_what_waits(broker, tmp_path):
     assert sink.payloads[0] == b"stop"
 
 
+@pytest.mark.slow
 async def test_a_stop_overtakes_chunks_and_telemetry_that_are_under_way_on_a_slow_line(
     broker, tmp_path
 ):

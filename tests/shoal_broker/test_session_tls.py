@@ -453,6 +453,7 @@ async def test_a_connection_that_is_given_up_at_any_moment_leaves_nothing_open(
         await until(lambda: open_files() <= before)
 
 
+@pytest.mark.slow
 async def test_a_broker_that_says_nothing_after_the_handshake_is_left_in_time(authority, config):
     async def talk(reader, writer) -> None:
         await asyncio.Event().wait()

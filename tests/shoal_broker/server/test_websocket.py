@@ -290,6 +290,7 @@ async def test_frames_before_the_handshake_is_over_end_the_connection(broker):
     assert broker.counters.refused == 2
 
 
+@pytest.mark.slow
 async def test_who_is_slow_to_shake_hands_is_cut(broker):
     async with broker_with(connect_timeout_s=0.05) as broker:  # noqa: PLR1704 - another one
         assert await talk(broker, b"GET /mqtt HTTP/1.1\r\nHost: ") == b""
