@@ -85,8 +85,8 @@ def check(greeting: Greeting, message: Outbound) -> None:
     limit_bytes = greeting.maximum_packet_bytes
     if (
         limit_bytes is not None
-        # Most are far below it, whatever else the packet holds.
-        and len(message.payload) + MOST_OTHER_BYTES > limit_bytes
+        # Most are far below it, whatever else the packet holds; user properties have no bound.
+        and (message.properties or len(message.payload) + MOST_OTHER_BYTES > limit_bytes)
         and message.packet_bytes > limit_bytes
     ):
         raise MessageTooLargeError(
