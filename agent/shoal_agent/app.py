@@ -28,7 +28,8 @@ from shoal_agent.journal import Journal
 from shoal_agent.peers.client import PeerClient
 from shoal_agent.peers.discovery import Discovery
 from shoal_agent.peers.server import PeerServer
-from shoal_agent.pipelines import Pipeline
+from shoal_agent.pipelines import assembly, subscribed
+from shoal_agent.pipelines.sources import AT_ONCE
 from shoal_agent.reporter import Reporter
 from shoal_agent.staging import Staging
 from shoal_agent.trust import Trust
@@ -36,7 +37,7 @@ from shoal_agent.update import Updater
 from shoal_broker.bus_errors import BrokerTableError
 from shoal_broker.logs import RecentLines
 from shoal_broker.outbox import Outbox
-from shoal_broker.session import Session, SessionConfig
+from shoal_broker.session import Session, SessionConfig, SideBySide
 from shoal_broker.store import Store
 from shoal_contract.messages import InferReply, InferRequest
 from shoal_contract.topics import EVERYBODY, Topics
@@ -109,6 +110,8 @@ async def running(
         trust = Trust(config.command_keys)
         inbox = Inbox(topics, config.node, trust)
         reporter = Reporter(config, topics=topics)
+        sources = assembly.topic_sources(config.pipeline)
+        stale = await subscribed.remember(store, sources)
         session = await enter(
             Session.open(
                 _session_config(config),
@@ -119,6 +122,10 @@ async def running(
                     topics.group_commands(EVERYBODY): inbox.command,
                     topics.wanted(config.node): inbox.wanted,
                     topics.every_model(config.node): inbox.inference,
+                    **{
+                        name: SideBySide(one.receive, at_once=AT_ONCE)
+                        for name, one in sources.items()
+                    },
                 },
                 on_connected=reporter.on_connected,
             )
@@ -136,17 +143,15 @@ async def running(
             device.name: await enter(DeviceLink.open(device.name, device.socket))
             for device in config.device
         }
-        pipelines = [
-            Pipeline(
-                pipeline,
-                node=config.node,
-                topics=topics,
-                session=session,
-                router=router,
-                device=devices[pipeline.device],
-            )
-            for pipeline in config.pipeline
-        ]
+        pipelines = assembly.connect(
+            config.pipeline,
+            node=config.node,
+            topics=topics,
+            session=session,
+            router=router,
+            devices=devices,
+            sources=sources,
+        )
         built_in = BuiltIn(
             config=config,
             recent=recent,
@@ -185,6 +190,7 @@ async def running(
         background.start(commands.run(), name="commands")
         background.start(updater.run(), name="updater")
         background.start(reporter.run(session, updater, discovery), name="reporter")
+        background.start(subscribed.take_back(store, session, stale), name="pipelines.stale")
         if discovery is not None:
             background.start(_announce(discovery, engine), name="peers.announce")
         log.info("agent runs", node=config.node, version=__version__)

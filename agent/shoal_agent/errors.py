@@ -30,3 +30,11 @@ class UnusableReleaseError(AgentError):
 
 class OperationError(AgentError):
     """An operation failed in a way its issuer should read; the message is the reason."""
+
+
+class PathError(AgentError):
+    """What stands for a place in a message is no path: a person's fault."""
+
+
+class PayloadError(AgentError):
+    """A message of another program does not hold what a pipeline reads of it: its sender's fault."""

@@ -1,6 +1,6 @@
 """What Prometheus reads of an agent, gathered when it asks; nothing is counted twice for it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -15,10 +15,12 @@ from shoal_agent.fetch import BlobFetcher
 from shoal_agent.inbox import Inbox
 from shoal_agent.inference.engine import Engine
 from shoal_agent.inference.router import Router
-from shoal_agent.pipelines import Pipeline
+from shoal_agent.pipelines.pipeline import Pipeline
 from shoal_agent.trust import Trust
 from shoal_broker.outbox import Outbox
 from shoal_broker.session import Session
+
+_QUANTILES = (0.5, 0.95)
 
 
 class AgentCollector(Collector):
@@ -117,14 +119,7 @@ class AgentCollector(Collector):
             damaged.add_metric([name], sum(dict(link.damaged).values()))
         yield samples
         yield damaged
-        waiting = CounterMetricFamily(
-            "shoal_agent_pipeline_waits", "samples left for later", labels=["stream"]
-        )
-        for pipeline in self._pipelines:
-            waiting.add_metric(
-                [pipeline.config.stream], pipeline.stats.waiting + pipeline.stats.command_failed
-            )
-        yield waiting
+        yield from _pipelines(self._pipelines)
 
 
 @contextmanager
@@ -150,6 +145,33 @@ def serve(config: MetricsTable | None, collector: Collector) -> Iterator[None]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _pipelines(pipelines: Sequence[Pipeline]) -> Iterator[Metric]:
+    """What pipelines count, by stream, and how long their steps take."""
+    counted = {
+        "served": "items from which everything followed",
+        "waits": "items left for later",
+        "bad_input": "items that do not fit the model",
+        "given_up": "messages of a topic that nobody could serve in time",
+        "sink_failed": "results that a device, topic or file did not take",
+    }
+    for name, about in counted.items():
+        family = CounterMetricFamily(f"shoal_agent_pipeline_{name}", about, labels=["stream"])
+        for pipeline in pipelines:
+            value = getattr(pipeline.stats, "waiting" if name == "waits" else name)
+            family.add_metric([pipeline.config.stream], value)
+        yield family
+    times = GaugeMetricFamily(
+        "shoal_agent_pipeline_step_us",
+        "how long a step took lately",
+        labels=["stream", "step", "quantile"],
+    )
+    for pipeline in pipelines:
+        for step, found in pipeline.stats.steps.quantiles(*_QUANTILES):
+            for share, value in zip(_QUANTILES, found, strict=True):
+                times.add_metric([pipeline.config.stream, step, str(share)], value)
+    yield times
 
 
 def _counter(name: str, about: str, value: float) -> CounterMetricFamily:

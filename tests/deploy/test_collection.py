@@ -118,7 +118,16 @@ def test_the_agent_accepts_a_configuration_with_everything(tmp_path: Path) -> No
     plain = {"stream": "other", "device": "meter", "channel": 2, "model": "digits"}
     pipeline = {**plain, "stream": "reading", "channel": 1, "deadline_s": 1.5, "command": command}
     # Ansible hands options that were not given on as null.
-    unset = {"deadline_s": None, "command": None}
+    unset = {"deadline_s": None, "command": None, "topic": None}
+    source = {"filter": "zigbee2mqtt/+", "values": ["$.a", "$['b c']"], "retained": True}
+    by_topic = {
+        "stream": "climate",
+        "model": "climate",
+        "topic": source,
+        "command": {"channel": 1, "device": "meter"},
+        "publish": {"topic": "verdict/{1}", "qos": 0, "expiry_s": None},
+        "file": {"path": f"/var/log/{AWKWARD}"},
+    }
     config = load(
         _config(
             tmp_path,
@@ -131,7 +140,7 @@ def test_the_agent_accepts_a_configuration_with_everything(tmp_path: Path) -> No
             shoal_agent_peers_upstream="hub.local:9000",
             shoal_agent_role="upstream",
             shoal_agent_devices=[device],
-            shoal_agent_pipelines=[pipeline, {**plain, **unset}],
+            shoal_agent_pipelines=[pipeline, {**plain, **unset}, by_topic],
         )
     )
     assert config.broker.username == AWKWARD

@@ -86,3 +86,56 @@ def test_two_pipelines_may_not_read_one_channel(tmp_path):
 def test_a_missing_file_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match="No such file"):
         load(tmp_path / "none.toml")
+
+
+TOPIC = """
+[[pipeline]]
+stream = "climate"
+model = "climate"
+[pipeline.topic]
+filter = "zigbee2mqtt/+"
+values = ["$.temperature", "$.axes[0]"]
+[pipeline.command]
+device = "meter"
+channel = 3
+[pipeline.publish]
+topic = "verdict/{1}"
+[pipeline.file]
+path = "/var/log/verdicts"
+"""
+
+
+def test_a_pipeline_may_read_a_topic(tmp_path):
+    pipeline = load(write(tmp_path, GOOD + TOPIC)).pipeline[1]
+    assert pipeline.topic.values == ("$.temperature", "$.axes[0]")
+    assert (pipeline.device, pipeline.command.device) == (None, "meter")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('filter = "zigbee2mqtt/+"', 'filter = "a/#/b"', "'#' stands alone and at the end"),
+        ('"$.temperature"', '"temperature"', "'temperature' is no path"),
+        ('values = ["$.temperature", "$.axes[0]"]', "", "json needs values"),
+        ("filter =", 'format = "raw"\nfilter =', "raw has no values"),
+        (
+            'device = "meter"\nchannel',
+            "channel",
+            r"\[pipeline.command\] of climate: name the device",
+        ),
+        ('device = "meter"', 'device = "fan"', "device 'fan' is not a"),
+        ('topic = "verdict/{1}"', 'topic = "verdict/#"', "no wildcards"),
+        ('topic = "verdict/{1}"', 'topic = "zigbee2mqtt/{1}"', "come back to its own pipeline"),
+        ('model = "climate"', 'model = "climate"\ndevice = "meter"', "either a device or"),
+        ('model = "climate"', 'model = "climate"\nchannel = 1', "a topic has no channel"),
+    ],
+)
+def test_a_wrong_source_or_sink_says_which_key(tmp_path, old, new, says):
+    assert old in TOPIC
+    with pytest.raises(ConfigError, match=says):
+        load(write(tmp_path, GOOD + TOPIC.replace(old, new)))
+
+
+def test_a_device_needs_its_channel(tmp_path):
+    with pytest.raises(ConfigError, match="digits: a device needs its channel"):
+        load(write(tmp_path, GOOD.replace("channel = 1\n", "")))

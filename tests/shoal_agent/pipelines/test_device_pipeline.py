@@ -10,7 +10,7 @@ from shoal_agent.config import CommandTable, PipelineTable
 from shoal_agent.devices import DeviceLink
 from shoal_agent.inference.errors import BadInputError, NobodyServesError
 from shoal_agent.inference.served import Served
-from shoal_agent.pipelines import Pipeline
+from shoal_agent.pipelines import assembly
 from shoal_broker.bus_errors import OutboxFullError
 from shoal_broker.outbox import Outbox
 from shoal_broker.session import Session, SessionConfig
@@ -109,8 +109,14 @@ async def site(tmp_path, command: CommandTable | None):
         ) as session,
         DeviceLink.open("meter", str(path)) as link,
     ):
-        pipeline = Pipeline(
-            config, node="n1", topics=Topics(), session=session, router=router, device=link
+        (pipeline,) = assembly.connect(
+            [config],
+            node="n1",
+            topics=Topics(),
+            session=session,
+            router=router,
+            devices={"meter": link},
+            sources={},
         )
         await device.connected.wait()
         yield Site(pipeline, device, router, session, store)
@@ -162,7 +168,7 @@ async def test_a_sample_that_can_never_fit_is_answered_so_that_the_device_goes_o
 async def test_a_device_that_does_not_obey_is_asked_again_with_the_sample(commanding):
     commanding.device.obeys = False
     commanding.device.sample(7)
-    await until(lambda: commanding.pipeline.stats.command_failed == 1)
+    await until(lambda: commanding.pipeline.stats.sink_failed == 1)
     assert commanding.device.replies == {}
     commanding.device.obeys = True
     commanding.device.sample(7)
@@ -193,7 +199,7 @@ async def test_a_label_that_spells_no_number_is_a_reading_and_no_command(command
     assert await commanding.answered(7) is Status.OK
     assert [reading.label for reading in await commanding.readings()] == ["cat"]
     assert commanding.device.sets == []
-    assert commanding.pipeline.stats.text_labels == 1
+    assert commanding.pipeline.stats.sink_failed == 1
 
 
 async def test_a_label_can_be_shown_as_text(tmp_path):
@@ -211,7 +217,7 @@ async def test_a_label_that_fits_no_frame_does_not_stop_the_device(tmp_path):
         assert await made.answered(7) is Status.OK
         assert len(await made.readings()) == 1
         assert made.device.sets == []
-        assert made.pipeline.stats.command_failed == 1
+        assert made.pipeline.stats.sink_failed == 1
 
 
 async def test_a_pipeline_without_a_command_only_reads(tmp_path):
