@@ -1,5 +1,7 @@
 """Puts the agent together: the only place where its parts meet."""
 
+from __future__ import annotations
+
 import asyncio
 import fcntl
 import os
@@ -8,10 +10,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
-from shoal_agent import __version__, metrics
+from shoal_agent import __version__
 from shoal_agent.background import Background
 from shoal_agent.belonging import Belonging
 from shoal_agent.built_in import BuiltIn
@@ -26,7 +29,6 @@ from shoal_agent.inference.engine import Engine
 from shoal_agent.inference.router import Router
 from shoal_agent.journal import Journal
 from shoal_agent.peers.client import PeerClient
-from shoal_agent.peers.discovery import Discovery
 from shoal_agent.peers.server import PeerServer
 from shoal_agent.pipelines import assembly, subscribed
 from shoal_agent.pipelines.sources import AT_ONCE
@@ -41,6 +43,9 @@ from shoal_broker.session import Session, SessionConfig, SideBySide
 from shoal_broker.store import Store
 from shoal_contract.messages import InferReply, InferRequest
 from shoal_contract.topics import EVERYBODY, Topics
+
+if TYPE_CHECKING:
+    from shoal_agent.peers.discovery import Discovery
 
 log = structlog.get_logger()
 
@@ -167,19 +172,23 @@ async def running(
             outbox_changed=session.outbox_changed,
             clock_ms=lambda: time.time_ns() // 1_000_000,
         )
-        collector = metrics.AgentCollector(
-            session=session,
-            outbox=outbox,
-            engine=engine,
-            router=router,
-            commands=commands,
-            inbox=inbox,
-            trust=trust,
-            fetcher=fetcher,
-            devices=devices,
-            pipelines=pipelines,
-        )
-        stack.enter_context(metrics.serve(config.metrics, collector))
+        if config.metrics is not None:
+            # Prometheus's client and its web server cost 1.5 MiB: only for who reads them.
+            from shoal_agent import metrics  # noqa: PLC0415
+
+            collector = metrics.AgentCollector(
+                session=session,
+                outbox=outbox,
+                engine=engine,
+                router=router,
+                commands=commands,
+                inbox=inbox,
+                trust=trust,
+                fetcher=fetcher,
+                devices=devices,
+                pipelines=pipelines,
+            )
+            stack.enter_context(metrics.serve(config.metrics, collector))
         await updater.restore()
         await commands.recover()
         belonging = Belonging(session, topics, inbox.command)
@@ -207,6 +216,9 @@ async def _open_peers(
             node=config.node, engine=engine, discovery=None, client=client, upstream=config.upstream
         )
         return router, None, None
+
+    # zeroconf is 3 MiB, most of them of the files it is compiled to.
+    from shoal_agent.peers.discovery import Discovery  # noqa: PLC0415
 
     async def answer(request: InferRequest) -> InferReply:
         return await router.answer(request)

@@ -1,9 +1,6 @@
 """The operations that every node has. Their table is `operations`; how they are run is `commands`."""
 
 import asyncio
-import io
-import json
-import tarfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,7 +22,6 @@ from shoal_contract.operations import Argument, Operation
 
 Arguments = dict[str, Any]
 
-_MAX_BUNDLE_BYTES = 60 * 1024
 _MAX_LINES_BYTES = 60 * 1024
 _BUNDLE_LINES = 500
 
@@ -107,6 +103,8 @@ class BuiltIn:
 
     async def diag_bundle(self, _: Arguments, tell: Tell) -> object:
         """What a developer asks for first, as one archive."""
+        from shoal_agent import bundle  # noqa: PLC0415 - tarfile only for who asks
+
         await tell(0, "facts")
         facts = {
             "config.json": configuration.redacted(self._config),
@@ -117,7 +115,9 @@ class BuiltIn:
             "devices.json": [link.describe() for link in self._devices.values()],
         }
         await tell(50, "archive")
-        return {"bundle": await asyncio.to_thread(_bundle, facts, self._recent.tail(_BUNDLE_LINES))}
+        return {
+            "bundle": await asyncio.to_thread(bundle.pack, facts, self._recent.tail(_BUNDLE_LINES))
+        }
 
     async def device_list(self, _: Arguments, __: Tell) -> object:
         """Every device with the state of its link."""
@@ -153,24 +153,3 @@ class BuiltIn:
             known = ", ".join(sorted(self._devices)) or "none"
             raise OperationError(f"no device {name!r} on this node (devices: {known})")
         return self._devices[name]
-
-
-def _bundle(facts: Mapping[str, object], lines: list[str]) -> bytes:
-    """A .tar.gz of the facts and as many of the newest log lines as fit into one message."""
-    while True:
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-            for name, value in facts.items():
-                _add(archive, name, json.dumps(value, indent=1, default=str).encode())
-            _add(archive, "log.jsonl", "\n".join(lines).encode())
-        if buffer.tell() <= _MAX_BUNDLE_BYTES:
-            return buffer.getvalue()
-        if not lines:
-            raise OperationError("the facts alone do not fit into one message")
-        lines = lines[len(lines) // 2 + 1 :]
-
-
-def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size = len(data)
-    archive.addfile(entry, io.BytesIO(data))

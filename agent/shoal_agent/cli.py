@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from shoal_agent import __version__
+from shoal_agent import __version__, plain_imports  # noqa: F401 - before everything else of ours
 from shoal_agent.config import AgentConfig, load
 from shoal_agent.errors import AgentError, ConfigError
 from shoal_broker import logs

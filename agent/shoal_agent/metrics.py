@@ -123,15 +123,12 @@ class AgentCollector(Collector):
 
 
 @contextmanager
-def serve(config: MetricsTable | None, collector: Collector) -> Iterator[None]:
-    """Answer GET /metrics while the context lasts; nothing listens without a [metrics] table.
+def serve(config: MetricsTable, collector: Collector) -> Iterator[None]:
+    """Answer GET /metrics while the context lasts.
 
     Raises:
         ConfigError: the address cannot be listened on.
     """
-    if config is None:
-        yield
-        return
     registry = CollectorRegistry()
     registry.register(collector)
     try:

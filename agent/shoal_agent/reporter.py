@@ -3,19 +3,20 @@
 Presence is apart from the state because the last will overwrites it.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import os
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 
 import shoal_agent
 from shoal_agent import hardware
 from shoal_agent.config import AgentConfig
-from shoal_agent.peers.discovery import Discovery
 from shoal_agent.update import Updater
 from shoal_broker.bus_errors import BusError
 from shoal_broker.session import Session, Will
@@ -23,6 +24,9 @@ from shoal_contract import messages
 from shoal_contract.errors import EncodeError
 from shoal_contract.messages import Presence, Reported
 from shoal_contract.topics import Topics
+
+if TYPE_CHECKING:
+    from shoal_agent.peers.discovery import Discovery
 
 log = structlog.get_logger()
 

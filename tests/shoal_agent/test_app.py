@@ -10,6 +10,7 @@ import pytest
 from tests.shoal_agent.until import until
 from tests.support.board import NODE, Board, short_folder
 from tests.support.hub import Hub, Release
+from tests.support.programs import Program
 
 from shoal_agent import app
 from shoal_agent.config import load
@@ -28,10 +29,36 @@ NEVER_IN_THE_CORE = (
     "onnxruntime",
     "onnx",
     "typer",
-    "rich",
     "zstandard",
     "fastapi",
     "nacl",
+    # Installed here, not on a board; structlog and msgspec would load them for nothing.
+    "rich",
+    "pygments",
+    "greenlet",
+    "typing_extensions",
+)
+# What an agent without metrics, peers and another transport than the codec does without.
+NEVER_IN_AN_IDLE_AGENT = (
+    *NEVER_IN_THE_CORE,
+    "prometheus_client",
+    "aiomqtt",
+    "paho",
+    "zeroconf",
+    "ifaddr",
+    "importlib.metadata",
+    "email",
+    "http",
+    "html",
+    "csv",
+    "zipfile",
+    "tarfile",
+    "tempfile",
+    "wsgiref",
+    "socketserver",
+    "urllib.request",
+    "multiprocessing",
+    "concurrent.futures.process",
 )
 
 
@@ -147,17 +174,29 @@ async def test_a_running_agent_infers_without_numpy_or_onnxruntime_in_its_own_pr
     ):
         await hub.want(v1)
         await hub.until(lambda: hub.serving() == v1.id and len(hub.readings) >= 20)
-        process.signal(signal.SIGUSR1)
-        modules = board.folder / "modules"
-        await until(modules.exists)
-        loaded = set(modules.read_text().split())
-        assert "shoal_agent.app" in loaded
+        loaded = await modules_of(process, board)
         assert [name for name in NEVER_IN_THE_CORE if name in loaded] == []
         # It is another process that has them.
         children = children_of(process.pid)
         assert any(loads_onnxruntime(child) for child in children)
         assert await process.end() == 0
         assert not any(is_there(child) for child in children)
+
+
+@pytest.mark.system
+async def test_an_agent_loads_what_its_configuration_needs_and_nothing_else(board, broker):
+    async with board.agent(broker.port, program=LISTING_AGENT, transport="codec") as process:
+        idle = await modules_of(process, board)
+        assert [name for name in NEVER_IN_AN_IDLE_AGENT if name in idle] == []
+
+
+async def modules_of(process: Program, board: Board) -> set[str]:
+    process.signal(signal.SIGUSR1)
+    modules = board.folder / "modules"
+    await until(modules.exists)
+    loaded = set(modules.read_text().split())
+    assert {"shoal_agent.app", "structlog", "msgspec"} <= loaded
+    return loaded
 
 
 def children_of(pid: int) -> list[str]:

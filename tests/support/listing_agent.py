@@ -1,16 +1,10 @@
-"""Runs shoal-agent; at SIGUSR1 it writes the names of its modules, one a line, beside its ready file.
-
-As on a board, rich and typer cannot be imported: structlog loads rich by itself where it is installed.
-"""
+"""Runs shoal-agent; at SIGUSR1 it writes the names of its modules, one a line, beside its ready file."""
 
 import signal
 import sys
 from pathlib import Path
 
-for name in ("rich", "typer"):
-    sys.modules[name] = None  # type: ignore[assignment]
-
-from shoal_agent import cli  # noqa: E402 - after the lines above
+from shoal_agent import cli
 
 
 def main() -> None:

@@ -3,11 +3,13 @@
 A request that came from another node is served here or not at all (`hops`), so nothing goes in circles.
 """
 
+from __future__ import annotations
+
 import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -23,12 +25,14 @@ from shoal_agent.inference.errors import (
 )
 from shoal_agent.inference.limits import Breaker
 from shoal_agent.peers.client import PeerClient
-from shoal_agent.peers.discovery import Discovery
 from shoal_agent.peers.errors import PeerBusyError, PeerError, PeerUnreachableError
 from shoal_agent.peers.peer import Peer
 from shoal_contract import topics
 from shoal_contract.errors import ContractError
 from shoal_contract.messages import InferReply, InferRequest
+
+if TYPE_CHECKING:
+    from shoal_agent.peers.discovery import Discovery
 
 log = structlog.get_logger()
 
