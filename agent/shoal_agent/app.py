@@ -32,6 +32,7 @@ from shoal_agent.peers.client import PeerClient
 from shoal_agent.peers.server import PeerServer
 from shoal_agent.pipelines import assembly, subscribed
 from shoal_agent.pipelines.sources import AT_ONCE
+from shoal_agent.policies import Policies
 from shoal_agent.reporter import Reporter
 from shoal_agent.staging import Staging
 from shoal_agent.trust import Trust
@@ -165,13 +166,22 @@ async def running(
             updater=updater,
             router=router,
         )
+        belonging = Belonging(session, topics, inbox.command)
+        policies = Policies(
+            journal=journal, trust=trust, topics=topics, node=config.node, belonging=belonging
+        )
+        await policies.restore()
+        operations = built_in.declare(restart=agent.restart)
+        policies.declare(operations)
         commands = Commands(
             journal=journal,
-            operations=built_in.declare(restart=agent.restart),
+            operations=operations,
             results_topic=topics.results(config.node),
             outbox_changed=session.outbox_changed,
             clock_ms=lambda: time.time_ns() // 1_000_000,
+            trust=trust,
         )
+        policies.attach(commands)
         if config.metrics is not None:
             # Prometheus's client and its web server cost 1.5 MiB: only for who reads them.
             from shoal_agent import metrics  # noqa: PLC0415
@@ -191,7 +201,6 @@ async def running(
             stack.enter_context(metrics.serve(config.metrics, collector))
         await updater.restore()
         await commands.recover()
-        belonging = Belonging(session, topics, inbox.command)
         if (wanted := await journal.wanted()) is not None:
             await belonging.follow(wanted)
         inbox.open(Parts(commands, outbox, belonging, journal, updater, router, session))

@@ -17,7 +17,11 @@ log = structlog.get_logger()
 
 
 class Belonging:
-    """The groups of this node. Everybody's group is subscribed to by whoever opens the session."""
+    """The groups of this node. Everybody's group is subscribed to by whoever opens the session.
+
+    Attributes:
+        groups: the groups, without everybody's.
+    """
 
     def __init__(
         self, session: Session, topics: Topics, receive: Callable[[Inbound], Awaitable[None]]
@@ -25,7 +29,7 @@ class Belonging:
         self._session = session
         self._topics = topics
         self._receive = receive
-        self._groups: frozenset[str] = frozenset()
+        self.groups: frozenset[str] = frozenset()
 
     async def follow(self, wanted: Wanted) -> None:
         """Subscribe to what is new, leave what is not ours any more.
@@ -35,11 +39,11 @@ class Belonging:
         """
         self._session.backoff.fleet_nodes = wanted.fleet_nodes
         groups = frozenset(wanted.groups) - {EVERYBODY}
-        for group in self._groups - groups:
+        for group in self.groups - groups:
             await self._session.unsubscribe(self._topics.group_commands(group))
-        for group in groups - self._groups:
+        for group in groups - self.groups:
             try:
                 await self._session.subscribe(self._topics.group_commands(group), self._receive)
             except (BusError, TopicError) as exc:
                 log.warning("group not subscribed", group=group, reason=str(exc))
-        self._groups = groups
+        self.groups = groups

@@ -21,11 +21,15 @@ from shoal_agent.journal import (
     Journal,
     add_command,
     find_answer,
+    find_op,
     forget_old_commands,
+    forgotten_ms,
+    raise_clock_floor,
     set_answer,
 )
 from shoal_agent.operations import Operations, Tell
 from shoal_agent.patience import until_stored
+from shoal_agent.trust import ANYBODY, POLICY_OP, Asker, Trust
 from shoal_broker import outbox
 from shoal_broker.outbox import Lane, OutboxMessage
 from shoal_contract import messages
@@ -63,6 +67,7 @@ class Commands:
         results_topic: where updates go.
         outbox_changed: tells the session that rows were added.
         clock_ms: wall clock in Unix milliseconds (expiry is the issuer's clock).
+        trust: who may ask for what; without it everybody for everything.
     """
 
     def __init__(
@@ -73,7 +78,10 @@ class Commands:
         results_topic: str,
         outbox_changed: Callable[[], None],
         clock_ms: Callable[[], int],
+        trust: Trust | None = None,
     ) -> None:
+        self._trust = trust or Trust(())
+        self._floor_ms = 0
         self._journal = journal
         self._operations = operations
         self._results_topic = results_topic
@@ -88,6 +96,7 @@ class Commands:
 
     async def recover(self) -> None:
         """Take up what a restart left. To be awaited once, before the first `receive`."""
+        self._floor_ms = await self._journal.clock_floor_ms()
         for command, state in await self._journal.unfinished_commands():
             operation = self._operations.find(command.op)
             if state is State.RUNNING and (operation is None or not operation.repeatable):
@@ -103,31 +112,57 @@ class Commands:
                 tasks.create_task(self._run_queue(), name=f"commands.runner.{number}")
 
     # ------------------------------------------------------------- receiving
-    async def accept(self, command: Command) -> None:
+    def set_clock_floor(self, at_ms: int) -> None:
+        """This time has certainly come, and no later one is known of: what the journal was told."""
+        self._floor_ms = at_ms
+
+    def now_ms(self) -> int:
+        """What the clock says, but never earlier than what a root's key has signed already."""
+        return max(self._clock_ms(), self._floor_ms)
+
+    async def accept(self, command: Command, asker: Asker = ANYBODY) -> None:
         """Take a command; returns when it and its first answer are durable."""
         self.stats.received += 1
-        first = self._first_answer(command)
+        first = self._first_answer(command, asker)
+        # A key of the configuration vouches for the time, too.
+        tells_time = asker.key != b"" and self._trust.is_root(asker.key)
 
-        def run(db: sqlite3.Connection) -> CommandUpdate | None:
-            earlier = find_answer(db, command.id)
-            if earlier is None:
-                add_command(db, command, first)
-                forget_old_commands(db, _FINAL)
-            outbox.insert(db, self._row(earlier or first, command.priority))
-            return earlier
+        def run(db: sqlite3.Connection) -> tuple[CommandUpdate, bool]:
+            if (earlier := find_answer(db, command.id)) is not None:
+                outbox.insert(db, self._row(earlier, command.priority))
+                return earlier, True
+            answer = first
+            if asker.key and command.issued_ms <= forgotten_ms(db, asker.key):
+                reason = (
+                    "issued before commands that this node has forgotten: it may be one of them"
+                )
+                answer = CommandUpdate(command.id, State.REFUSED, first.at_ms, reason)
+            add_command(db, command, answer, asker.key)
+            forget_old_commands(db, _FINAL)
+            if tells_time:
+                raise_clock_floor(db, command.issued_ms)
+            outbox.insert(db, self._row(answer, command.priority))
+            return answer, False
 
-        earlier = await until_stored(lambda: self._journal.store.write(run), what="command")
+        answer, is_repeat = await until_stored(
+            lambda: self._journal.store.write(run), what="command"
+        )
         self._outbox_changed()
-        if earlier is not None:
+        if is_repeat:
             self.stats.repeated += 1
-        elif first.state is State.ACCEPTED:
+            return
+        if tells_time:
+            self._floor_ms = max(self._floor_ms, command.issued_ms)
+        if answer.state is State.ACCEPTED:
             await self._enqueue(command)
 
-    def _first_answer(self, command: Command) -> CommandUpdate:
-        now_ms = self._clock_ms()
+    def _first_answer(self, command: Command, asker: Asker) -> CommandUpdate:
+        now_ms = self.now_ms()
         state, reason = State.ACCEPTED, ""
         operation = self._operations.find(command.op)
-        if now_ms > command.expires_ms:
+        if refusal := self._trust.refusal(asker, command.op, now_ms=now_ms):
+            state, reason = State.REFUSED, refusal
+        elif self._is_late(command):
             state, reason = State.EXPIRED, "it came after its time"
         elif operation is None:
             state, reason = State.REFUSED, f"this node has no operation {command.op!r}"
@@ -141,15 +176,22 @@ class Commands:
         log.info("command", op=command.op, id=command.id.hex(), state=state.name.lower())
         return CommandUpdate(command.id, state, now_ms, reason[:1024])
 
-    async def cancel(self, cancel: Cancel) -> None:
+    def _is_late(self, command: Command) -> bool:
+        # A policy has a version of its own, and is what sets right a clock floor that was too high.
+        return command.op != POLICY_OP and self.now_ms() > command.expires_ms
+
+    async def cancel(self, cancel: Cancel, asker: Asker = ANYBODY) -> None:
         """Stop a command if that is still possible; returns when the answer is durable."""
 
-        def look(db: sqlite3.Connection) -> CommandUpdate | None:
-            return find_answer(db, cancel.id)
+        def look(db: sqlite3.Connection) -> tuple[CommandUpdate | None, str | None]:
+            return find_answer(db, cancel.id), find_op(db, cancel.id)
 
-        known = await self._journal.store.read(look)
+        known, op = await self._journal.store.read(look)
+        refusal = self._trust.refusal(asker, op, now_ms=self.now_ms()) if op is not None else ""
         if known is None:
             answer, reason = CancelAnswer.REFUSED, "this node does not know the command"
+        elif refusal:
+            answer, reason = CancelAnswer.REFUSED, refusal
         elif known.state.is_final:
             answer, reason = CancelAnswer.TOO_LATE, f"it is {known.state.name.lower()} already"
         elif (task := self._running.get(cancel.id)) is not None:
@@ -185,7 +227,7 @@ class Commands:
         if operation is None:
             await self._answer(command.id, State.REFUSED, reason="no such operation any more")
             return
-        if self._clock_ms() > command.expires_ms:
+        if self._is_late(command):
             await self._answer(command.id, State.EXPIRED, reason="its time ran out in the queue")
             return
         if not await self._answer(command.id, State.RUNNING):

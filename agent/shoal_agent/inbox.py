@@ -10,7 +10,7 @@ from shoal_agent.commands import Commands
 from shoal_agent.inference.router import Router
 from shoal_agent.journal import Journal
 from shoal_agent.patience import until_stored
-from shoal_agent.trust import Trust
+from shoal_agent.trust import Asker, Trust
 from shoal_agent.update import Updater
 from shoal_broker.bus_errors import BusError
 from shoal_broker.outbox import Outbox
@@ -18,7 +18,7 @@ from shoal_broker.session import Inbound, Session
 from shoal_contract import messages, receipts
 from shoal_contract.errors import ContractError, TopicError, UnknownKindError
 from shoal_contract.messages import Cancel, Command, InferRequest, Receipt, Wanted
-from shoal_contract.topics import NodeTopic, Topics
+from shoal_contract.topics import GroupTopic, NodeTopic, Topics
 
 log = structlog.get_logger()
 
@@ -65,16 +65,18 @@ class Inbox:
     async def command(self, message: Inbound) -> None:
         """A message of a commands topic, ours or a group's; returns when it is durable or refused."""
         parts = await asyncio.shield(self._parts)
-        payload = self._trust.open(message.payload, topic=message.topic)
-        if payload is None:
+        opened = self._trust.open(message.payload, topic=message.topic)
+        if opened is None:
             return
+        payload, key = opened
         try:
             match messages.decode(payload):
                 case Command() as command:
-                    await parts.commands.accept(command)
+                    await parts.commands.accept(command, self._asker(key, message.topic, parts))
                 case Cancel() as cancel:
-                    await parts.commands.cancel(cancel)
-                case Receipt(names):
+                    await parts.commands.cancel(cancel, self._asker(key, message.topic, parts))
+                # Who keeps the fleet's readings is in the configuration, not in a mandate.
+                case Receipt(names) if self._trust.is_root(key):
                     parts.outbox.received(receipts.split(names))
                 case other:
                     self.stats.malformed += 1
@@ -86,6 +88,12 @@ class Inbox:
             self.stats.malformed += 1
             size_bytes = len(message.payload)
             log.warning("malformed command", reason=str(exc), size_bytes=size_bytes)
+
+    def _asker(self, key: bytes, topic: str, parts: Parts) -> Asker:
+        match self._topics.parse(topic):
+            case GroupTopic(group):
+                return Asker(key, frozenset({group}))
+        return Asker(key, parts.belonging.groups)
 
     async def wanted(self, message: Inbound) -> None:
         """The wanted state; returns when it is durable."""

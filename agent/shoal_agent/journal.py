@@ -1,6 +1,6 @@
 """What a node must remember over a power cut, as tables in its one Store.
 
-Wanted state, what serves, the steps of an update, and commands with their last answer. Functions that
+Wanted state, what serves, the steps of an update, commands with their last answer, and whom to trust. Functions that
 take a connection run inside a caller's transaction; nothing here decides.
 """
 
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from shoal_broker.store import Store
 from shoal_contract import messages
 from shoal_contract.errors import ContractError
-from shoal_contract.messages import Command, CommandUpdate, State, Wanted
+from shoal_contract.messages import Command, CommandUpdate, Policy, State, Wanted
 
 COMPONENT = "journal"
-VERSION = 1
+VERSION = 2
 DDL = """
 CREATE TABLE wanted (
     only INTEGER PRIMARY KEY CHECK (only = 1),
@@ -41,10 +41,34 @@ CREATE TABLE commands (
     command BLOB NOT NULL,
     state INTEGER NOT NULL,
     answer BLOB NOT NULL,
-    received_ms INTEGER NOT NULL
+    received_ms INTEGER NOT NULL,
+    issuer BLOB NOT NULL DEFAULT x'',
+    issued_ms INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE INDEX commands_by_age ON commands (received_ms);
 """
+_TRUST = """
+CREATE TABLE forgotten (
+    issuer BLOB PRIMARY KEY,
+    issued_ms INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE policies (
+    signer BLOB PRIMARY KEY,
+    message BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE clock_floor (
+    only INTEGER PRIMARY KEY CHECK (only = 1),
+    at_ms INTEGER NOT NULL
+);
+"""
+DDL += _TRUST
+MIGRATIONS = {
+    2: """
+ALTER TABLE commands ADD COLUMN issuer BLOB NOT NULL DEFAULT x'';
+ALTER TABLE commands ADD COLUMN issued_ms INTEGER NOT NULL DEFAULT 0;
+"""
+    + _TRUST
+}
 
 KEPT_COMMANDS = 10_000
 KEPT_STEPS = 500
@@ -71,7 +95,7 @@ class Journal:
         Raises:
             StoreError: the file cannot be used, or a newer version wrote it.
         """
-        await store.create(COMPONENT, version=VERSION, ddl=DDL)
+        await store.create(COMPONENT, version=VERSION, ddl=DDL, migrations=MIGRATIONS)
         return cls(store)
 
     # ------------------------------------------------------------- models
@@ -164,6 +188,33 @@ class Journal:
         )
         return [(messages.decode_as(command, Command), State(state)) for command, state in rows]
 
+    # ------------------------------------------------------------- trust
+    async def policies(self) -> dict[bytes, Policy]:
+        """The newest policy of each signer."""
+        rows = await self.store.read(lambda db: db.execute("SELECT * FROM policies").fetchall())
+        return {signer: messages.decode_as(message, Policy) for signer, message in rows}
+
+    async def set_policy(
+        self, signer: bytes, policy: Policy, *, clock_floor_ms: int | None
+    ) -> None:
+        """A newer policy of this signer; with a clock floor also the time that has certainly come."""
+
+        def run(db: sqlite3.Connection) -> None:
+            db.execute(
+                "INSERT OR REPLACE INTO policies VALUES (?, ?)", (signer, messages.encode(policy))
+            )
+            if clock_floor_ms is not None:
+                db.execute("INSERT OR REPLACE INTO clock_floor VALUES (1, ?)", (clock_floor_ms,))
+
+        await self.store.write(run)
+
+    async def clock_floor_ms(self) -> int:
+        """The time that has certainly come, whatever the clock says; 0: nobody has told."""
+        row = await self.store.read(
+            lambda db: db.execute("SELECT at_ms FROM clock_floor").fetchone()
+        )
+        return 0 if row is None else int(row[0])
+
 
 def find_answer(db: sqlite3.Connection, command_id: bytes) -> CommandUpdate | None:
     """The newest answer to a command that came before, or None."""
@@ -171,15 +222,46 @@ def find_answer(db: sqlite3.Connection, command_id: bytes) -> CommandUpdate | No
     return None if row is None else messages.decode_as(row[0], CommandUpdate)
 
 
-def add_command(db: sqlite3.Connection, command: Command, answer: CommandUpdate) -> None:
-    """A command seen for the first time, with its first answer.
+def find_op(db: sqlite3.Connection, command_id: bytes) -> str | None:
+    """The operation of a command that came before, or None."""
+    row = db.execute("SELECT command FROM commands WHERE id = ?", (command_id,)).fetchone()
+    return None if row is None else messages.decode_as(row[0], Command).op
+
+
+def forgotten_ms(db: sqlite3.Connection, issuer: bytes) -> int:
+    """The newest issue of this issuer that is not remembered any more; -1: all are."""
+    row = db.execute("SELECT issued_ms FROM forgotten WHERE issuer = ?", (issuer,)).fetchone()
+    return -1 if row is None else int(row[0])
+
+
+def raise_clock_floor(db: sqlite3.Connection, at_ms: int) -> None:
+    """This time has certainly come."""
+    db.execute(
+        "INSERT INTO clock_floor VALUES (1, ?)"
+        " ON CONFLICT (only) DO UPDATE SET at_ms = max(at_ms, excluded.at_ms)",
+        (at_ms,),
+    )
+
+
+def add_command(
+    db: sqlite3.Connection, command: Command, answer: CommandUpdate, issuer: bytes = b""
+) -> None:
+    """A command seen for the first time, with its first answer and the key that signed it.
 
     `received_ms` always grows: it is the order in which commands came, also after the clock was set back.
     """
     db.execute(
         "INSERT INTO commands VALUES (?, ?, ?, ?,"
-        " max(?, coalesce((SELECT max(received_ms) + 1 FROM commands), 0)))",
-        (command.id, messages.encode(command), answer.state, messages.encode(answer), answer.at_ms),
+        " max(?, coalesce((SELECT max(received_ms) + 1 FROM commands), 0)), ?, ?)",
+        (
+            command.id,
+            messages.encode(command),
+            answer.state,
+            messages.encode(answer),
+            answer.at_ms,
+            issuer,
+            command.issued_ms,
+        ),
     )
 
 
@@ -193,10 +275,22 @@ def set_answer(db: sqlite3.Connection, answer: CommandUpdate) -> bool:
 
 
 def forget_old_commands(db: sqlite3.Connection, states: Iterable[State]) -> None:
-    """Keep the newest finished commands, so that a repeat still finds its first answer."""
+    """Keep the newest finished commands, so that a repeat still finds its first answer.
+
+    Of each issuer it stays known how new the newest one is that was forgotten.
+    """
     final = ",".join(str(int(state)) for state in states)
-    db.execute(
-        f"DELETE FROM commands WHERE state IN ({final}) AND received_ms < ("  # noqa: S608 - integers
-        "SELECT received_ms FROM commands ORDER BY received_ms DESC LIMIT 1 OFFSET ?)",
+    row = db.execute(
+        "SELECT received_ms FROM commands ORDER BY received_ms DESC LIMIT 1 OFFSET ?",
         (KEPT_COMMANDS - 1,),
+    ).fetchone()
+    if row is None:
+        return
+    old = f"state IN ({final}) AND received_ms < ?"
+    db.execute(
+        "INSERT INTO forgotten SELECT issuer, max(issued_ms) FROM commands"  # noqa: S608 - integers
+        f" WHERE {old} GROUP BY issuer"
+        " ON CONFLICT (issuer) DO UPDATE SET issued_ms = max(issued_ms, excluded.issued_ms)",
+        row,
     )
+    db.execute(f"DELETE FROM commands WHERE {old}", row)  # noqa: S608 - integers

@@ -1,19 +1,23 @@
 """Whose commands count here: takes messages out of their envelopes, or refuses them. It obeys nothing.
 
 Without keys every message counts, signed or not, and no signature is checked. With keys a message counts
-when one of them has signed it for the topic on which it came. What does not count has no effect and gets
-no answer: whoever sent it could use one, and an honest sender would take it for the node's last word.
+when one of them, or one that they gave a mandate, has signed it for the topic on which it came. What does not
+count has no effect and gets no answer: whoever sent it could use one, and an honest sender would take it
+for the node's last word. What the signer may ask for is `mandates`' business.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from shoal_contract import envelope
-from shoal_contract.errors import EnvelopeError
+from shoal_contract import envelope, messages
+from shoal_contract.errors import DecodeError, EnvelopeError
+from shoal_contract.mandates import Mandates
+from shoal_contract.messages import Policy
 
 if TYPE_CHECKING:
     from shoal_contract.signatures import Verifier
@@ -21,31 +25,94 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 SAY_EVERY_S: Final = 60.0
+POLICY_OP: Final = "trust.policy"
 REASONS: Final = ("unsigned", "shape", "unknown_key", "bad_signature")
 
 
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks, and of whom: the key that signed (empty: nobody had to), and the groups that are asked.
+
+    Of a command to the node itself these are all its groups, of a group's command that one.
+    """
+
+    key: bytes = b""
+    groups: frozenset[str] = frozenset()
+
+
+ANYBODY: Final = Asker()
+
+
 class Trust:
-    """The public keys of those who may command this node; none: everybody may.
+    """The public keys of those who may command this node, and whom they let do so; no keys: everybody may.
 
     Attributes:
         refused: messages refused since the start, by reason.
+        policies: the newest of each signer.
     """
 
     def __init__(
         self, keys: Iterable[bytes], *, clock_s: Callable[[], float] = time.monotonic
     ) -> None:
         self.refused: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
-        self._verifier = _verifier(tuple(keys))
+        self.policies: dict[bytes, Policy] = {}
+        self._roots = tuple(keys)
+        self._mandates = Mandates(self._roots, {})
+        self._verifier = _verifier(self._roots)
         self._clock_s = clock_s
         self._said_s: float | None = None
         self._unsaid = 0
 
-    def open(self, data: bytes, *, topic: str) -> bytes | None:
-        """The message that came on this topic, without its envelope; None: it is refused."""
+    @property
+    def asks_for_signatures(self) -> bool:
+        """Whether the configuration names keys."""
+        return bool(self._roots)
+
+    def follow(self, policies: Mapping[bytes, Policy]) -> None:
+        """From now on these policies hold."""
+        self.policies = dict(policies)
+        self._mandates = Mandates(self._roots, self.policies)
+        self._verifier = _verifier(self._mandates.keys if self._roots else ())
+
+    def is_root(self, key: bytes) -> bool:
+        """Whether it is one of the configuration's keys, or there are none."""
+        return not self._roots or self._mandates.is_root(key)
+
+    def refusal(self, asker: Asker, op: str, *, now_ms: int) -> str:
+        """Why this operation is not done for them; empty: it is."""
+        if not self._roots:
+            return ""
+        return self._mandates.refusal(asker.key, op, groups=asker.groups, now_ms=now_ms)
+
+    def open_policy(self, document: bytes, *, topics: Iterable[str]) -> tuple[Policy, bytes]:
+        """A signed policy that is meant for one of these topics, and the key that signed it.
+
+        Raises:
+            DecodeError: it is none, or its signer may not delegate.
+        """
+        if self._verifier is None:
+            raise DecodeError("this node has no [trust] command_keys: a policy says nothing to it")
+        refused: EnvelopeError | None = None
+        for topic in topics:
+            try:
+                payload, key = self._verifier.open(document, topic=topic)
+            except EnvelopeError as exc:
+                refused = exc
+                continue
+            if not self._mandates.may_delegate(key):
+                raise DecodeError("the signer of this policy may not delegate")
+            return messages.decode_as(payload, Policy), key
+        raise refused or DecodeError("a policy for no topic")
+
+    def open(self, data: bytes, *, topic: str) -> tuple[bytes, bytes] | None:
+        """The message that came on this topic without its envelope, and the key that signed it.
+
+        The key is empty where none are asked for. None: the message is refused.
+        """
         try:
             if self._verifier is not None:
                 return self._verifier.open(data, topic=topic)
-            return envelope.unpack(data).payload if envelope.is_signed(data) else data
+            return (envelope.unpack(data).payload if envelope.is_signed(data) else data), b""
         except EnvelopeError as exc:
             self.refused[exc.reason] += 1
             self._say(exc, topic)

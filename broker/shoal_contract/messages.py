@@ -279,6 +279,37 @@ class Receipt(_Part, frozen=True, tag=13):
     names: bytes
 
 
+class Mandate(_Part, frozen=True):
+    """What the holder of an Ed25519 key may have nodes do: the meaning is `mandates`' business.
+
+    `ops`, `groups`: names, "*" for all, "device.*" for all that begin so. `until_ms` 0: for good.
+    """
+
+    key: Digest
+    name: Name
+    ops: Annotated[list[Name], msgspec.Meta(max_length=64)]
+    groups: Annotated[list[Name], msgspec.Meta(max_length=64)]
+    may_delegate: bool = False
+    until_ms: Millis = 0
+
+
+class Policy(_Part, frozen=True, tag=14):
+    """Whom one signer lets command a node, whom no longer, and what may run there at all.
+
+    The newest `version` of a signer replaces its earlier ones as a whole. `approved` and `denied` are
+    operations, as in `Mandate.ops`.
+    """
+
+    version: Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]
+    issued_ms: Millis
+    mandates: Annotated[list[Mandate], msgspec.Meta(max_length=64)] = []
+    revoked: Annotated[list[Digest], msgspec.Meta(max_length=256)] = []
+    approved: Annotated[list[Name], msgspec.Meta(max_length=64)] = msgspec.field(
+        default_factory=lambda: ["*"]
+    )
+    denied: Annotated[list[Name], msgspec.Meta(max_length=64)] = []
+
+
 Message = (
     Command
     | Cancel
@@ -293,6 +324,7 @@ Message = (
     | InferReply
     | Manifest
     | Receipt
+    | Policy
 )
 
 _BY_KIND: Final[dict[int, type[Message]]] = {

@@ -41,8 +41,10 @@ class Verifier:
         for key in dict.fromkeys(public_keys):
             self._keys[envelope.key_id(key)].append(VerifyKey(key))
 
-    def open(self, data: bytes, *, topic: str, max_bytes: int = MAX_MESSAGE_BYTES) -> bytes:
-        """The payload, when one of the keys has signed it for this topic.
+    def open(
+        self, data: bytes, *, topic: str, max_bytes: int = MAX_MESSAGE_BYTES
+    ) -> tuple[bytes, bytes]:
+        """The payload and the public key that has signed it for this topic, when one of ours did.
 
         Raises:
             EnvelopeError: "unsigned", "shape", "unknown_key" or "bad_signature".
@@ -59,6 +61,6 @@ class Verifier:
                 key.verify(signed, found.signature)
             except BadSignatureError:
                 continue
-            return found.payload
+            return found.payload, bytes(key)
         # A forger, a damaged message, or one that was signed for another topic: nobody can tell.
         raise EnvelopeError("bad_signature", f"not signed by {found.key_id.hex()} for {topic}")

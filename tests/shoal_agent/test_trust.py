@@ -32,8 +32,8 @@ REFUSED = {
 def test_without_keys_every_message_counts_signed_or_not():
     trust = Trust([])
     for data in (PAYLOAD, signed(), signed(by=STRANGER), signed(topic=OTHER)):
-        assert trust.open(data, topic=MINE) == PAYLOAD
-    assert trust.open(b"garbage", topic=MINE) == b"garbage"
+        assert trust.open(data, topic=MINE) == (PAYLOAD, b"")
+    assert trust.open(b"garbage", topic=MINE) == (b"garbage", b"")
     assert trust.refused.total() == 0
 
 
@@ -48,13 +48,13 @@ def test_with_keys_what_they_did_not_sign_for_this_topic_is_refused_and_counted(
     trust = Trust(KEYS)
     assert trust.open(REFUSED[reason], topic=MINE) is None
     assert trust.refused == {**dict.fromkeys(REASONS, 0), reason: 1}
-    assert trust.open(signed(), topic=MINE) == PAYLOAD
+    assert trust.open(signed(), topic=MINE) == (PAYLOAD, OURS.public_key)
 
 
 def test_a_second_key_counts_beside_the_first():
     trust = Trust([*KEYS, STRANGER.public_key])
-    assert trust.open(signed(by=STRANGER), topic=MINE) == PAYLOAD
-    assert trust.open(signed(), topic=MINE) == PAYLOAD
+    assert trust.open(signed(by=STRANGER), topic=MINE) == (PAYLOAD, STRANGER.public_key)
+    assert trust.open(signed(), topic=MINE) == (PAYLOAD, OURS.public_key)
 
 
 def test_refusals_are_one_line_a_minute_that_says_how_many():

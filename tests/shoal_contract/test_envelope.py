@@ -44,7 +44,7 @@ def test_an_envelope_is_what_another_implementation_of_cose_writes(topic):
 
 @pytest.mark.parametrize("topic", GOLDEN)
 def test_what_another_implementation_signed_is_taken(topic):
-    assert verifier.open(bytes.fromhex(GOLDEN[topic]), topic=topic) == COMMAND
+    assert verifier.open(bytes.fromhex(GOLDEN[topic]), topic=topic)[0] == COMMAND
 
 
 def test_the_signature_is_over_the_structure_of_rfc_9052():
@@ -75,7 +75,7 @@ def test_a_signed_command_is_good_on_its_own_topic_only():
         "",
     ):
         assert reason(good, topic=topic) == "bad_signature"
-    assert verifier.open(good, topic=NODE_TOPIC) == COMMAND
+    assert verifier.open(good, topic=NODE_TOPIC)[0] == COMMAND
 
 
 def test_a_key_that_nobody_named_does_not_count():
@@ -104,7 +104,10 @@ def test_two_keys_that_share_an_id_both_count():
         pytest.fail("no two keys share an id")
     both = Verifier([one.public_key, other.public_key])
     for key in (one, other):
-        assert both.open(key.sign(COMMAND, topic=NODE_TOPIC), topic=NODE_TOPIC) == COMMAND
+        assert both.open(key.sign(COMMAND, topic=NODE_TOPIC), topic=NODE_TOPIC) == (
+            COMMAND,
+            key.public_key,
+        )
     assert reason(other.sign(COMMAND, topic=NODE_TOPIC), by=Verifier([one.public_key])) == (
         "bad_signature"
     )
@@ -170,7 +173,7 @@ def test_a_tagged_envelope_is_none():
 
 def test_the_size_is_looked_at_first():
     assert reason(good, max_bytes=len(good) - 1) == "shape"
-    assert verifier.open(good, topic=NODE_TOPIC, max_bytes=len(good)) == COMMAND
+    assert verifier.open(good, topic=NODE_TOPIC, max_bytes=len(good))[0] == COMMAND
 
 
 def test_what_is_too_large_when_signed_is_not_signed():
@@ -187,7 +190,7 @@ def test_any_bytes_end_in_one_error(data):
 
 @given(st.binary(max_size=300), st.text(max_size=60).filter(lambda text: text.isprintable()))
 def test_what_was_signed_is_opened(payload, topic):
-    assert verifier.open(signer.sign(payload, topic=topic), topic=topic) == payload
+    assert verifier.open(signer.sign(payload, topic=topic), topic=topic) == (payload, PUBLIC_KEY)
 
 
 def test_a_key_goes_to_text_and_back():

@@ -42,6 +42,9 @@ EXAMPLES = {
     "infer reply": m.InferReply(ID, "n2", RELEASE, [m.Answer("7", 0.5)]),
     "manifest": m.Manifest("digits", "1.0.0", [m.FileEntry("model.onnx", 3, RELEASE)]),
     "receipt": m.Receipt(bytes(range(16))),
+    "policy": m.Policy(
+        2, 7, [m.Mandate(RELEASE, "ops", ["device.*"], ["oven"], True, 99)], [RELEASE], ["*"], ["x"]
+    ),
 }
 
 # What these messages have looked like on the wire since their first version. A change here means that
@@ -60,6 +63,7 @@ GOLDEN = {
     "infer reply": "860b480001020304050607626e325820111111111111111111111111111111111111111111111111111111111111111181826137fb3fe000000000000060",
     "manifest": "840c6664696769747365312e302e3081836a6d6f64656c2e6f6e6e780358201111111111111111111111111111111111111111111111111111111111111111",
     "receipt": "820d50000102030405060708090a0b0c0d0e0f",
+    "policy": "870e0207818658201111111111111111111111111111111111111111111111111111111111111111636f707381686465766963652e2a81646f76656ef51863815820111111111111111111111111111111111111111111111111111111111111111181612a816178",
 }
 
 
