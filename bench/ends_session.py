@@ -136,10 +136,10 @@ async def node(task: Task, *, is_durable: bool, is_signed: bool, transport: str)
 
 
 def _opened(inbound: Inbound, trust: Trust) -> Command:
-    payload = trust.open(inbound.payload, topic=inbound.topic)
-    if payload is None:
+    opened = trust.open(inbound.payload, topic=inbound.topic)
+    if opened is None:
         raise BenchError("a command without the hub's signature")
-    return messages.decode_as(payload, Command)
+    return messages.decode_as(opened[0], Command)
 
 
 @asynccontextmanager

@@ -35,8 +35,10 @@ from shoal_fleet.errors import ConfigError, ListenError, StateError
 from shoal_fleet.inbox import Inbox, Parts
 from shoal_fleet.issuer import Issuer, load_signer
 from shoal_fleet.json_door import JsonDoor
+from shoal_fleet.mandates import Mandates
 from shoal_fleet.needs import Needs
 from shoal_fleet.orders import Orders
+from shoal_fleet.policies import Policies
 from shoal_fleet.publisher import Publisher
 from shoal_fleet.readings import Readings
 from shoal_fleet.receipts import Receipts
@@ -106,6 +108,7 @@ async def running(config: FleetConfig, state_dir: Path) -> AsyncIterator[tuple[C
                     "alarms": controller.alarms.watch,
                     "webhook": controller.alarms.deliver,
                     "mirror": controller.door.mirror.run,
+                    "policies": controller.policies.run,
                 }.items()
             ]
             serving = tasks.create_task(server.serve(sockets=[listener]), name="controller.api")
@@ -191,6 +194,12 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
         wake=blobs_wanted,
         retained_bytes_max=config.retained_bytes_max,
     )
+    orders = Orders(database, session, outbox, topics, issuer=issuer)
+    mandates = await Mandates.load(database, issuer)
+    policies = Policies(
+        database, topics, book=mandates, registry=registry, orders=orders, issuer=issuer
+    )
+    mandates.on_change = policies.wake
     controller = Controller(
         config=config,
         version=version("shoal"),
@@ -206,7 +215,7 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
             is_listening=lambda: session.connected,
         ),
         issuer=issuer,
-        orders=Orders(database, session, outbox, topics, issuer=issuer),
+        orders=orders,
         commands=Commands(database, session, outbox, topics, issuer=issuer),
         readings=Readings(readings_file, kept=config.readings_kept),
         receipts=Receipts(session, topics, issuer=issuer),
@@ -216,8 +225,10 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
         publisher=publisher,
         rollouts=rollouts,
         rollout_views=RolloutViews(database, registry=registry, releases=releases, deltas=deltas),
+        mandates=mandates,
+        policies=policies,
     )
-    await controller.orders.recover()
+    await orders.recover()
     await door.open(
         database,
         session,
@@ -236,6 +247,7 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
             publisher=publisher,
             wanted=wanted,
             mirror=door.mirror,
+            policies=policies,
         )
     )
     return controller

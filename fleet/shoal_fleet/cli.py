@@ -10,7 +10,8 @@ import typer
 from shoal_contract.errors import ContractError
 from shoal_contract.exits import Exit
 from shoal_fleet import cli_commands, cli_decode, cli_demo, cli_nodes
-from shoal_fleet.cli_keys import key_app
+from shoal_fleet.cli_keys import key_app, sign
+from shoal_fleet.cli_mandates import mandate_app
 from shoal_fleet.cli_output import AsJson, Target, print_json, printable, target
 from shoal_fleet.cli_releases import release_app
 from shoal_fleet.cli_rollouts import rollout_app
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.add_typer(cli_nodes.nodes_app, name="nodes")
 app.add_typer(cli_nodes.readings_app, name="readings")
 app.add_typer(key_app, name="key")
+app.add_typer(mandate_app, name="mandate")
 app.add_typer(release_app, name="release")
 app.add_typer(rollout_app, name="rollout")
 app.command(epilog="Example: shoal want press-4 digits=digits@1.0.0")(cli_nodes.want)
@@ -38,6 +40,7 @@ app.command(epilog="Example: shoal ops press-4")(cli_commands.ops)
 app.command(epilog="Example: shoal logs press-4 -n 20")(cli_commands.logs)
 app.command(epilog="Example: shoal bundle press-4 -o press-4.tar.gz")(cli_commands.bundle)
 app.command(epilog="Example: shoal history press-4")(cli_commands.history)
+app.command(epilog="Example: shoal sign press-4 ping --key alice.key > ping.bin")(sign)
 app.command(epilog="Example: shoal decode 8202483132333435363738")(cli_decode.decode)
 app.command(epilog="Example: shoal demo --nodes 5 --json")(cli_demo.demo)
 

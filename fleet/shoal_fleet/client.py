@@ -90,6 +90,10 @@ class FleetClient:
         """PATCH a JSON body."""
         return self._ask("PATCH", path, json=body, timeout=TIMEOUT_S)
 
+    def delete(self, path: str) -> Any:
+        """DELETE."""
+        return self._ask("DELETE", path, timeout=TIMEOUT_S)
+
     def upload(self, path: str, pieces: Iterable[bytes]) -> Any:
         """POST bytes as they come."""
         return self._ask("POST", path, content=pieces, timeout=LONG_TIMEOUT_S)

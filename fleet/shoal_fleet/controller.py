@@ -16,8 +16,10 @@ from shoal_fleet.errors import RequestError
 from shoal_fleet.inbox import Inbox
 from shoal_fleet.issuer import Issuer
 from shoal_fleet.json_door import JsonDoor
+from shoal_fleet.mandates import Mandates
 from shoal_fleet.orders import Orders
 from shoal_fleet.plain import plain
+from shoal_fleet.policies import Policies
 from shoal_fleet.publisher import Publisher
 from shoal_fleet.readings import Readings
 from shoal_fleet.receipts import Receipts
@@ -52,6 +54,8 @@ class Controller:
     publisher: Publisher
     rollouts: Rollouts
     rollout_views: RolloutViews
+    mandates: Mandates
+    policies: Policies
 
     async def node(self, name: str) -> dict[str, Any]:
         """A node with what it is to run.
@@ -77,6 +81,7 @@ class Controller:
         node = await self.registry.label(name, changes)
         if node.labels.get(GROUP_LABEL) != before:
             await self.wanted.regroup(name)
+            self.policies.wake()
         return node
 
     def members(self, group: str) -> list[str]:

@@ -35,7 +35,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from shoal_fleet.errors import StateError
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 BUSY_TIMEOUT_S: Final = 10.0
 POOL_TIMEOUT_S: Final = 30.0
 """How long a read or write waits for one of the connections to the file."""
@@ -196,6 +196,39 @@ class DecisionRow(FleetBase):
     rollout: Mapped[int] = mapped_column(ForeignKey("rollouts.id"), index=True)
     at_ms: Mapped[int]
     text: Mapped[str]
+
+
+class MandateRow(FleetBase):
+    """A key that may command nodes, or might once: of a revoked one the row stays."""
+
+    __tablename__ = "mandates"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    ops: Mapped[list[str]] = mapped_column(JSON)
+    groups: Mapped[list[str]] = mapped_column(JSON)
+    may_delegate: Mapped[bool]
+    until_ms: Mapped[int]
+    made_ms: Mapped[int]
+    revoked_ms: Mapped[int | None]
+
+
+class SurfaceRow(FleetBase):
+    """What may run on the nodes of a group at all; `approved` NULL: everything that is not denied."""
+
+    __tablename__ = "surfaces"
+    group: Mapped[str] = mapped_column(primary_key=True)
+    approved: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    denied: Mapped[list[str]] = mapped_column(JSON)
+
+
+class PolicyRow(FleetBase):
+    """The newest policy of a node: its version, what it says, and the command that carries it."""
+
+    __tablename__ = "policies"
+    node: Mapped[str] = mapped_column(ForeignKey("nodes.name"), primary_key=True)
+    version: Mapped[int]
+    content: Mapped[bytes] = mapped_column(LargeBinary)
+    command: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 class ReadingsBase(DeclarativeBase):

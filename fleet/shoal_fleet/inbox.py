@@ -28,6 +28,7 @@ from shoal_fleet.commands import Commands
 from shoal_fleet.errors import StateError
 from shoal_fleet.json_door_mirror import DoorMirror
 from shoal_fleet.orders import Orders
+from shoal_fleet.policies import Policies
 from shoal_fleet.publisher import Publisher
 from shoal_fleet.readings import Readings
 from shoal_fleet.receipts import Receipts
@@ -54,6 +55,7 @@ class Parts:
     publisher: Publisher
     wanted: WantedStates
     mirror: DoorMirror
+    policies: Policies
 
 
 class Inbox:
@@ -142,6 +144,7 @@ async def _hand_over(parts: Parts, node: str, channel: Channel, message: Message
             await parts.registry.presence(node, message)
             if message.online:
                 await parts.orders.hurry(node)
+                parts.policies.wake()
             await parts.rollouts.observe(node)
         case Channel.STATE, Reported():
             await parts.registry.reported(node, message)

@@ -46,13 +46,23 @@ def load_signer(state_dir: Path) -> Signer:
         StateError: the file cannot be read or written, is no key, or others may read it.
     """
     path = state_dir / KEY_FILE
+    return read_key(path) if path.exists() else make_signer(path)
+
+
+def make_signer(path: Path) -> Signer:
+    """A new key in a new file, readable by its owner only.
+
+    Raises:
+        StateError: there is such a file already, or it cannot be written.
+    """
+    if path.exists():
+        raise StateError(f"{path}: there is a file already")
+    text = envelope.key_text(secrets.token_bytes(envelope.KEY_BYTES))
     try:
-        if not path.exists():
-            text = envelope.key_text(secrets.token_bytes(envelope.KEY_BYTES))
-            write_durably(path, text.encode() + b"\n", mode=0o600)
+        write_durably(path, text.encode() + b"\n", mode=0o600)
     except OSError as exc:
         raise StateError(f"{path}: {os.strerror(exc.errno or 0)}") from exc
-    return _read(path)
+    return read_key(path)
 
 
 def read_signer(state_dir: Path) -> Signer:
@@ -64,10 +74,15 @@ def read_signer(state_dir: Path) -> Signer:
     path = state_dir / KEY_FILE
     if not path.exists():
         raise StateError(f"{path}: there is no key yet; `shoal serve` makes it")
-    return _read(path)
+    return read_key(path)
 
 
-def _read(path: Path) -> Signer:
+def read_key(path: Path) -> Signer:
+    """The key in a file.
+
+    Raises:
+        StateError: it cannot be read, is no key, or others may read it.
+    """
     try:
         if path.stat().st_mode & 0o077:
             raise StateError(f"{path}: others may read it; chmod 600 {path}")

@@ -52,7 +52,7 @@ def verifier(site):
 def opened(site, heard):
     """What was said, by topic; every signature is checked against its topic."""
     by = verifier(site)
-    return [(topic, messages.decode(by.open(data, topic=topic))) for topic, data in heard]
+    return [(topic, messages.decode(by.open(data, topic=topic)[0])) for topic, data in heard]
 
 
 def test_the_key_is_made_at_the_first_start_and_kept(tmp_path):

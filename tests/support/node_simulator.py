@@ -36,6 +36,7 @@ from shoal_contract.messages import (
     ModelState,
     ModelWanted,
     Phase,
+    Policy,
     Presence,
     Reading,
     Receipt,
@@ -69,6 +70,7 @@ class NodeSimulator:
         lose_chunks: so many chunks get lost on the way in.
         trusts: whose signature it asks for on commands; None: it takes them signed or not.
         refused: messages that had none.
+        policies: those it took.
     """
 
     def __init__(self, name: str, session: Session, topics: Topics) -> None:
@@ -89,6 +91,7 @@ class NodeSimulator:
         self.board = "Raspberry Pi 4"
         self.trusts: Verifier | None = None
         self.refused = 0
+        self.policies: list[Policy] = []
         self.groups: set[str] = set()
         self._updates: asyncio.Queue[Wanted] = asyncio.Queue()
         self._started_ms = now_ms()
@@ -196,7 +199,7 @@ class NodeSimulator:
         payload = inbound.payload
         if self.trusts is not None:
             try:
-                payload = self.trusts.open(payload, topic=inbound.topic)
+                payload, _ = self.trusts.open(payload, topic=inbound.topic)
             except EnvelopeError:
                 self.refused += 1
                 return
@@ -241,6 +244,14 @@ class NodeSimulator:
             case "logs.tail":
                 lines = [f"line {number}" for number in range(message.args["lines"])]
                 await self.answer(message.id, State.SUCCEEDED, result={"lines": lines})
+            case "trust.policy" if self.trusts is None:
+                reason = "this node has no [trust] command_keys"
+                await self.answer(message.id, State.FAILED, reason=reason)
+            case "trust.policy":
+                topic = self.topics.commands(self.name)
+                document, _ = self.trusts.open(message.args["document"], topic=topic)
+                self.policies.append(messages.decode_as(document, Policy))
+                await self.answer(message.id, State.SUCCEEDED)
             case "fail":
                 await self.answer(message.id, State.FAILED, reason="the valve is stuck")
             case _:
