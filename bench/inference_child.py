@@ -83,7 +83,7 @@ async def engine(requests: int, *, callers: int) -> Tally:
                     tally.sent += 1
                     started = time.perf_counter()
                     try:
-                        served = await serving.infer(MODEL, [item], deadline_s=DEADLINE_S)
+                        served = await serving.classify(MODEL, [item], deadline_s=DEADLINE_S)
                     except InferenceError:
                         continue
                     tally.latencies_s.append(time.perf_counter() - started)

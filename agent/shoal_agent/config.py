@@ -48,7 +48,7 @@ class MetricsTable(toml.Table, frozen=True, kw_only=True):
 class InferenceTable(toml.Table, frozen=True, kw_only=True):
     """[inference]: limits of the engine."""
 
-    queue_limit: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
+    queue_limit: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 256
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
 
 

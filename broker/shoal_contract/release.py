@@ -1,6 +1,7 @@
 """A model release: `release.toml` (what the model is) and its manifest (what the files are).
 
-A release directory holds release.toml, the model file and the golden file. The manifest lists them
+A release says either what one item is and how the output is read ([input], [output]: what devices send), or which
+tensors go in and come out ([[inputs]], [[outputs]]). A release directory holds release.toml, the model file and the golden file. The manifest lists them
 by sha256; its own sha256 is the release's id.
 """
 
@@ -17,6 +18,7 @@ from shoal_contract.errors import DecodeError, FileFormatError
 
 SPEC_FILE: Final = "release.toml"
 MAX_FILE_BYTES: Final = 512 * 1024 * 1024
+MAX_TENSORS: Final = 64
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _VERSION = re.compile(r"(0|[1-9]\d{0,5})\.(0|[1-9]\d{0,5})\.(0|[1-9]\d{0,5})")
@@ -25,6 +27,16 @@ Shape = Annotated[
     list[Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]], msgspec.Meta(min_length=1, max_length=6)
 ]
 Encoding = Literal["u5", "u8", "f32"]
+FREE: Final = -1
+"""A dimension that differs from request to request, such as the length of a text."""
+
+Dtype = Literal[
+    "bool", "uint8", "int8", "uint16", "int16", "float16",
+    "uint32", "int32", "float32", "uint64", "int64", "float64",
+]  # fmt: skip
+FreeShape = Annotated[
+    list[Annotated[int, msgspec.Meta(ge=-1, le=1 << 20)]], msgspec.Meta(max_length=7)
+]
 
 
 class ModelTable(toml.Table, frozen=True, kw_only=True):
@@ -76,8 +88,27 @@ class OutputTable(toml.Table, frozen=True, kw_only=True):
     units: str
 
 
+class TensorTable(toml.Table, frozen=True, kw_only=True):
+    """[[outputs]]: a tensor. `shape` is without the batch dimension; -1: a free one."""
+
+    name: str
+    dtype: Dtype
+    shape: FreeShape
+    units: str = ""
+
+
+class InputTensorTable(TensorTable, frozen=True, kw_only=True):
+    """[[inputs]]: a tensor; rows whose free dimensions differ run together only with `pad`: what fills them up."""
+
+    pad: int | None = None
+
+
 class GoldenTable(toml.Table, frozen=True, kw_only=True):
-    """[golden]: inputs (uint8 [n, item_bytes]) with expected outputs (float32 [n, *shape])."""
+    """[golden]: inputs with expected outputs, and how far a value may be off.
+
+    With [input]: arrays `inputs` (uint8 [n, item_bytes]) and `outputs` (float32 [n, *shape]). With [[inputs]]: one
+    array a tensor, `inputs.NAME` and `outputs.NAME`.
+    """
 
     file: str
     tolerance: Annotated[float, msgspec.Meta(ge=0)]
@@ -92,14 +123,20 @@ class QualityTable(toml.Table, frozen=True, kw_only=True):
 
 
 class ReleaseSpec(toml.Table, frozen=True, kw_only=True):
-    """The whole of release.toml."""
+    """The whole of release.toml: [input] and [output], or [[inputs]] and [[outputs]].
+
+    `batch`: every tensor of the model has a batch dimension in front. Without it each request runs alone.
+    """
 
     name: str
     version: str
     description: str = ""
+    batch: bool = True
     model: ModelTable
-    input: InputTable
-    output: OutputTable
+    input: InputTable | None = None
+    output: OutputTable | None = None
+    inputs: tuple[InputTensorTable, ...] = ()
+    outputs: tuple[TensorTable, ...] = ()
     golden: GoldenTable
     quality: QualityTable
 
@@ -107,6 +144,22 @@ class ReleaseSpec(toml.Table, frozen=True, kw_only=True):
     def files(self) -> tuple[str, str, str]:
         """The names of the release's files."""
         return (SPEC_FILE, self.model.file, self.golden.file)
+
+    @property
+    def items(self) -> tuple[InputTable, OutputTable] | None:
+        """How items are encoded and outputs read; None for a release of plain tensors."""
+        return (self.input, self.output) if self.input and self.output else None
+
+    @property
+    def tensors(self) -> tuple[tuple[TensorTable, ...], tuple[TensorTable, ...]]:
+        """What the model takes and gives, of a release of items too."""
+        if self.items is None:
+            return self.inputs, self.outputs
+        one, other = (
+            TensorTable(name=table.name, dtype=table.dtype, shape=table.shape, units=table.units)
+            for table in self.items
+        )
+        return (one,), (other,)
 
 
 def parse_spec(data: bytes, *, source: str = SPEC_FILE) -> ReleaseSpec:
@@ -125,11 +178,33 @@ def parse_spec(data: bytes, *, source: str = SPEC_FILE) -> ReleaseSpec:
             raise FileFormatError(f"{source}: {name!r} is not a plain file name")
     if spec.model.file == spec.golden.file:
         raise FileFormatError(f"{source}: model and golden file are the same")
-    if len(spec.output.labels) != math.prod(spec.output.shape):
-        raise FileFormatError(
-            f"{source}: [output] has {len(spec.output.labels)} labels for shape {spec.output.shape}"
-        )
+    _check_tensors(spec, source)
     return spec
+
+
+def _check_tensors(spec: ReleaseSpec, source: str) -> None:
+    if spec.items is None:
+        if spec.input or spec.output or not (spec.inputs and spec.outputs):
+            raise FileFormatError(
+                f"{source}: [input] and [output] are needed, or [[inputs]] and [[outputs]]"
+            )
+    elif spec.inputs or spec.outputs or not spec.batch:
+        raise FileFormatError(
+            f"{source}: [input] and [output] go without [[inputs]], [[outputs]] and batch = false"
+        )
+    for tables in (spec.inputs, spec.outputs):
+        names = [table.name for table in tables]
+        if len(set(names)) != len(names) or len(names) > MAX_TENSORS or not all(names):
+            raise FileFormatError(
+                f"{source}: names of tensors must be distinct, at most {MAX_TENSORS}"
+            )
+        if any(0 in table.shape for table in tables):
+            raise FileFormatError(f"{source}: a dimension is 1 or more, or -1: any")
+    output = spec.output
+    if output is not None and len(output.labels) != math.prod(output.shape):
+        raise FileFormatError(
+            f"{source}: [output] has {len(output.labels)} labels for shape {output.shape}"
+        )
 
 
 def version_key(version: str) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime
 
-from shoal_contract.release import SPEC_FILE, InputTable, ReleaseSpec
+from shoal_contract.release import FREE, SPEC_FILE, InputTable, ReleaseSpec, TensorTable
 from shoal_fleet.errors import ReleaseError
 from shoal_fleet.release_directory import read_spec
 
@@ -22,7 +22,22 @@ MEMORY_BYTES: Final = 8 << 30
 MAX_GOLDEN_BYTES: Final = 256 << 20
 U5_BITS: Final = 5
 
-_NUMPY_TYPES: Final = {"tensor(float)": "float32"}
+Array = np.ndarray[Any, Any]
+
+_NUMPY_TYPES: Final = {
+    "tensor(bool)": "bool",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(uint16)": "uint16",
+    "tensor(int16)": "int16",
+    "tensor(float16)": "float16",
+    "tensor(uint32)": "uint32",
+    "tensor(int32)": "int32",
+    "tensor(float)": "float32",
+    "tensor(uint64)": "uint64",
+    "tensor(int64)": "int64",
+    "tensor(double)": "float64",
+}
 
 
 def main(argv: list[str]) -> int:
@@ -56,7 +71,7 @@ def check_directory(directory: Path) -> dict[str, Any]:
             f"{spec.model.file}: the golden outputs differ by {deviation:.4g},"
             f" more than the tolerance {spec.golden.tolerance:g}"
         )
-    return {"golden_items": len(inputs), "deviation": deviation}
+    return {"golden_items": len(next(iter(expected.values()))), "deviation": deviation}
 
 
 def decode_items(table: InputTable, items: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
@@ -89,72 +104,127 @@ def _load(spec: ReleaseSpec, directory: Path) -> Any:
 
 
 def _check_signature(spec: ReleaseSpec, session: Any) -> None:
-    for kind, table, found in (
-        ("input", spec.input, session.get_inputs()),
-        ("output", spec.output, session.get_outputs()),
+    inputs, outputs = spec.tensors
+    for kind, tables, found in (
+        ("input", inputs, session.get_inputs()),
+        ("output", outputs, session.get_outputs()),
     ):
-        if [arg.name for arg in found] != [table.name]:
+        by_name = {arg.name: arg for arg in found}
+        if by_name.keys() != {table.name for table in tables}:
             names = ", ".join(repr(arg.name) for arg in found)
-            raise ReleaseError(
-                f"{spec.model.file}: its {kind} is {names or 'none'}, not {table.name!r}"
-            )
-        (arg,) = found
-        if _NUMPY_TYPES.get(arg.type) != table.dtype:
-            raise ReleaseError(f"{spec.model.file}: {kind} {arg.name!r} is a {arg.type}")
-        if arg.shape[1:] != table.shape:
-            raise ReleaseError(
-                f"{spec.model.file}: {kind} {arg.name!r} has shape {arg.shape[1:]} an item,"
-                f" {SPEC_FILE} says {table.shape}"
-            )
+            wanted = ", ".join(repr(table.name) for table in tables)
+            raise ReleaseError(f"{spec.model.file}: its {kind} is {names or 'none'}, not {wanted}")
+        for table in tables:
+            _check_tensor(spec, kind, by_name[table.name], table)
 
 
-def _golden(
-    spec: ReleaseSpec, directory: Path
-) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
+def _check_tensor(spec: ReleaseSpec, kind: str, arg: Any, table: TensorTable) -> None:
+    if _NUMPY_TYPES.get(arg.type) != table.dtype:
+        raise ReleaseError(f"{spec.model.file}: {kind} {arg.name!r} is a {arg.type}")
+    shape = arg.shape[1:] if spec.batch else arg.shape
+    fits = len(shape) == len(table.shape) and all(
+        said in {FREE, size} or (spec.items is None and not isinstance(size, int))
+        for size, said in zip(shape, table.shape, strict=True)
+    )
+    if not fits:
+        raise ReleaseError(
+            f"{spec.model.file}: {kind} {arg.name!r} has shape {shape} an item,"
+            f" {SPEC_FILE} says {table.shape}"
+        )
+
+
+def _golden(spec: ReleaseSpec, directory: Path) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Inputs as the model takes them and the outputs expected, by name, one a row."""
     path = directory / spec.golden.file
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > MAX_GOLDEN_BYTES:
                 raise ReleaseError(f"{spec.golden.file}: unpacks to more than {MAX_GOLDEN_BYTES} B")
         with np.load(path, allow_pickle=False) as arrays:
-            inputs, outputs = arrays["inputs"], arrays["outputs"]
+            found = _named(spec, arrays)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as exc:
         raise ReleaseError(
             f"{spec.golden.file}: is not an .npz with inputs and outputs: {_one_line(exc)}"
         ) from exc
-    count = len(inputs) if inputs.ndim else 0
-    if not count or inputs.dtype != np.uint8 or inputs.shape != (count, spec.input.item_bytes):
-        raise ReleaseError(
-            f"{spec.golden.file}: inputs are {inputs.dtype} {list(inputs.shape)},"
-            f" not uint8 [n, {spec.input.item_bytes}]"
+    first = next(iter(found.values()))
+    count = len(first) if first.ndim else 0
+    for (what, name), (dtype, shape) in _promised(spec, count).items():
+        array = found[what, name]
+        wrong = len(array.shape) != len(shape) or any(
+            b not in {FREE, a} for a, b in zip(array.shape, shape, strict=True)
         )
-    if outputs.dtype != np.float32 or outputs.shape != (count, *spec.output.shape):
-        raise ReleaseError(
-            f"{spec.golden.file}: outputs are {outputs.dtype} {list(outputs.shape)},"
-            f" not float32 {[count, *spec.output.shape]}"
-        )
+        if not count or array.dtype != dtype or wrong:
+            raise ReleaseError(
+                f"{spec.golden.file}: {what} are {array.dtype} {list(array.shape)},"
+                f" not {dtype} [{', '.join(map(str, ['n', *shape[1:]]))}]"
+            )
+    inputs = {name: array for (what, name), array in found.items() if what == "inputs"}
+    outputs = {name: array for (what, name), array in found.items() if what == "outputs"}
+    if spec.items is not None:
+        table, _ = spec.items
+        inputs = {table.name: decode_items(table, inputs[table.name])}
     return inputs, outputs
 
 
+def _named(spec: ReleaseSpec, arrays: Any) -> dict[tuple[str, str], Array]:
+    inputs, outputs = spec.tensors
+    if spec.items is not None:
+        return {
+            ("inputs", inputs[0].name): arrays["inputs"],
+            ("outputs", outputs[0].name): arrays["outputs"],
+        }
+    return {
+        (what, table.name): arrays[f"{what}.{table.name}"]
+        for what, tables in (("inputs", inputs), ("outputs", outputs))
+        for table in tables
+    }
+
+
+def _promised(spec: ReleaseSpec, count: int) -> dict[tuple[str, str], tuple[str, list[int]]]:
+    inputs, outputs = spec.tensors
+    promised: dict[tuple[str, str], tuple[str, list[int]]] = {
+        (what, table.name): (table.dtype, [count, *table.shape])
+        for what, tables in (("inputs", inputs), ("outputs", outputs))
+        for table in tables
+    }
+    if spec.items is not None:
+        table = spec.items[0]
+        promised["inputs", table.name] = ("uint8", [count, table.item_bytes])
+    return promised
+
+
 def _deviation(
-    spec: ReleaseSpec,
-    session: Any,
-    inputs: "np.ndarray[Any, Any]",
-    expected: "np.ndarray[Any, Any]",
+    spec: ReleaseSpec, session: Any, inputs: dict[str, Array], expected: dict[str, Array]
 ) -> float:
-    items = decode_items(spec.input, inputs)
-    fixed_batch = session.get_inputs()[0].shape[0]
-    batch = fixed_batch if isinstance(fixed_batch, int) else len(items)
-    if len(items) % batch:
-        raise ReleaseError(f"{spec.model.file}: takes {batch} items at once, not {len(items)}")
-    try:
-        outputs = [
-            session.run([spec.output.name], {spec.input.name: items[start : start + batch]})[0]
-            for start in range(0, len(items), batch)
-        ]
-    except Exception as exc:
-        raise ReleaseError(f"{spec.model.file}: fails on golden inputs: {_one_line(exc)}") from exc
-    return float(np.abs(np.concatenate(outputs) - expected).max())
+    count = len(next(iter(inputs.values())))
+    fixed_batch = session.get_inputs()[0].shape[0] if spec.batch else 1
+    batch = fixed_batch if isinstance(fixed_batch, int) else count
+    if count % batch:
+        raise ReleaseError(f"{spec.model.file}: takes {batch} items at once, not {count}")
+    names = list(expected)
+    deviation = 0.0
+    for start in range(0, count, batch):
+        feed = {name: array[start : start + batch] for name, array in inputs.items()}
+        if not spec.batch:
+            feed = {name: array[0] for name, array in feed.items()}
+        try:
+            outputs = session.run(names, feed)
+        except Exception as exc:
+            raise ReleaseError(
+                f"{spec.model.file}: fails on golden inputs: {_one_line(exc)}"
+            ) from exc
+        for name, output in zip(names, outputs, strict=True):
+            wanted = expected[name][start : start + batch]
+            got = output if spec.batch else output[None]
+            if got.shape != wanted.shape:
+                raise ReleaseError(
+                    f"{spec.model.file}: output {name!r} has shape {list(got.shape)},"
+                    f" not {list(wanted.shape)}"
+                )
+            error = np.abs(got.astype(np.float64) - wanted.astype(np.float64)).max(initial=0.0)
+            # A NaN has to be seen: it is larger than every tolerance.
+            deviation = max(deviation, float("inf") if np.isnan(error) else float(error))
+    return deviation
 
 
 def _one_line(exc: Exception) -> str:

@@ -221,7 +221,7 @@ async def test_a_release_with_wrong_golden_outputs_is_refused_and_the_old_one_se
         assert state.target == bad.id
         assert "golden" in state.reason
         item = tiny_release.item()
-        served = await engine.infer("tiny", [item], deadline_s=5)
+        served = await engine.classify("tiny", [item], deadline_s=5)
         assert served.release == good.id
         assert served.answers[0].label == tiny_release.expected_label(item, 1)
         # It is not tried again, whatever else happens ...

@@ -102,3 +102,74 @@ def test_a_manifest_whose_names_could_do_harm_is_refused(names):
 
 def test_versions_are_ordered_by_number():
     assert release.version_key("1.10.0") > release.version_key("1.9.9")
+
+
+TENSORS = """
+name = "pair"
+version = "1.0.0"
+[model]
+file = "model.onnx"
+[[inputs]]
+name = "ids"
+dtype = "int64"
+shape = [-1]
+pad = 0
+[[inputs]]
+name = "mask"
+dtype = "bool"
+shape = [-1]
+[[outputs]]
+name = "embedding"
+dtype = "float32"
+shape = [384]
+[[outputs]]
+name = "score"
+dtype = "float32"
+shape = []
+units = "1"
+[golden]
+file = "golden.npz"
+tolerance = 0.05
+[quality]
+metric = "cosine"
+value = 0.99
+evaluated_on = "sentences"
+"""
+
+
+def test_a_release_of_tensors_has_as_many_as_it_likes():
+    spec = release.parse_spec(TENSORS.encode())
+    assert spec.items is None
+    _, outputs = spec.tensors
+    assert [(t.name, t.dtype, t.shape, t.pad) for t in spec.inputs] == [
+        ("ids", "int64", [-1], 0),
+        ("mask", "bool", [-1], None),
+    ]
+    assert [t.shape for t in outputs] == [[384], []]
+
+
+def test_a_release_of_items_says_its_tensors_too():
+    spec = release.parse_spec(GOOD.encode())
+    assert spec.items == (spec.input, spec.output)
+    ((image,), (logits,)) = spec.tensors
+    assert (image.name, image.dtype, image.shape) == ("image", "float32", [1, 8, 8])
+    assert (logits.name, logits.shape, spec.batch) == ("logits", [2], True)
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new", "says"),
+    [
+        (TENSORS, '"mask"', '"ids"', "must be distinct"),
+        (TENSORS, '"mask"', '""', "must be distinct"),
+        (TENSORS, '"int64"', '"string"', "inputs"),
+        (TENSORS, "shape = [384]", "shape = [0]", "1 or more, or -1"),
+        (TENSORS, "shape = [384]", "shape = [-2]", "outputs"),
+        (TENSORS, "[[outputs]]", "[[inputs]]", r"\[\[inputs\]\] and \[\[outputs\]\]"),
+        (GOOD, "[output]", "[nothing]", "unknown key"),
+        (GOOD, 'version = "1.0.0"', 'version = "1.0.0"\nbatch = false', "go without"),
+        (GOOD + '[[inputs]]\nname = "x"\ndtype = "bool"\nshape = []', "", "", "go without"),
+    ],
+)
+def test_tensors_that_cannot_be_are_refused(text, old, new, says):
+    with pytest.raises(FileFormatError, match=says):
+        release.parse_spec(text.replace(old, new).encode())

@@ -1,81 +1,180 @@
-"""What waits for one release: a bounded queue of items, most urgent first. Pure; times come in."""
+"""What waits for one release: a bounded queue, most urgent first, taken in batches of one form. Pure; times come in.
 
+A class of priority is worth AGEING_S seconds of waiting: whoever waits for so long goes before what comes now in
+the class above, so that nothing waits for ever. The order therefore never changes while something waits.
+"""
+
+import asyncio
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final
 
-from shoal_contract.messages import Answer
+from shoal_agent.inference.signature import Form
+from shoal_agent.inference.tensors import Tensor
+
+AGEING_S: Final = 0.5
+
+
+class Priority(IntEnum):
+    """The classes of requests."""
+
+    LOW = 0
+    NORMAL = 1
+    HIGH = 2
 
 
 @dataclass(slots=True, eq=False)
-class Waiting:
-    """One request's items and their results so far.
+class Request:
+    """One request: its tensors, in the order of `form.inputs`, and how far it is.
 
-    `over` is set when nobody waits for the results any more: its items are then skipped.
+    Attributes:
+        done: where the outputs are waited for.
+        retry: once, when the worker dies of it, or with it.
+        over: nobody waits for it any more: what is left of it is skipped.
+        is_running: some of it was given to a worker.
+        parts: outputs by the row where they begin.
     """
 
-    items: Sequence[bytes]
+    form: Form
+    inputs: Sequence[Tensor]
+    rows: int
     deadline: float
-    priority: int
-    retried: bool = False
+    priority: int = Priority.NORMAL
+    arrived: float = 0.0
+    done: asyncio.Future[list[Tensor]] | None = None
+    retry: bool = True
     over: bool = False
-    results: dict[int, Answer] = field(default_factory=dict)
+    is_running: bool = False
+    rows_done: int = 0
+    parts: dict[int, list[Tensor]] = field(default_factory=dict)
 
     @property
-    def is_complete(self) -> bool:
-        """Every item has its result."""
-        return len(self.results) == len(self.items)
+    def urgency(self) -> float:
+        """The lower, the sooner."""
+        return self.arrived - self.priority * AGEING_S
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Entry:
-    """One item in the queue; sorts by urgency (higher priority first), then by arrival."""
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some rows of a request: all of them, unless the request is larger than what was left of a batch."""
 
-    urgency: int
-    arrival: int
-    index: int
-    request: Waiting = field(compare=False)
+    request: Request
+    start: int
+    stop: int
 
     @property
-    def item(self) -> bytes:
-        """The encoded item."""
-        return self.request.items[self.index]
+    def rows(self) -> int:
+        """How many."""
+        return self.stop - self.start
+
+
+_Entry = tuple[float, int, int, Piece]
 
 
 class Backlog:
-    """At most `limit` items; a batch is taken whole or not at all by the one who runs it."""
+    """At most `limit` rows.
+
+    Attributes:
+        rows: how many wait.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._heap: list[Entry] = []
+        self.rows = 0
+        self._heaps: dict[Form, list[_Entry]] = {}
+        self._rows_of_class = [0] * len(Priority)
         self._arrivals = 0
+        self._returns = 0
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return self.rows
 
-    def has_room(self, items: int) -> bool:
+    def has_room(self, rows: int) -> bool:
         """Whether so many more may come; what nobody waits for any more is thrown out first."""
-        if len(self._heap) + items > self.limit:
-            self._heap = [entry for entry in self._heap if not entry.request.over]
-            heapq.heapify(self._heap)
-        return len(self._heap) + items <= self.limit
+        if self.rows + rows > self.limit:
+            self._throw_out()
+        return self.rows + rows <= self.limit
 
-    def push(self, request: Waiting) -> None:
-        """Queue every item of a request; ask `has_room` first."""
+    def push(self, request: Request) -> None:
+        """Queue a request; ask `has_room` first."""
         self._arrivals += 1
-        for index in range(len(request.items)):
-            heapq.heappush(self._heap, Entry(-request.priority, self._arrivals, index, request))
+        self._put((request.urgency, self._arrivals, 0, Piece(request, 0, request.rows)))
 
-    def take(self, limit: int, now: float) -> list[Entry]:
-        """The most urgent items, at most `limit`, of requests that are still wanted."""
-        batch: list[Entry] = []
-        while self._heap and len(batch) < limit:
-            entry = heapq.heappop(self._heap)
-            if not entry.request.over and entry.request.deadline > now:
-                batch.append(entry)
+    def take(self, limit: int, now: float) -> list[Piece]:
+        """The most urgent rows of one form, at most `limit`, of requests that are still wanted."""
+        batch: list[Piece] = []
+        heap = self._most_urgent(now)
+        # What has no batch dimension is a batch of its own.
+        room = limit if heap and heap[0][3].request.form.is_batched else 1
+        while heap and room:
+            urgency, arrival, _, piece = heapq.heappop(heap)
+            rows = piece.stop - piece.start
+            request = piece.request
+            self._count(request, -rows)
+            if request.over or request.deadline <= now:
+                continue
+            request.is_running = True
+            if rows > room:
+                rest = Piece(request, piece.start + room, piece.stop)
+                self._put((urgency, arrival, rest.start, rest))
+                piece, rows = Piece(request, piece.start, rest.start), room
+            batch.append(piece)
+            room -= rows
         return batch
 
-    def put_back(self, batch: Sequence[Entry]) -> None:
-        """Back to the places they were taken from, whatever the limit: their request was accepted."""
-        for entry in batch:
-            heapq.heappush(self._heap, entry)
+    def put_back(self, batch: Sequence[Piece]) -> None:
+        """Before what arrived later, whatever the limit: their requests were accepted."""
+        for piece in reversed(batch):
+            self._returns -= 1
+            self._put((piece.request.urgency, self._returns, piece.start, piece))
+
+    def first_class(self, now: float) -> int:
+        """The class of the most urgent request, ageing included; -1: nothing waits."""
+        if not self.rows:
+            return -1
+        urgency = min(heap[0][0] for heap in self._heaps.values() if heap)
+        return min(Priority.HIGH, max(0, int((now - urgency) / AGEING_S)))
+
+    def rows_before(self, priority: int) -> int:
+        """How many rows wait in this class and above it."""
+        return sum(self._rows_of_class[priority:])
+
+    def _most_urgent(self, now: float) -> list[_Entry]:
+        """The heap whose first entry is wanted and goes before those of the others; empty: there is none."""
+        best: list[_Entry] = []
+        for form, heap in list(self._heaps.items()):
+            while heap and (heap[0][3].request.over or heap[0][3].request.deadline <= now):
+                piece = heapq.heappop(heap)[3]
+                self._count(piece.request, -piece.rows)
+            if not heap:
+                del self._heaps[form]
+            elif not best or heap[0] < best[0]:
+                best = heap
+        return best
+
+    def _put(self, entry: _Entry) -> None:
+        piece = entry[3]
+        self._count(piece.request, piece.stop - piece.start)
+        heap = self._heaps.get(piece.request.form)
+        if heap is None:
+            heap = self._heaps[piece.request.form] = []
+        heapq.heappush(heap, entry)
+
+    def _count(self, request: Request, rows: int) -> None:
+        self.rows += rows
+        self._rows_of_class[request.priority] += rows
+
+    def _throw_out(self) -> None:
+        for form, heap in list(self._heaps.items()):
+            kept: list[_Entry] = []
+            for entry in heap:
+                if entry[3].request.over:
+                    self._count(entry[3].request, -entry[3].rows)
+                else:
+                    kept.append(entry)
+            heapq.heapify(kept)
+            self._heaps[form] = kept
+            if not kept:
+                del self._heaps[form]

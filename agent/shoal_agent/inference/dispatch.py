@@ -10,21 +10,31 @@ from typing import Final
 
 import structlog
 
-from shoal_agent.inference.backlog import Entry
+from shoal_agent.inference.backlog import Piece
+from shoal_agent.inference.batch import Batch
 from shoal_agent.inference.errors import (
+    BadInputError,
     InferenceError,
+    ModelFailedError,
     ModelRefusedError,
     NotServingError,
     WorkerLostError,
 )
+from shoal_agent.inference.fairness import Turns
 from shoal_agent.inference.limits import RestartBudget
+from shoal_agent.inference.process_worker import ProcessWorker
 from shoal_agent.inference.served import EngineStats, Release
+from shoal_agent.inference.tensors import rows
 from shoal_agent.inference.trial import LOAD_TIMEOUT_S
 from shoal_agent.inference.worker import CallRefusedError, Worker
 
 log = structlog.get_logger()
 
 RUN_TIMEOUT_S: Final = 10.0
+SHORT_BATCH_S: Final = 0.02
+"""Longer ones gain nothing by lying ready in the worker, and would keep what is urgent waiting."""
+LANES: Final = 2
+"""Batches under way: one runs, and a full one may wait for it in the worker."""
 _INSTALL_ATTEMPTS: Final = 3
 _LOAD_CRASHES: Final = 3
 """A release that the worker did not survive so often in a row is left out of the next one."""
@@ -53,7 +63,8 @@ class Dispatcher:
         self._python = python
         self._clock = asyncio.get_running_loop().time
         self.budget = RestartBudget(self._clock)
-        self._turn = 0
+        self._turns = Turns()
+        self._under_way = 0
         self._work = asyncio.Event()
         self._changed = asyncio.Event()
 
@@ -76,7 +87,7 @@ class Dispatcher:
                 self._stats.worker_restarts += 1
             try:
                 lost = False
-                async with Worker.open(python=self._python, on_lost=self.wake) as worker:
+                async with ProcessWorker.open(python=self._python, on_lost=self.wake) as worker:
                     await self._reload(worker)
                     self.worker, self.halted = worker, None
                     self._tell_changed()
@@ -111,7 +122,7 @@ class Dispatcher:
             raise
         else:
             release.load_crashes = 0
-            release.item_bytes = loaded.item_bytes
+            release.signature = loaded.signature
 
     async def install(self, release: Release) -> None:
         """Bring a release of `releases` into the worker that runs, which may have to start for it.
@@ -157,52 +168,105 @@ class Dispatcher:
         Raises:
             WorkerLostError: with every unanswered request back in its queue.
         """
-        while True:
-            self._work.clear()
-            if worker.lost is not None:
-                raise WorkerLostError(worker.lost)
-            await self._unload_drained(worker)
+        self._under_way = 0
+        async with asyncio.TaskGroup() as lanes:
+            for number in range(LANES):
+                lanes.create_task(self._run_lane(worker, number), name=f"engine.lane-{number}")
+        if worker.lost is not None:
+            raise WorkerLostError(worker.lost)
+
+    async def _run_lane(self, worker: Worker, number: int) -> None:
+        while worker.lost is None:
+            if number == 0:
+                await self._unload_drained(worker)
             if not self.releases:
+                self.wake()
                 return
             release, batch = self._next_batch()
-            if batch:
-                await self._run_batch(worker, release, batch)
-            else:
+            if release is None:
+                self._work.clear()
                 await self._work.wait()
+                continue
+            self._under_way += 1
+            try:
+                await self._run_batch(worker, release, batch)
+            finally:
+                self._under_way -= 1
 
-    def _next_batch(self) -> tuple[Release, list[Entry]]:
-        """The next release in turn that has something waiting, so that no model starves another."""
-        releases = list(self.releases.values())
-        for step in range(1, len(releases) + 1):
-            turn = (self._turn + step) % len(releases)
-            batch = releases[turn].backlog.take(self._max_batch, self._clock())
+    def _next_batch(self) -> tuple[Release | None, list[Piece]]:
+        """What is to run now, of whose turn it is.
+
+        While a batch runs, the next one goes to the worker only if it is full, and short: what is not yet
+        given away may still grow, and be overtaken by something urgent.
+        """
+        now = self._clock()
+        is_idle = self._under_way == 0
+        while True:
+            classes = {
+                release.id: release.backlog.first_class(now)
+                for release in self.releases.values()
+                if (release.backlog.rows if is_idle else self._is_worth_sending_ahead(release))
+            }
+            if not classes:
+                return None, []
+            release = self.releases[self._turns.next(classes)]
+            batch = release.backlog.take(self._max_batch, now)
             if batch:
-                self._turn = turn
-                return releases[turn], batch
-        return releases[0], []
+                return release, batch
 
-    async def _run_batch(self, worker: Worker, release: Release, batch: list[Entry]) -> None:
+    def _is_worth_sending_ahead(self, release: Release) -> bool:
+        return release.backlog.rows >= self._max_batch and 0 < release.batch_s <= SHORT_BATCH_S
+
+    async def _run_batch(self, worker: Worker, release: Release, batch: list[Piece]) -> None:
         started = self._clock()
+        guess_s = release.batch_s
+        self._turns.charge(release.id, guess_s)
         try:
             await self._load_into(worker, release)
-            results = await worker.run(
-                release.id, [entry.item for entry in batch], timeout_s=RUN_TIMEOUT_S
-            )
+            ran = await worker.run(release.id, _batch_of(batch), timeout_s=RUN_TIMEOUT_S)
         except WorkerLostError as exc:
             release.put_back(batch, exc)
-            raise
-        except CallRefusedError as exc:
-            for entry in batch:
-                release.fail(entry.request, InferenceError(str(exc)))
             return
-        release.settle(batch, results)
-        release.record_batch(self._clock() - started)
+        except CallRefusedError as exc:
+            self._fail(release, batch, ModelFailedError(str(exc)))
+            return
+        except (BadInputError, ModelFailedError) as exc:
+            if len(batch) == 1:
+                self._fail(release, batch, exc)
+            else:  # one of them may be at fault: the others must not pay for it
+                for piece in batch:
+                    await self._run_batch(worker, release, [piece])
+            return
+        release.settle(batch, ran.outputs)
+        took_s = self._clock() - started
+        self._turns.charge(release.id, took_s - guess_s)
+        release.record_batch(took_s)
         self._stats.batches += 1
-        self._stats.items += len(batch)
+        self._stats.items += sum(piece.stop - piece.start for piece in batch)
+
+    def _fail(self, release: Release, batch: list[Piece], error: InferenceError) -> None:
+        for piece in batch:
+            release.fail(piece.request, error)
 
     async def _unload_drained(self, worker: Worker) -> None:
-        drained = [r for r in self.releases.values() if r.retired and not r.waiters]
+        drained = [r for r in self.releases.values() if r.retired and not r.waiting]
         for release in drained:
             del self.releases[release.id]
+            self._turns.forget(release.id)
             if release.id in worker.loaded:
-                await worker.unload(release.id)
+                with contextlib.suppress(WorkerLostError):
+                    await worker.unload(release.id)
+
+
+def _batch_of(pieces: list[Piece]) -> Batch:
+    form = pieces[0].request.form
+    return Batch(
+        form,
+        sum(piece.stop - piece.start for piece in pieces),
+        [
+            [rows(piece.request.inputs[n], piece.start, piece.stop) for piece in pieces]
+            if form.is_batched
+            else [pieces[0].request.inputs[n].data]
+            for n in range(len(form.inputs))
+        ],
+    )

@@ -6,13 +6,14 @@ Knows nothing of peers (`router`), of where releases come from, or of numpy. All
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Self
 
 from shoal_agent.background import Background
-from shoal_agent.inference.backlog import Waiting
+from shoal_agent.inference.backlog import Priority, Request
+from shoal_agent.inference.deadlines import Deadlines
 from shoal_agent.inference.dispatch import Dispatcher
 from shoal_agent.inference.errors import (
     BadInputError,
@@ -21,11 +22,13 @@ from shoal_agent.inference.errors import (
     NotServingError,
     QueueFullError,
 )
-from shoal_agent.inference.served import Admission, EngineStats, Release, Served
+from shoal_agent.inference.served import Admission, EngineStats, Inferred, Release, Served
+from shoal_agent.inference.signature import Form, Signature, item_form
+from shoal_agent.inference.tensors import Tensor
 from shoal_agent.inference.trial import try_out
 from shoal_contract.messages import Answer
 
-__all__ = ["Admission", "Engine", "EngineStats", "Served"]
+__all__ = ["Admission", "Engine", "EngineStats", "Inferred", "Served"]
 
 
 class Engine:
@@ -38,14 +41,15 @@ class Engine:
     def __init__(
         self, *, queue_limit: int, max_batch: int, python: str, trial_bytes: int | None
     ) -> None:
-        loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         self.stats = EngineStats()
-        self._clock = loop.time
+        self._clock = self._loop.time
         self._queue_limit = queue_limit
         self._max_batch = max_batch
         self._python = python
         self._trial_bytes = trial_bytes
         self._dispatcher = Dispatcher(self.stats, max_batch=max_batch, python=python)
+        self._deadlines = Deadlines(self._loop, self._expire)
         self._serving: dict[str, bytes] = {}
         self._admitting = asyncio.Lock()
 
@@ -54,7 +58,7 @@ class Engine:
     async def open(
         cls,
         *,
-        queue_limit: int = 64,
+        queue_limit: int = 256,
         max_batch: int = 16,
         python: str = sys.executable,
         trial_bytes: int | None = None,
@@ -62,8 +66,8 @@ class Engine:
         """An engine that serves nothing yet; the worker starts when the first release is admitted.
 
         Args:
-            queue_limit: items that may wait for one release.
-            max_batch: items that run at once.
+            queue_limit: rows that may wait for one release.
+            max_batch: rows that run at once.
             python: the interpreter of the worker.
             trial_bytes: how much memory a new release may take in its trial; None: most of what is
                 free at that moment.
@@ -101,7 +105,7 @@ class Engine:
                     release, directory, python=self._python, memory_bytes=self._trial_bytes
                 )
                 admission = Admission.of(loaded)
-                entry = Release(release, directory, self._queue_limit, admission, loaded.item_bytes)
+                entry = Release(release, directory, self._queue_limit, admission, loaded.signature)
             else:
                 entry = Release(release, directory, self._queue_limit)
             self._dispatcher.releases[release] = entry
@@ -142,69 +146,157 @@ class Engine:
         """The id of the release that serves `model`."""
         return self._serving.get(model)
 
+    def signature(self, model: str) -> Signature | None:
+        """What `model` takes and gives; None: it does not run here."""
+        release = self._dispatcher.releases.get(self._serving.get(model, b""))
+        return release.signature if release is not None else None
+
     def models(self) -> list[str]:
         """What is served, sorted."""
         return sorted(self._serving)
 
     # ------------------------------------------------------------------ requests
     async def infer(
-        self, model: str, items: Sequence[bytes], *, deadline_s: float = 1.0, priority: int = 1
+        self,
+        model: str,
+        inputs: Mapping[str, Tensor],
+        *,
+        outputs: Sequence[str] = (),
+        priority: int = Priority.NORMAL,
+        deadline_s: float = 1.0,
+        retry: bool = True,
+    ) -> Inferred:
+        """Run a model on tensors. `by` is left empty.
+
+        Args:
+            model: its name.
+            inputs: every input of the model, by name; several rows at most the queue limit.
+            outputs: those wanted; none: all.
+            priority: of which class it is.
+            deadline_s: seconds from now.
+            retry: once more here, should the worker die of it; False for who may ask elsewhere.
+
+        Raises:
+            NotServingError: the model does not run here, or no worker can run at the moment.
+            QueueFullError: too much is waiting; says when to come again.
+            BadInputError: the tensors do not fit the model.
+            ModelFailedError: the model failed at them.
+            DeadlineError: not done in time.
+            WorkerLostError: the worker died of it twice.
+        """
+        release = self._release(model)
+        form, row_count = release.signature.form(inputs, outputs)
+        tensors = [inputs[info.name] for info in form.inputs]
+        request = self._request(form, tensors, row_count, deadline_s, priority)
+        request.retry = retry
+        results = await self._run(model, release, request)
+        return Inferred(dict(zip(form.outputs, results, strict=True)), release.id, "")
+
+    async def classify(
+        self,
+        model: str,
+        items: Sequence[bytes],
+        *,
+        priority: int = Priority.NORMAL,
+        deadline_s: float = 1.0,
+        retry: bool = True,
     ) -> Served:
         """Run a model on encoded items; one answer an item, in order. `by` is left empty.
 
         Args:
             model: its name.
             items: each as the release's [input] says; at most the queue limit.
+            priority: of which class it is.
             deadline_s: seconds from now.
-            priority: a higher one runs first.
+            retry: see `infer`.
 
         Raises:
-            NotServingError: the model does not run here, or no worker can run at the moment.
-            QueueFullError: too much is waiting; says when to come again.
-            BadInputError: the items do not fit the model.
-            DeadlineError: not done in time.
-            WorkerLostError: the worker died of it twice.
+            BadInputError: the items do not fit the model, or one gives no finite result.
+            InferenceError: as `infer`.
         """
-        release = self._accepting(model, items)
-        started = self._clock()
-        request = Waiting(items, started + deadline_s, priority)
-        release.backlog.push(request)
-        release.waiters[request] = done = asyncio.get_running_loop().create_future()
-        self.stats.requests += 1
-        self._dispatcher.wake()
-        try:
-            async with asyncio.timeout_at(request.deadline):
-                answers: list[Answer] = await done
-        except TimeoutError:
-            self.stats.expired += 1
-            raise DeadlineError(f"{model!r} was not done within {deadline_s:g} s") from None
-        finally:
-            request.over = True
-            del release.waiters[request]
-        self.stats.record_latency(self._clock() - started)
-        return Served(answers, release.id, "")
+        release = self._release(model)
+        item_bytes = release.signature.item_bytes
+        if not item_bytes:
+            raise BadInputError(f"{model!r} takes tensors, not items")
+        if not items or any(len(item) != item_bytes for item in items):
+            raise BadInputError(f"an item of {model!r} has {item_bytes} bytes; {len(items)} items")
+        data = items[0] if len(items) == 1 else b"".join(items)
+        tensor = Tensor("uint8", (len(items), item_bytes), data)
+        form = item_form(item_bytes)
+        request = self._request(form, [tensor], len(items), deadline_s, priority)
+        request.retry = retry
+        best, confidence = await self._run(model, release, request)
+        return Served(_answers(best, confidence, release.signature.labels), release.id, "")
 
-    def _accepting(self, model: str, items: Sequence[bytes]) -> Release:
+    def _release(self, model: str) -> Release:
         release = self._dispatcher.releases.get(self._serving.get(model, b""))
         if release is None:
             raise NotServingError(f"{model!r} does not run here")
         if (reason := release.broken or self._dispatcher.halted) is not None:
             raise NotServingError(f"{model!r} cannot run here: {reason}")
-        if not 1 <= len(items) <= self._queue_limit:
-            raise BadInputError(f"{len(items)} items; 1 to {self._queue_limit} are allowed")
-        if any(len(item) != release.item_bytes for item in items):
-            raise BadInputError(f"an item of {model!r} has {release.item_bytes} bytes")
-        if not release.backlog.has_room(len(items)):
+        return release
+
+    def _request(
+        self, form: Form, tensors: list[Tensor], row_count: int, deadline_s: float, priority: int
+    ) -> Request:
+        now = self._clock()
+        return Request(form, tensors, row_count, now + deadline_s, priority, now)
+
+    async def _run(self, model: str, release: Release, request: Request) -> list[Tensor]:
+        self._check_room(model, release, request)
+        request.done = self._loop.create_future()
+        release.backlog.push(request)
+        release.waiting.add(request)
+        self._deadlines.watch(request)
+        self.stats.requests += 1
+        self._dispatcher.wake()
+        try:
+            return await request.done
+        except _ExpiredError:
+            where = "was running" if request.is_running else "was still waiting"
+            raise DeadlineError(f"{model!r} {where} when its time was over") from None
+        finally:
+            request.over = True
+            release.waiting.discard(request)
+            self._deadlines.forget(request)
+            self.stats.record_latency(self._clock() - request.arrived)
+
+    def _check_room(self, model: str, release: Release, request: Request) -> None:
+        if not 1 <= request.rows <= self._queue_limit:
+            raise BadInputError(f"{request.rows} rows; 1 to {self._queue_limit} are allowed")
+        if not release.backlog.has_room(request.rows):
             self.stats.refused += 1
-            batches = len(release.backlog) / self._max_batch + 1
+            batches = release.backlog.rows / self._max_batch + 1
             raise QueueFullError(
-                f"{len(release.backlog)} items are waiting for {model!r}",
+                f"{release.backlog.rows} items are waiting for {model!r}",
                 retry_after_s=batches * max(release.batch_s, 0.001),
             )
-        return release
+
+    def _expire(self, request: Request) -> None:
+        request.over = True
+        if request.done is not None and not request.done.done():
+            self.stats.expired += 1
+            request.done.set_exception(_ExpiredError())
 
     def _retire(self, release: bytes) -> None:
         entry = self._dispatcher.releases.get(release)
         if entry is not None and release not in self._serving.values():
             entry.retired = True
             self._dispatcher.wake()
+
+
+class _ExpiredError(Exception):
+    """The deadline is over; who waits says of what."""
+
+
+def _answers(best: Tensor, confidence: Tensor, labels: Sequence[str]) -> list[Answer]:
+    answers = []
+    for label, value in zip(
+        memoryview(best.data).cast("B").cast("i"),
+        memoryview(confidence.data).cast("d"),
+        strict=True,
+    ):
+        if label < 0:
+            raise BadInputError("the model's output is not a finite number")
+        answers.append(Answer(labels[label], value))
+    return answers

@@ -9,7 +9,7 @@ class InferenceError(AgentError):
 
 # ------------------------------------------------------------------ the caller's
 class BadInputError(InferenceError):
-    """The items are not what the model takes, or give no finite result. Repeating does not help."""
+    """The input is not what the model takes, or gives no finite result. Repeating does not help."""
 
 
 class NotAdmittedError(InferenceError):
@@ -19,6 +19,10 @@ class NotAdmittedError(InferenceError):
 # ------------------------------------------------------------------ the release's
 class ModelRefusedError(InferenceError):
     """This release cannot serve here; the message says why."""
+
+
+class ModelFailedError(InferenceError):
+    """The model or its runtime failed at a request that may well be right; another node may do better."""
 
 
 # ------------------------------------------------------------------ the moment's

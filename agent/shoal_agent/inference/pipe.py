@@ -1,7 +1,8 @@
 """Messages between the engine and its worker: length-prefixed CBOR on a socket pair.
 
 Engine to worker `[call, operation, argument...]`; worker to engine `[call, verdict, value]`, where
-call 0 is the worker's greeting. Bytes and values only; neither end's reading loop stands here.
+call 0 is the worker's greeting. Tensors do not travel here: they lie in shared memory (`segment`), the messages
+say which shapes. Bytes and values only; neither end's reading loop stands here.
 """
 
 import struct
@@ -11,11 +12,18 @@ from shoal_contract import cbor
 from shoal_contract.errors import DecodeError
 
 MAX_BYTES: Final = 32 * 1024 * 1024
+MAX_FORMS: Final = 256
+"""Forms of batches that either end keeps at hand."""
 PREFIX: Final = struct.Struct(">I")
 
 GREETING: Final = 0
 OK: Final = "ok"
 REFUSED: Final = "refused"
+"""The worker is well but says no: a release breaks a promise."""
+BAD_INPUT: Final = "bad-input"
+"""This batch does not fit the model."""
+FAILED: Final = "failed"
+"""The model, or the runtime, failed at this batch."""
 
 LOAD: Final = "load"
 UNLOAD: Final = "unload"

@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from shoal_agent.errors import AgentError
-from shoal_agent.inference.engine import Engine, Served
+from shoal_agent.inference.backlog import Priority
+from shoal_agent.inference.engine import Engine, Inferred, Served
 from shoal_agent.inference.errors import (
     DeadlineError,
     InferenceError,
+    ModelFailedError,
     NobodyServesError,
     NotServingError,
     QueueFullError,
     WorkerLostError,
 )
 from shoal_agent.inference.limits import Breaker
+from shoal_agent.inference.tensors import Tensor
 from shoal_agent.peers.client import PeerClient
 from shoal_agent.peers.errors import PeerBusyError, PeerError, PeerUnreachableError
 from shoal_agent.peers.peer import Peer
@@ -85,6 +88,43 @@ class Router:
         self._breakers: dict[tuple[str, int], Breaker] = {}
 
     async def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, Tensor],
+        *,
+        outputs: Sequence[str] = (),
+        priority: int = Priority.NORMAL,
+        deadline_s: float = 1.0,
+    ) -> Inferred:
+        """Run a model on tensors, with the node that really ran it. For now that is this one.
+
+        Args:
+            model: its name.
+            inputs: every input of the model, by name.
+            outputs: those wanted; none: all.
+            priority: of which class it is.
+            deadline_s: seconds from now, for everything.
+
+        Raises:
+            BadInputError: the tensors do not fit the model.
+            DeadlineError: this node accepted it and was not done in time.
+            QueueFullError: too much is waiting; says when to come again.
+            NobodyServesError: what each that was asked said.
+        """
+        try:
+            done = await self._engine.infer(
+                model, inputs, outputs=outputs, priority=priority, deadline_s=deadline_s
+            )
+        except (NotServingError, WorkerLostError) as exc:
+            self.stats.refused += 1
+            raise NobodyServesError(f"nobody serves {model!r}: {self._node}: {exc}") from exc
+        except InferenceError:
+            self.stats.refused += 1
+            raise
+        self.stats.served_local += 1
+        return replace(done, by=self._node)
+
+    async def classify(
         self, model: str, items: Sequence[bytes], *, deadline_s: float = 1.0, hops: int = 0
     ) -> Served:
         """One answer an item, in order, with the node that really ran them.
@@ -102,8 +142,8 @@ class Router:
         """
         deadline = self._clock() + deadline_s
         try:
-            served = await self._engine.infer(model, items, deadline_s=deadline_s)
-        except (NotServingError, QueueFullError, WorkerLostError) as exc:
+            served = await self._engine.classify(model, items, deadline_s=deadline_s)
+        except (NotServingError, QueueFullError, WorkerLostError, ModelFailedError) as exc:
             said = [f"{self._node}: {exc}"]
         except InferenceError:
             self.stats.refused += 1
@@ -121,7 +161,7 @@ class Router:
     async def answer(self, request: InferRequest) -> InferReply:
         """The reply to a request from a neighbour or from MQTT; a refusal has its reason filled in."""
         try:
-            served = await self.infer(
+            served = await self.classify(
                 request.model,
                 request.items,
                 deadline_s=request.deadline_ms / 1000,

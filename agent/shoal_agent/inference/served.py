@@ -1,20 +1,30 @@
 """The engine's values: what it answers, what it knows of a release, what it counts."""
 
-import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
-from shoal_agent.inference.backlog import Backlog, Entry, Waiting
-from shoal_agent.inference.errors import BadInputError, InferenceError
-from shoal_agent.inference.worker import Loaded, Result
+from shoal_agent.inference.backlog import Backlog, Piece, Request
+from shoal_agent.inference.batch import Loaded
+from shoal_agent.inference.errors import InferenceError
+from shoal_agent.inference.signature import Signature
+from shoal_agent.inference.tensors import Tensor, joined, rows
 from shoal_contract.messages import Answer
 
 _LATENCIES: Final = 512
 _NEW_SHARE: Final = 0.2
 """Weight of the newest batch in the moving average of batch times."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inferred:
+    """Outputs by name, the id of the release, and the node that ran it."""
+
+    outputs: dict[str, Tensor]
+    release: bytes
+    by: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +73,18 @@ class EngineStats:
         return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0
 
 
+_UNKNOWN: Final = Signature((), ())
+
+
 class Release:
     """One release in the engine: its queue and who waits for it.
 
     Attributes:
+        signature: what requests are held against.
+        waiting: requests that were accepted and are not answered.
         broken: why it cannot be loaded any more.
         retired: to be unloaded once nobody waits for it.
+        batch_s: how long a batch takes, lately.
     """
 
     def __init__(
@@ -77,51 +93,68 @@ class Release:
         directory: Path,
         queue_limit: int,
         admission: Admission = Admission(),
-        item_bytes: int = 0,
+        signature: Signature = _UNKNOWN,
     ) -> None:
         self.id = release
         self.directory = directory
         self.admission = admission
-        self.item_bytes = item_bytes
+        self.signature = signature
         self.backlog = Backlog(queue_limit)
-        self.waiters: dict[Waiting, asyncio.Future[list[Answer]]] = {}
+        self.waiting: set[Request] = set()
         self.retired = False
         self.broken: str | None = None
         self.load_crashes = 0
         self.batch_s = 0.0
 
-    def settle(self, batch: Sequence[Entry], results: Sequence[Result]) -> None:
-        """Hand the results of a batch to those who wait for them."""
-        for entry, result in zip(batch, results, strict=True):
-            request = entry.request
-            if isinstance(result, str):
-                self.fail(request, BadInputError(result))
-                continue
-            request.results[entry.index] = result
-            if request.is_complete:
-                done = self.waiters.get(request)
-                if done is not None and not done.done():
-                    done.set_result([request.results[n] for n in range(len(request.items))])
+    def settle(self, batch: Sequence[Piece], outputs: Sequence[Tensor]) -> None:
+        """Hand the outputs of a batch to those who wait for them."""
+        if len(batch) == 1:
+            self._settle(batch[0], list(outputs))
+            return
+        start = 0
+        for piece in batch:
+            stop = start + piece.stop - piece.start
+            self._settle(
+                piece,
+                [
+                    Tensor(o.dtype, (stop - start, *o.shape[1:]), rows(o, start, stop))
+                    for o in outputs
+                ],
+            )
+            start = stop
 
-    def put_back(self, batch: Sequence[Entry], error: InferenceError) -> None:
+    def _settle(self, piece: Piece, outputs: list[Tensor]) -> None:
+        request = piece.request
+        done = request.done
+        if done is None or done.done():
+            return
+        request.rows_done += piece.stop - piece.start
+        if request.rows_done == request.rows and not request.parts:
+            done.set_result(outputs)
+            return
+        request.parts[piece.start] = outputs
+        if request.rows_done == request.rows:
+            parts = [request.parts[start] for start in sorted(request.parts)]
+            done.set_result([joined(column) for column in zip(*parts, strict=True)])
+
+    def put_back(self, batch: Sequence[Piece], error: InferenceError) -> None:
         """The worker died: once more, for requests to which that happens the first time."""
-        requests = dict.fromkeys(entry.request for entry in batch)
-        for request in requests:
-            if request.retried:
+        for request in dict.fromkeys(piece.request for piece in batch):
+            if not request.retry:
                 self.fail(request, error)
-            request.retried = True
-        self.backlog.put_back([entry for entry in batch if not entry.request.over])
+            request.retry = False
+            request.is_running = False
+        self.backlog.put_back([piece for piece in batch if not piece.request.over])
 
-    def fail(self, request: Waiting, error: InferenceError) -> None:
+    def fail(self, request: Request, error: InferenceError) -> None:
         """Tell whoever waits for the request."""
         request.over = True
-        done = self.waiters.get(request)
-        if done is not None and not done.done():
-            done.set_exception(error)
+        if request.done is not None and not request.done.done():
+            request.done.set_exception(error)
 
     def fail_all(self, error: InferenceError) -> None:
         """Nothing that waits here can be served."""
-        for request in list(self.waiters):
+        for request in list(self.waiting):
             self.fail(request, error)
 
     def record_batch(self, seconds: float) -> None:

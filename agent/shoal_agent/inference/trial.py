@@ -6,8 +6,10 @@ What it breaks there it breaks alone; the worker that serves never sees a releas
 from pathlib import Path
 from typing import Final
 
+from shoal_agent.inference.batch import Loaded
 from shoal_agent.inference.errors import ModelRefusedError, WorkerLostError
-from shoal_agent.inference.worker import CallRefusedError, Loaded, Worker
+from shoal_agent.inference.process_worker import ProcessWorker
+from shoal_agent.inference.worker import CallRefusedError
 
 LOAD_TIMEOUT_S: Final = 60.0
 _ATTEMPTS: Final = 2
@@ -39,7 +41,7 @@ async def try_out(
     """
     limit = _free_bytes() if memory_bytes is None else memory_bytes
     for attempt in range(1, _ATTEMPTS + 1):
-        async with Worker.open(python=python) as worker:
+        async with ProcessWorker.open(python=python) as worker:
             try:
                 return await worker.load(release, directory, trial_bytes=limit, timeout_s=timeout_s)
             except CallRefusedError as exc:

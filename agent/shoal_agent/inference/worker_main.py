@@ -1,46 +1,52 @@
 """The worker process: loads models and runs batches for the engine at the other end of a socket.
 
-It alone imports numpy and ONNX Runtime (through `onnx_model`); it decides nothing and keeps nothing on
+It alone imports numpy and ONNX Runtime (through `runner`); it decides nothing and keeps nothing on
 the disk. It ends when the engine closes the socket or dies.
 
-    python -m shoal_agent.inference.worker_main <socket fd> <threads> <parent pid>
+    python -m shoal_agent.inference.worker_main <socket fd> <threads> <parent pid> <memory fd>...
 """
 
 import contextlib
 import ctypes
 import os
-import resource
 import signal
 import socket
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from shoal_agent.inference import pipe
+from shoal_agent.inference.batch import layout
+from shoal_agent.inference.segment import Segment
+from shoal_agent.inference.signature import Form
 from shoal_contract.errors import DecodeError
 
 if TYPE_CHECKING:
-    from shoal_agent.inference.onnx_model import Model
+    from shoal_agent.inference.release_files import Array
+    from shoal_agent.inference.runner import Runner
 
 _PR_SET_PDEATHSIG: Final = 1
 _OOM_SCORE: Final = "500"
 """Before the agent, before most others: a worker comes back by itself."""
 
 
-class Worker:
+class Server:
     """Answers the engine's calls; a load runs beside the batches, in a thread of its own.
 
     Args:
         engine: a connected stream socket.
-        threads: of ONNX Runtime within one operator.
+        runner: has the models.
+        segments: memory that the engine shares, one a batch under way.
     """
 
-    def __init__(self, engine: socket.socket, *, threads: int) -> None:
+    def __init__(self, engine: socket.socket, runner: "Runner", segments: list[Segment]) -> None:
         self._engine = engine
-        self._threads = threads
-        self._models: dict[bytes, Model] = {}
+        self._runner = runner
+        self._segments = segments
+        self._forms: dict[bytes, Form] = {}
         self._sending = threading.Lock()
 
     def serve(self) -> None:
@@ -59,75 +65,64 @@ class Worker:
 
     def _obey(self, call: int, operation: str, arguments: list[Any]) -> None:
         match operation, arguments:
-            case pipe.RUN, [bytes(release), list(items)]:
-                model = self._models.get(release)
-                if model is None:
-                    self._reply(call, pipe.REFUSED, "the release is not loaded")
-                else:
-                    self._reply(call, pipe.OK, model.run(items))
+            case pipe.RUN, [bytes(release), int(segment), int(rows), bytes(form)]:
+                self._run(call, release, self._segments[segment], rows, form)
             case pipe.LOAD, [bytes(release), str(directory), int(trial_bytes)]:
                 load = (call, release, Path(directory), trial_bytes)
                 threading.Thread(target=self._load, args=load, daemon=True).start()
             case pipe.UNLOAD, [bytes(release)]:
-                self._models.pop(release, None)
-                _give_memory_back()
+                self._runner.unload(release)
                 self._reply(call, pipe.OK, None)
             case _:
                 raise DecodeError(f"no such operation: {operation!r}")
 
-    def _load(self, call: int, release: bytes, directory: Path, trial_bytes: int) -> None:
-        from shoal_agent.inference.onnx_model import Model, ModelError  # noqa: PLC0415 - see _main
+    def _run(self, call: int, release: bytes, segment: Segment, rows: int, packed: bytes) -> None:
+        from shoal_agent.inference.model_errors import InputError, ModelError  # noqa: PLC0415
 
-        started = time.perf_counter()
+        form = self._form(packed)
+        places, end = layout(form.shapes(rows))
         try:
-            with _memory_limit(trial_bytes):
-                model = Model(directory, threads=self._threads)
-                load_us = round((time.perf_counter() - started) * 1e6)
-                p50_us, p95_us = model.measure_us() if trial_bytes else (0, 0)
+            shared = memoryview(segment.at_least(end))
+            inputs = [shared[p.offset : p.offset + p.size_bytes] for p in places]
+            outputs, run_us = self._runner.run(release, form, rows, inputs)
+            self._reply(call, pipe.OK, [run_us, _write(segment, end, outputs)])
+        except InputError as exc:
+            self._reply(call, pipe.BAD_INPUT, str(exc))
+        except (ModelError, MemoryError) as exc:
+            self._reply(call, pipe.FAILED, str(exc) or "out of memory")
+
+    def _form(self, packed: bytes) -> Form:
+        # The same few come again and again.
+        form = self._forms.get(packed)
+        if form is None:
+            if len(self._forms) >= pipe.MAX_FORMS:
+                self._forms.clear()
+            form = self._forms[packed] = msgspec.msgpack.decode(packed, type=Form)
+        return form
+
+    def _load(self, call: int, release: bytes, directory: Path, trial_bytes: int) -> None:
+        from shoal_agent.inference.model_errors import ModelError  # noqa: PLC0415
+
+        try:
+            loaded = self._runner.load(release, directory, trial_bytes=trial_bytes)
         except ModelError as exc:
             self._reply(call, pipe.REFUSED, str(exc))
             return
-        except MemoryError:
-            self._reply(call, pipe.REFUSED, "it needs more memory than a model may have here")
-            return
-        self._models[release] = model
-        item_bytes = model.spec.input.item_bytes
-        self._reply(call, pipe.OK, [item_bytes, load_us, p50_us, p95_us, model.golden_count])
+        self._reply(call, pipe.OK, msgspec.msgpack.encode(loaded))
 
     def _reply(self, call: int, verdict: str, value: object) -> None:
         with self._sending:
             self._engine.sendall(pipe.pack([call, verdict, value]))
 
 
-@contextlib.contextmanager
-def _memory_limit(more_bytes: int) -> Any:
-    """Let this process grow by at most so much; 0 is no limit."""
-    if not more_bytes:
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = _data_bytes() + more_bytes
-    if hard != resource.RLIM_INFINITY:
-        limit = min(limit, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-
-def _data_bytes() -> int:
-    """What counts against RLIMIT_DATA (VmData of proc(5))."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmData:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def _give_memory_back() -> None:
-    # glibc keeps what an unloaded model held until it is asked; other libcs have no malloc_trim.
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
+def _write(segment: Segment, start: int, outputs: "list[Array]") -> list[object]:
+    """Put the outputs behind the inputs; returns type and shape of each."""
+    shapes = [(output.dtype.name, output.shape) for output in outputs]
+    places, end = layout(shapes, start)
+    shared = memoryview(segment.at_least(end))
+    for place, output in zip(places, outputs, strict=True):
+        shared[place.offset : place.offset + place.size_bytes] = output.reshape(-1).view("u1").data
+    return [[dtype, list(shape)] for dtype, shape in shapes]
 
 
 def _die_with(parent: int) -> None:
@@ -137,17 +132,18 @@ def _die_with(parent: int) -> None:
 
 
 def _main(arguments: list[str]) -> int:
-    fd, threads, parent = (int(argument) for argument in arguments)
+    fd, threads, parent, *memory = (int(argument) for argument in arguments)
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the group; the agent decides
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
     # Before numpy is imported: its BLAS starts a thread a core, for matrices we do not multiply.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    import shoal_agent.inference.onnx_model  # noqa: F401, PLC0415 - slow, and after the line above
+    from shoal_agent.inference.runner import Runner  # noqa: PLC0415 - slow, and after the line above
 
+    segments = [Segment(descriptor) for descriptor in memory]
     with socket.socket(fileno=fd) as engine, contextlib.suppress(ConnectionError):
-        Worker(engine, threads=threads).serve()
+        Server(engine, Runner(threads=threads), segments).serve()
     return 0
 
 

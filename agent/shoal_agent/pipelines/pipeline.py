@@ -78,7 +78,7 @@ class Pipeline:
         """
         started = time.perf_counter_ns()
         try:
-            served = await self._router.infer(
+            served = await self._router.classify(
                 self.config.model, [item.payload], deadline_s=self.config.deadline_s
             )
         except BadInputError as exc:

@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +18,10 @@ def table(encoding: str, *shape: int, scale: float = 1.0, offset: float = 0.0) -
     )
 
 
+def raw(*items: bytes) -> np.ndarray:
+    return np.frombuffer(b"".join(items), np.uint8).reshape(len(items), -1)
+
+
 def pack_u5(values: list[int]) -> bytes:
     bits = "".join(f"{value:05b}" for value in values)
     bits += "0" * (-len(bits) % 8)
@@ -33,23 +36,19 @@ def pack_u5(values: list[int]) -> bytes:
     )
 )
 def test_u5_gives_back_what_was_packed_most_significant_bit_first(batch):
-    tensor = to_tensor([pack_u5(values) for values in batch], table("u5", len(batch[0])))
+    tensor = to_tensor(raw(*map(pack_u5, batch)), table("u5", len(batch[0])))
     assert tensor.dtype == np.float32
     assert tensor.tolist() == batch
 
 
 def test_u8_is_scaled_shifted_and_shaped():
-    tensor = to_tensor([bytes([0, 1, 2, 255])] * 2, table("u8", 1, 2, 2, scale=0.5, offset=-1))
+    tensor = to_tensor(
+        raw(*[bytes([0, 1, 2, 255])] * 2), table("u8", 1, 2, 2, scale=0.5, offset=-1)
+    )
     assert tensor.shape == (2, 1, 2, 2)
     assert tensor[1].tolist() == [[[-1.0, -0.5], [0.0, 126.5]]]
 
 
 def test_f32_is_little_endian():
-    tensor = to_tensor([bytes.fromhex("0000803f000000c0")], table("f32", 2))
+    tensor = to_tensor(raw(bytes.fromhex("0000803f000000c0")), table("f32", 2))
     assert tensor.tolist() == [[1.0, -2.0]]
-
-
-@pytest.mark.parametrize("items", [[b"abc"], [b"abcde", b"abc"], [b""]])
-def test_an_item_of_another_length_is_refused(items):
-    with pytest.raises(ValueError, match="4 bytes"):
-        to_tensor(items, table("u8", 4))

@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.shoal_agent.inference import tiny_release as tiny
 from tests.shoal_agent.until import until
@@ -15,12 +16,14 @@ from shoal_agent.inference.engine import Engine
 from shoal_agent.inference.errors import (
     BadInputError,
     DeadlineError,
+    ModelFailedError,
     ModelRefusedError,
     NotAdmittedError,
     NotServingError,
     QueueFullError,
     WorkerLostError,
 )
+from shoal_agent.inference.tensors import Tensor
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ async def test_an_admitted_release_serves_after_the_switch_with_right_answers(en
     await engine.switch("tiny", release)
     assert engine.serving("tiny") == release
     items = [tiny.item(n, 2 * n, 7, 255 - n) for n in range(20)]
-    served = await engine.infer("tiny", items, deadline_s=10)
+    served = await engine.classify("tiny", items, deadline_s=10)
     assert [answer.label for answer in served.answers] == [tiny.expected_label(i) for i in items]
     assert all(1 / 3 <= answer.confidence <= 1 for answer in served.answers)
     assert served.release == release
@@ -65,7 +68,7 @@ async def test_what_waits_while_a_batch_runs_goes_into_the_next_one(engine, tmp_
     await serve(engine, tmp_path)
     async with asyncio.TaskGroup() as tasks:
         for n in range(48):
-            tasks.create_task(engine.infer("tiny", [tiny.item(n, 0, 0, 1)], deadline_s=10))
+            tasks.create_task(engine.classify("tiny", [tiny.item(n, 0, 0, 1)], deadline_s=10))
     assert engine.stats.requests == 48
     assert engine.stats.batches <= 6
 
@@ -75,20 +78,20 @@ async def test_a_model_that_fixes_its_batch_at_one_is_run_item_by_item(engine, t
     await engine.admit(release, tmp_path)
     await engine.switch("tiny", release)
     items = [tiny.item(n, 0, 9, 1) for n in range(3)]
-    served = await engine.infer("tiny", items, deadline_s=10)
+    served = await engine.classify("tiny", items, deadline_s=10)
     assert [answer.label for answer in served.answers] == [tiny.expected_label(i) for i in items]
 
 
 async def test_an_unknown_model_is_refused(engine):
     with pytest.raises(NotServingError, match="'tiny' does not run here"):
-        await engine.infer("tiny", [tiny.item()])
+        await engine.classify("tiny", [tiny.item()])
 
 
-@pytest.mark.parametrize("items", [[], [b"abc"], [tiny.item(), b""], [tiny.item()] * 65])
+@pytest.mark.parametrize("items", [[], [b"abc"], [tiny.item(), b""], [tiny.item()] * 257])
 async def test_items_that_do_not_fit_are_refused_before_they_wait(engine, tmp_path, items):
     await serve(engine, tmp_path)
     with pytest.raises(BadInputError):
-        await engine.infer("tiny", items)
+        await engine.classify("tiny", items)
     assert engine.stats.requests == 0
 
 
@@ -101,11 +104,11 @@ async def test_a_removed_model_serves_no_more_and_the_worker_ends_with_the_last_
     engine, tmp_path
 ):
     await serve(engine, tmp_path)
-    assert (await engine.infer("tiny", [tiny.item()], deadline_s=10)).answers
+    assert (await engine.classify("tiny", [tiny.item()], deadline_s=10)).answers
     pid = engine._dispatcher.worker.pid
     await engine.remove("tiny")
     with pytest.raises(NotServingError):
-        await engine.infer("tiny", [tiny.item()])
+        await engine.classify("tiny", [tiny.item()])
     await until(lambda: engine._dispatcher.worker is None, timeout_s=5)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -119,13 +122,13 @@ async def test_a_discarded_release_has_to_be_admitted_again(engine, tmp_path):
     await until(lambda: other not in engine._dispatcher.releases, timeout_s=5)
     with pytest.raises(NotAdmittedError):
         await engine.switch("tiny", other)
-    assert (await engine.infer("tiny", [tiny.item()], deadline_s=10)).answers
+    assert (await engine.classify("tiny", [tiny.item()], deadline_s=10)).answers
 
 
 async def test_a_release_that_serves_cannot_be_discarded(engine, tmp_path):
     release = await serve(engine, tmp_path)
     await engine.discard(release)
-    assert (await engine.infer("tiny", [tiny.item()], deadline_s=10)).release == release
+    assert (await engine.classify("tiny", [tiny.item()], deadline_s=10)).release == release
 
 
 async def test_a_full_queue_refuses_and_says_when_to_come_again(tmp_path):
@@ -133,12 +136,12 @@ async def test_a_full_queue_refuses_and_says_when_to_come_again(tmp_path):
         await serve(engine, tmp_path)
         os.kill(engine._dispatcher.worker.pid, signal.SIGSTOP)
         async with asyncio.TaskGroup() as tasks:
-            first = tasks.create_task(engine.infer("tiny", [tiny.item()], deadline_s=10))
+            first = tasks.create_task(engine.classify("tiny", [tiny.item()], deadline_s=10))
             await asyncio.sleep(0)
-            rest = tasks.create_task(engine.infer("tiny", [tiny.item()] * 8, deadline_s=10))
+            rest = tasks.create_task(engine.classify("tiny", [tiny.item()] * 8, deadline_s=10))
             await asyncio.sleep(0)
             with pytest.raises(QueueFullError) as caught:
-                await engine.infer("tiny", [tiny.item()], deadline_s=10)
+                await engine.classify("tiny", [tiny.item()], deadline_s=10)
             assert caught.value.retry_after_s > 0
             os.kill(engine._dispatcher.worker.pid, signal.SIGCONT)
         assert len(first.result().answers) == 1
@@ -150,11 +153,11 @@ async def test_a_request_that_waits_too_long_gets_its_deadline_and_is_not_run(en
     await serve(engine, tmp_path)
     os.kill(engine._dispatcher.worker.pid, signal.SIGSTOP)
     with pytest.raises(DeadlineError):
-        await engine.infer("tiny", [tiny.item()], deadline_s=0.05)
+        await engine.classify("tiny", [tiny.item()], deadline_s=0.05)
     with pytest.raises(DeadlineError):
-        await engine.infer("tiny", [tiny.item()] * 3, deadline_s=0.05)
+        await engine.classify("tiny", [tiny.item()] * 3, deadline_s=0.05)
     os.kill(engine._dispatcher.worker.pid, signal.SIGCONT)
-    assert (await engine.infer("tiny", [tiny.item()], deadline_s=10)).answers
+    assert (await engine.classify("tiny", [tiny.item()], deadline_s=10)).answers
     assert engine.stats.items == 2
     assert engine.stats.expired == 2
 
@@ -165,7 +168,7 @@ async def test_more_urgent_requests_run_first(tmp_path):
         order: list[str] = []
 
         async def ask(name: str, priority: int) -> None:
-            await engine.infer("tiny", [tiny.item()], deadline_s=10, priority=priority)
+            await engine.classify("tiny", [tiny.item()], deadline_s=10, priority=priority)
             order.append(name)
 
         os.kill(engine._dispatcher.worker.pid, signal.SIGSTOP)
@@ -190,7 +193,7 @@ async def test_a_swap_under_load_fails_no_request_and_each_answer_is_its_release
         while not stop.is_set():
             n += 1
             data = tiny.item(n % 251, worker, 7, 3)
-            served = await engine.infer("tiny", [data], deadline_s=10)
+            served = await engine.classify("tiny", [data], deadline_s=10)
             assert served.answers[0].label == tiny.expected_label(data, seeds[served.release])
             seen.append(served.release)
 
@@ -222,7 +225,7 @@ async def test_a_worker_killed_five_times_under_load_costs_no_answer(engine, tmp
         while not stop.is_set():
             n += 1
             data = tiny.item(n % 251, worker, 7, 3)
-            served = await engine.infer("tiny", [data], deadline_s=30)
+            served = await engine.classify("tiny", [data], deadline_s=30)
             assert served.answers[0].label == tiny.expected_label(data)
             answered += 1
 
@@ -245,7 +248,7 @@ async def test_an_idle_worker_that_is_killed_comes_back_by_itself(engine, tmp_pa
         lambda: engine._dispatcher.worker is not None and engine._dispatcher.worker.pid != pid,
         timeout_s=15,
     )
-    assert (await engine.infer("tiny", [tiny.item()], deadline_s=10)).answers
+    assert (await engine.classify("tiny", [tiny.item()], deadline_s=10)).answers
 
 
 async def test_a_worker_that_hangs_is_killed_and_the_request_tried_once_more(
@@ -254,7 +257,7 @@ async def test_a_worker_that_hangs_is_killed_and_the_request_tried_once_more(
     monkeypatch.setattr(dispatch, "RUN_TIMEOUT_S", 0.2)
     await serve(engine, tmp_path)
     os.kill(engine._dispatcher.worker.pid, signal.SIGSTOP)
-    assert (await engine.infer("tiny", [tiny.item()], deadline_s=15)).answers
+    assert (await engine.classify("tiny", [tiny.item()], deadline_s=15)).answers
     assert engine.stats.worker_restarts == 1
 
 
@@ -264,9 +267,9 @@ async def test_a_worker_that_dies_too_often_is_left_alone_and_the_reason_given(e
         engine._dispatcher.budget.spend()
     os.kill(engine._dispatcher.worker.pid, signal.SIGKILL)
     with pytest.raises(NotServingError, match="died too often"):
-        await engine.infer("tiny", [tiny.item()], deadline_s=10)
+        await engine.classify("tiny", [tiny.item()], deadline_s=10)
     with pytest.raises(NotServingError, match="died too often"):
-        await engine.infer("tiny", [tiny.item()], deadline_s=10)
+        await engine.classify("tiny", [tiny.item()], deadline_s=10)
     release = tiny.write(tmp_path / "b", seed=1)
     with pytest.raises(WorkerLostError, match="died too often"):
         await engine.admit(release, tmp_path / "b", trial=False)
@@ -288,9 +291,9 @@ async def test_a_release_whose_files_went_bad_does_not_keep_the_others_from_comi
     await engine.switch("other", bad)
     (tmp_path / "bad" / "model.onnx").write_bytes(b"not a model")
     os.kill(engine._dispatcher.worker.pid, signal.SIGKILL)
-    assert (await engine.infer("tiny", [tiny.item()], deadline_s=15)).answers
+    assert (await engine.classify("tiny", [tiny.item()], deadline_s=15)).answers
     with pytest.raises(NotServingError, match="does not load"):
-        await engine.infer("other", [tiny.item()])
+        await engine.classify("other", [tiny.item()])
 
 
 async def test_leaving_the_engine_ends_the_worker_and_tells_who_waits(tmp_path):
@@ -298,7 +301,7 @@ async def test_leaving_the_engine_ends_the_worker_and_tells_who_waits(tmp_path):
         await serve(engine, tmp_path)
         pid = engine._dispatcher.worker.pid
         os.kill(pid, signal.SIGSTOP)
-        waiting = asyncio.create_task(engine.infer("tiny", [tiny.item()], deadline_s=10))
+        waiting = asyncio.create_task(engine.classify("tiny", [tiny.item()], deadline_s=10))
         await asyncio.sleep(0)
     with pytest.raises(NotServingError, match="stopping"):
         await waiting
@@ -313,7 +316,7 @@ async def test_a_refused_release_leaves_the_old_one_serving(engine, tmp_path):
         await engine.admit(bad, tmp_path / "v2")
     with pytest.raises(NotAdmittedError):
         await engine.switch("tiny", bad)
-    assert (await engine.infer("tiny", [tiny.item()], deadline_s=10)).release == release
+    assert (await engine.classify("tiny", [tiny.item()], deadline_s=10)).release == release
 
 
 def test_the_agents_process_never_imports_numpy_or_onnx_runtime():
@@ -355,3 +358,113 @@ def _is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+async def test_a_model_of_several_tensors_is_served_by_name(engine, tmp_path):
+    release = tiny.write_tensors(tmp_path)
+    admission = await engine.admit(release, tmp_path)
+    assert admission.golden_count == 3
+    await engine.switch("pair", release)
+    signature = engine.signature("pair")
+    assert [(i.name, i.dtype, i.shape) for i in signature.inputs] == [
+        ("a", "float32", (-1, 4)),
+        ("n", "int64", (-1, -1)),
+    ]
+
+    async def ask(rows: int, length: int, **options: object) -> None:
+        draw = np.random.default_rng(rows)
+        a = draw.normal(size=(rows, 4)).astype(np.float32)
+        n = draw.integers(-9, 9, size=(rows, length))
+        inputs = {
+            "n": Tensor.of("int64", n.shape, n.tobytes()),
+            "a": Tensor.of("float32", a.shape, memoryview(a).cast("B")),
+        }
+        done = await engine.infer("pair", inputs, deadline_s=10, **options)
+        assert done.release == release
+        got = {
+            name: np.frombuffer(tensor.data, tensor.dtype).reshape(tensor.shape)
+            for name, tensor in done.outputs.items()
+        }
+        wanted = {"y": a @ tiny.weights(), "total": n.sum(axis=1)}
+        assert list(got) == list(options.get("outputs", ["y", "total"]))
+        for name, values in got.items():
+            np.testing.assert_allclose(values, wanted[name], rtol=1e-5)
+            assert values.dtype == wanted[name].dtype
+
+    async with asyncio.TaskGroup() as tasks:
+        for rows in range(1, 12):
+            tasks.create_task(ask(rows, 3))
+            tasks.create_task(ask(rows, 5, outputs=["total"]))
+        tasks.create_task(ask(40, 3))
+    assert engine.stats.batches < 2 * 11
+    with pytest.raises(BadInputError, match="takes tensors, not items"):
+        await engine.classify("pair", [b"abcd"])
+
+
+async def test_a_release_of_items_takes_tensors_too(engine, tmp_path):
+    await serve(engine, tmp_path)
+    a = np.ones((2, 4), np.float32)
+    done = await engine.infer("tiny", {"x": Tensor.of("float32", a.shape, a.tobytes())})
+    got = np.frombuffer(done.outputs["y"].data, np.float32).reshape(2, 3)
+    np.testing.assert_allclose(got, a @ tiny.weights(), rtol=1e-5)
+
+
+async def test_a_model_without_a_batch_dimension_runs_each_request_alone(engine, tmp_path):
+    release = tiny.write_tensors(tmp_path, batch=False)
+    await engine.admit(release, tmp_path)
+    await engine.switch("pair", release)
+    a, n = np.ones(4, np.float32), np.arange(3)
+    inputs = {
+        "a": Tensor.of("float32", a.shape, a.tobytes()),
+        "n": Tensor.of("int64", n.shape, n.tobytes()),
+    }
+    async with asyncio.TaskGroup() as tasks:
+        asked = [tasks.create_task(engine.infer("pair", inputs, deadline_s=10)) for _ in range(3)]
+    for task in asked:
+        outputs = task.result().outputs
+        assert outputs["y"].shape == (3,)
+        assert np.frombuffer(outputs["total"].data, np.int64).tolist() == [3]
+    assert engine.stats.batches == 3
+
+
+async def test_of_a_batch_only_the_request_at_fault_fails_and_it_is_said_whose_fault_it_is(
+    engine, tmp_path
+):
+    release = tiny.write_tensors(tmp_path, gather=True)
+    await engine.admit(release, tmp_path)
+    await engine.switch("pair", release)
+
+    async def ask(index: int) -> list[float]:
+        n = np.full((1, 3), index)
+        done = await engine.infer(
+            "pair",
+            {
+                "a": Tensor.of("float32", (1, 4), bytes(16)),
+                "n": Tensor.of("int64", n.shape, n.tobytes()),
+            },
+            deadline_s=10,
+        )
+        return np.frombuffer(done.outputs["total"].data, np.int64).tolist()
+
+    results = await asyncio.gather(*(ask(n) for n in (0, 1, 99, 2)), return_exceptions=True)
+    assert [results[0], results[1], results[3]] == [[0], [30], [60]]
+    assert isinstance(results[2], BadInputError)
+    assert engine.stats.worker_restarts == 0
+
+
+async def test_a_failure_of_the_runtime_is_not_the_inputs_fault(engine, tmp_path):
+    release = tiny.write_tensors(tmp_path, hungry=True)
+    await engine.admit(release, tmp_path)
+    await engine.switch("pair", release)
+
+    async def ask(count: int) -> object:
+        n = np.array([[count]])
+        inputs = {
+            "a": Tensor.of("float32", (1, 4), bytes(16)),
+            "n": Tensor.of("int64", n.shape, n.tobytes()),
+        }
+        return await engine.infer("pair", inputs, deadline_s=10)
+
+    with pytest.raises(ModelFailedError, match="ONNX Runtime"):
+        await ask(1 << 46)
+    assert await ask(3)

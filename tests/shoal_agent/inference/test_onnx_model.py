@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from tests.shoal_agent.inference import tiny_release as tiny
 
-from shoal_agent.inference.onnx_model import Model, ModelError
+from shoal_agent.inference.model_errors import ModelError
+from shoal_agent.inference.onnx_model import Model
+from shoal_agent.inference.signature import item_form
 
 DIGITS = Path(__file__).parents[3] / "fleet" / "shoal_fleet" / "digits"
 
@@ -24,9 +26,10 @@ def test_the_digits_releases_keep_their_promises(version):
     model = Model(DIGITS / version, threads=1)
     with np.load(DIGITS / version / "golden.npz") as golden:
         inputs, outputs = golden["inputs"], golden["outputs"]
-    results = model.run([row.tobytes() for row in inputs])
-    assert [label for label, _ in results] == [str(n) for n in outputs.argmax(axis=1)]
-    assert all(0.1 < confidence <= 1 for _, confidence in results)
+    best, confidence = model.run(item_form(inputs.shape[1]), [inputs])
+    assert best.tolist() == outputs.argmax(axis=1).tolist()
+    assert model.signature.labels == tuple("0123456789")
+    assert all(0.1 < value <= 1 for value in confidence)
 
 
 def test_an_output_that_is_no_number_costs_only_its_own_item(tmp_path):
@@ -35,10 +38,12 @@ def test_an_output_that_is_no_number_costs_only_its_own_item(tmp_path):
     inputs = np.ones((1, 4), "<f4")
     np.savez(tmp_path / "golden.npz", inputs=inputs.view(np.uint8), outputs=inputs @ tiny.weights())
     model = Model(tmp_path, threads=1)
-    good, bad = inputs[0].tobytes(), np.full(4, np.nan, "<f4").tobytes()
-    first, second, third = model.run([good, bad, good])
-    assert first == third != second
-    assert second == "the model's output is not a finite number"
+    rows = np.repeat(inputs, 3, axis=0)
+    rows[1] = np.nan
+    best, confidence = model.run(item_form(16), [rows.view(np.uint8)])
+    assert best[0] == best[2] == (inputs @ tiny.weights()).argmax()
+    assert best[1] == -1
+    assert confidence[0] == confidence[2]
 
 
 @pytest.mark.parametrize(
@@ -48,10 +53,10 @@ def test_an_output_that_is_no_number_costs_only_its_own_item(tmp_path):
         (b"MZ" + bytes(5000), {}, "does not load the model"),
         (tiny.linear()[:-20], {}, "does not load the model"),
         (tiny.linear(1), {}, "golden inputs give other outputs"),
-        (None, {'name = "x"': 'name = "z"'}, "release.toml says 'z'"),
-        (None, {'name = "y"': 'name = "z"'}, "no output 'z'"),
-        (None, {"shape = [4]": "shape = [2, 2]"}, "release.toml says 'x' tensor(float) [n, 2, 2]"),
-        (None, {"shape = [4]": "shape = [5]"}, "release.toml says 'x' tensor(float) [n, 5]"),
+        (None, {'name = "x"': 'name = "z"'}, "no input 'z', only 'x'"),
+        (None, {'name = "y"': 'name = "z"'}, "no output 'z', only 'y'"),
+        (None, {"shape = [4]": "shape = [2, 2]"}, "release.toml says 'x' float32 [n, 2, 2]"),
+        (None, {"shape = [4]": "shape = [5]"}, "release.toml says 'x' float32 [n, 5]"),
         (None, {'encoding = "u8"': 'encoding = "f32"'}, "inputs are uint8 (5, 4)"),
         (None, {"tolerance = 0.001": "tolerance = -1"}, "[golden.tolerance]"),
         (None, {'version = "1.0.0"': 'version = "one"'}, "must be like 1.2.3"),

@@ -68,7 +68,7 @@ async def node(name: str, directory: Path | None = None, **options: object) -> A
 
 async def test_what_serves_here_is_served_here(tmp_path):
     async with node("a", tmp_path) as a:
-        served = await a.router.infer("tiny", [tiny.item()], deadline_s=10)
+        served = await a.router.classify("tiny", [tiny.item()], deadline_s=10)
         assert served.by == "a"
         assert served.answers[0].label == tiny.expected_label(tiny.item())
         assert a.router.stats.served_local == 1
@@ -76,7 +76,7 @@ async def test_what_serves_here_is_served_here(tmp_path):
 
 async def test_a_missing_model_is_answered_by_the_neighbour_that_has_it(tmp_path):
     async with node("b", tmp_path) as b, node("a", discovery=Known(b.peer())) as a:
-        served = await a.router.infer("tiny", [tiny.item()], deadline_s=10)
+        served = await a.router.classify("tiny", [tiny.item()], deadline_s=10)
         assert served.by == "b"
         assert served.release == b.engine.serving("tiny")
         assert a.router.stats.served_peer == 1
@@ -85,10 +85,10 @@ async def test_a_missing_model_is_answered_by_the_neighbour_that_has_it(tmp_path
 async def test_upstream_is_asked_last_found_or_configured(tmp_path):
     async with node("up", tmp_path) as up:
         async with node("a", upstream=("127.0.0.1", up.server.port)) as a:
-            assert (await a.router.infer("tiny", [tiny.item()], deadline_s=10)).by == "up"
+            assert (await a.router.classify("tiny", [tiny.item()], deadline_s=10)).by == "up"
             assert a.router.stats.served_upstream == 1
         async with node("c", discovery=Known(up.peer("upstream"))) as c:
-            assert (await c.router.infer("tiny", [tiny.item()], deadline_s=10)).by == "up"
+            assert (await c.router.classify("tiny", [tiny.item()], deadline_s=10)).by == "up"
             assert c.router.stats.served_upstream == 1
 
 
@@ -101,7 +101,7 @@ async def test_two_nodes_that_both_lack_the_model_do_not_send_it_in_circles():
             Peer("b", "127.0.0.1", b.server.port, "node", models),
         ]
         with pytest.raises(NobodyServesError) as caught:
-            await a.router.infer("tiny", [tiny.item()], deadline_s=5)
+            await a.router.classify("tiny", [tiny.item()], deadline_s=5)
         assert "a: 'tiny' does not run here" in str(caught.value)
         assert "b: nobody serves 'tiny'" in str(caught.value)
         assert b.server.stats.requests == 1
@@ -114,7 +114,7 @@ async def test_bad_input_is_the_callers_and_goes_nowhere_else(tmp_path):
         node("a", tmp_path / "a", discovery=Known(b.peer())) as a,
     ):
         with pytest.raises(BadInputError):
-            await a.router.infer("tiny", [b"x"], deadline_s=5)
+            await a.router.classify("tiny", [b"x"], deadline_s=5)
         assert b.server.stats.requests == 0
 
 
@@ -124,7 +124,7 @@ async def test_bad_input_is_the_callers_and_goes_nowhere_else(tmp_path):
         (InferRequest(b"12345678", "other", [b"abcd"]), "does not run here"),
         (InferRequest(b"12345678", "tiny", [b"abc"]), "has 4 bytes"),
         (InferRequest(b"12345678", "tiny", []), "0 items"),
-        (InferRequest(b"12345678", "tiny", [b""] * 5000), "5000 items"),
+        (InferRequest(b"12345678", "tiny", [b"abcd"] * 5000), "5000 rows"),
     ],
 )
 async def test_an_answer_is_never_an_exception(tmp_path, request_, reason):
@@ -145,17 +145,17 @@ async def test_a_neighbour_that_hangs_keeps_nobody_past_the_deadline_and_is_left
             for _ in range(3):
                 started = asyncio.get_running_loop().time()
                 with pytest.raises(NobodyServesError, match="h: no answer within"):
-                    await a.router.infer("tiny", [tiny.item()], deadline_s=0.1)
+                    await a.router.classify("tiny", [tiny.item()], deadline_s=0.1)
                 assert asyncio.get_running_loop().time() - started < 0.5
             with pytest.raises(NobodyServesError, match="h: left alone after failures"):
-                await a.router.infer("tiny", [tiny.item()], deadline_s=10)
+                await a.router.classify("tiny", [tiny.item()], deadline_s=10)
 
 
 async def test_a_neighbour_that_hangs_leaves_time_for_the_next(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hanging = Peer("h", "127.0.0.1", silent.getsockname()[1], "node", frozenset({"tiny"}))
         async with node("b", tmp_path) as b, node("a", discovery=Known(hanging, b.peer())) as a:
-            assert (await a.router.infer("tiny", [tiny.item()], deadline_s=1)).by == "b"
+            assert (await a.router.classify("tiny", [tiny.item()], deadline_s=1)).by == "b"
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ async def test_a_reply_that_cannot_be_right_is_not_taken(reply):
         liar = Peer("liar", "127.0.0.1", server.port, "node", frozenset({"tiny"}))
         async with node("a", discovery=Known(liar)) as a:
             with pytest.raises(NobodyServesError, match="liar: "):
-                await a.router.infer("tiny", [tiny.item()], deadline_s=5)
+                await a.router.classify("tiny", [tiny.item()], deadline_s=5)
 
 
 async def test_a_full_queue_sends_the_request_to_the_neighbour_found_by_mdns(tmp_path):
@@ -195,11 +195,11 @@ async def test_a_full_queue_sends_the_request_to_the_neighbour_found_by_mdns(tmp
             os.kill(a.engine._dispatcher.worker.pid, signal.SIGSTOP)
             async with asyncio.TaskGroup() as tasks:
                 waiting = [
-                    tasks.create_task(a.router.infer("tiny", [tiny.item()], deadline_s=10))
+                    tasks.create_task(a.router.classify("tiny", [tiny.item()], deadline_s=10))
                     for _ in range(2)
                 ]
                 await asyncio.sleep(0)
-                served = await a.router.infer("tiny", [tiny.item()] * 2, deadline_s=10)
+                served = await a.router.classify("tiny", [tiny.item()] * 2, deadline_s=10)
                 os.kill(a.engine._dispatcher.worker.pid, signal.SIGCONT)
             assert served.by == b.name
             assert [task.result().by for task in waiting] == ["a", "a"]
@@ -213,5 +213,5 @@ async def test_a_deadline_that_passed_here_is_not_tried_elsewhere(tmp_path):
     ):
         os.kill(a.engine._dispatcher.worker.pid, signal.SIGSTOP)
         with pytest.raises(DeadlineError):
-            await a.router.infer("tiny", [tiny.item()], deadline_s=0.05)
+            await a.router.classify("tiny", [tiny.item()], deadline_s=0.05)
         assert b.server.stats.requests == 0

@@ -10,8 +10,8 @@ import pytest
 from tests.shoal_agent.inference import tiny_release as tiny
 
 from shoal_agent.inference.errors import ModelRefusedError
+from shoal_agent.inference.process_worker import ProcessWorker
 from shoal_agent.inference.trial import try_out
-from shoal_agent.inference.worker import Worker
 
 
 async def refusal(directory: Path, **options: object) -> str:
@@ -24,7 +24,7 @@ async def refusal(directory: Path, **options: object) -> str:
 async def test_a_good_release_is_measured(tmp_path):
     tiny.write(tmp_path)
     loaded = await try_out(bytes(32), tmp_path, python=sys.executable)
-    assert loaded.item_bytes == 4
+    assert loaded.signature.item_bytes == 4
     assert loaded.golden_count == 5
 
 
@@ -45,7 +45,7 @@ async def test_a_model_that_never_ends_is_stopped(tmp_path):
 
 async def test_a_trial_that_is_killed_once_from_outside_is_held_again(tmp_path, monkeypatch):
     tiny.write(tmp_path)
-    load = Worker.load
+    load = ProcessWorker.load
     attempts = 0
 
     async def killed_at_first(self, *arguments, **options):
@@ -55,7 +55,7 @@ async def test_a_trial_that_is_killed_once_from_outside_is_held_again(tmp_path, 
             os.kill(self.pid, signal.SIGKILL)
         return await load(self, *arguments, **options)
 
-    monkeypatch.setattr(Worker, "load", killed_at_first)
+    monkeypatch.setattr(ProcessWorker, "load", killed_at_first)
     assert (await try_out(bytes(32), tmp_path, python=sys.executable)).golden_count == 5
     assert attempts == 2
 
@@ -65,5 +65,5 @@ async def test_a_process_that_cannot_greet_says_why(tmp_path):
     fake.write_text("#!/bin/sh\necho 'ImportError: no numpy here' >&2\nexit 3\n")
     fake.chmod(0o755)
     with pytest.raises(Exception, match=r"exit code 3.*no numpy here"):
-        async with asyncio.timeout(10), Worker.open(python=str(fake)):
+        async with asyncio.timeout(10), ProcessWorker.open(python=str(fake)):
             pass

@@ -127,3 +127,99 @@ evaluated_on = "nothing"
     outputs = inputs.astype(np.float32) @ weights(seed)
     np.savez(directory / "golden.npz", inputs=inputs, outputs=outputs)
     return hashlib.sha256(data + text.encode()).digest()
+
+
+def pair_model(*, batch: bool = True, gather: bool = False, hungry: bool = False) -> bytes:
+    """y = a @ W and total = sum of n; `gather`: of ten times n, looked up in a table of 16; `hungry`: n rows of 1."""
+    rows = ["n"] if batch else []
+    nodes, initializers = [], [onnx.numpy_helper.from_array(weights(), "w")]
+    counted = "n"
+    if gather:
+        nodes.append(helper.make_node("Gather", ["table", "n"], ["looked"]))
+        initializers.append(onnx.numpy_helper.from_array(np.arange(16) * 10, "table"))
+        counted = "looked"
+    if hungry:
+        shape = onnx.numpy_helper.from_array(np.array([-1], np.int64), "flat")
+        one = onnx.numpy_helper.from_array(np.array([1], np.int64), "one")
+        nodes.append(helper.make_node("Reshape", ["n", "flat"], ["size"]))
+        nodes.append(helper.make_node("ConstantOfShape", ["size"], ["big"], value=one))
+        nodes.append(helper.make_node("Reshape", ["big", "row"], ["looked"]))
+        initializers += [shape, onnx.numpy_helper.from_array(np.array([1, -1], np.int64), "row")]
+        counted = "looked"
+    axis = onnx.numpy_helper.from_array(np.array([-1], np.int64), "axis")
+    keep = 0 if batch else 1
+    nodes.append(helper.make_node("MatMul", ["a", "w"], ["y"]))
+    nodes.append(helper.make_node("ReduceSum", [counted, "axis"], ["total"], keepdims=keep))
+    total = rows if batch else [1]
+    graph = helper.make_graph(
+        nodes,
+        "pair",
+        [
+            helper.make_tensor_value_info("a", TensorProto.FLOAT, [*rows, VALUES]),
+            helper.make_tensor_value_info("n", TensorProto.INT64, [*rows, "length"]),
+        ],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, [*rows, 3]),
+            helper.make_tensor_value_info("total", TensorProto.INT64, total),
+        ],
+        [*initializers, axis],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return model.SerializeToString()
+
+
+def write_tensors(
+    directory: Path, *, batch: bool = True, gather: bool = False, hungry: bool = False
+) -> bytes:
+    """Write a release of two inputs and two outputs; returns a release id."""
+    directory.mkdir(parents=True, exist_ok=True)
+    total = "[]" if batch else "[1]"
+    text = f"""\
+name = "pair"
+version = "1.0.0"
+batch = {str(batch).lower()}
+
+[model]
+file = "model.onnx"
+
+[[inputs]]
+name = "a"
+dtype = "float32"
+shape = [{VALUES}]
+
+[[inputs]]
+name = "n"
+dtype = "int64"
+shape = [-1]
+
+[[outputs]]
+name = "y"
+dtype = "float32"
+shape = [3]
+
+[[outputs]]
+name = "total"
+dtype = "int64"
+shape = {total}
+
+[golden]
+file = "golden.npz"
+tolerance = 0.001
+
+[quality]
+metric = "none"
+value = 1.0
+evaluated_on = "nothing"
+"""
+    (directory / "release.toml").write_text(text)
+    data = pair_model(batch=batch, gather=gather, hungry=hungry)
+    (directory / "model.onnx").write_bytes(data)
+    count = 1 if hungry else 3
+    a = np.arange(count * VALUES, dtype=np.float32).reshape(count, VALUES)
+    n = np.arange(count * 2).reshape(count, 2) if not hungry else np.array([[2]])
+    total = n.sum(axis=1) * (10 if gather else 1)
+    arrays = {"inputs.a": a, "inputs.n": n, "outputs.y": a @ weights()}
+    np.savez(
+        directory / "golden.npz", **arrays, **{"outputs.total": total if batch else total[:, None]}
+    )
+    return hashlib.sha256(data + text.encode()).digest()

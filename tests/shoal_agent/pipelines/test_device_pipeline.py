@@ -32,7 +32,7 @@ class RouterSimulator:
         self.error: Exception | None = None
         self.asked: list[bytes] = []
 
-    async def infer(self, model, items, *, deadline_s):
+    async def classify(self, model, items, *, deadline_s):
         assert (model, deadline_s) == ("digits", 2.0)
         self.asked += items
         if self.error is not None:

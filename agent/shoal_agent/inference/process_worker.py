@@ -1,0 +1,336 @@
+"""The engine's end of one worker process: start, call, kill. Whether to start another is the dispatcher's matter."""
+
+import asyncio
+import contextlib
+import functools
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, Self
+
+import msgspec
+
+from shoal_agent.background import Background
+from shoal_agent.inference import pipe
+from shoal_agent.inference.batch import Batch, Loaded, Place, Ran, layout
+from shoal_agent.inference.errors import BadInputError, ModelFailedError, WorkerLostError
+from shoal_agent.inference.segment import Segment
+from shoal_agent.inference.signature import Form, Signature
+from shoal_agent.inference.tensors import Tensor
+from shoal_agent.inference.worker import CallRefusedError
+from shoal_contract.errors import DecodeError
+
+START_TIMEOUT_S: Final = 60.0
+CALL_TIMEOUT_S: Final = 10.0
+_STDERR_BYTES: Final = 2048
+_END_S: Final = 1.0
+
+SEGMENTS: Final = 2
+"""Batches under way: while one runs, the next one already lies there."""
+
+
+class ProcessWorker:
+    """A running worker process. `lost` says why it cannot be used any more.
+
+    Attributes:
+        loaded: the signatures of the releases that it has.
+    """
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        segments: list[Segment],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self.loaded: dict[bytes, Signature] = {}
+        self.lost: str | None = None
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self._segments = segments
+        self._free = list(range(len(segments)))
+        self._on_lost = on_lost
+        self._complaint = b""
+        self._next_call = pipe.GREETING + 1
+        self._calls: dict[int, asyncio.Future[object]] = {}
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        *,
+        python: str,
+        threads: int = 1,
+        start_timeout_s: float = START_TIMEOUT_S,
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> AsyncIterator[Self]:
+        """A worker that has said hello; it is killed when the block is left.
+
+        Raises:
+            WorkerLostError: it does not start.
+        """
+        segments = _segments()
+        try:
+            process, ours = await _spawn(python, threads, segments)
+        except BaseException:
+            _close(segments)
+            raise
+        try:
+            reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
+        except BaseException:
+            ours.close()
+            await _kill(process)
+            _close(segments)
+            raise
+        worker = cls(process, reader, writer, segments, on_lost)
+        greeting = worker._expect(pipe.GREETING)
+        try:
+            async with Background.open() as background:
+                background.start(worker._read_complaints(), name="worker.stderr")
+                background.start(worker._read_forever(), name="worker.replies")
+                try:
+                    await worker._wait(greeting, "start", start_timeout_s)
+                except CallRefusedError as exc:
+                    raise worker._nonsense() from exc
+                yield worker
+        finally:
+            worker._lose("it was stopped")
+            writer.close()
+            await _kill(process)
+            _close(segments)
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    async def load(
+        self, release: bytes, directory: Path, *, trial_bytes: int = 0, timeout_s: float
+    ) -> Loaded:
+        """See `Worker.load`."""
+        value = await self._call(
+            pipe.LOAD, release, str(directory), trial_bytes, timeout_s=timeout_s
+        )
+        try:
+            loaded = msgspec.msgpack.decode(_as_bytes(value), type=Loaded)
+        except msgspec.MsgspecError as exc:
+            raise self._nonsense() from exc
+        self.loaded[release] = loaded.signature
+        return loaded
+
+    async def unload(self, release: bytes) -> None:
+        """See `Worker.unload`."""
+        self.loaded.pop(release, None)
+        for number in self._free:  # the others hold a batch
+            self._segments[number].give_back()
+        try:
+            await self._call(pipe.UNLOAD, release, timeout_s=CALL_TIMEOUT_S)
+        except CallRefusedError as exc:
+            raise self._nonsense() from exc
+
+    async def run(self, release: bytes, batch: Batch, *, timeout_s: float = CALL_TIMEOUT_S) -> Ran:
+        """See `Worker.run`."""
+        if self.lost is not None:
+            raise WorkerLostError(self.lost)
+        number = self._free.pop()
+        try:
+            places, end = layout(batch.form.shapes(batch.rows))
+            _fill(self._segments[number], places, end, batch.chunks)
+            value = await self._call(
+                pipe.RUN, release, number, batch.rows, _packed(batch.form), timeout_s=timeout_s
+            )
+            return self._read(self._segments[number], end, batch.form, value)
+        except MemoryError as exc:
+            raise ModelFailedError(str(exc)) from exc
+        except CallRefusedError as exc:
+            raise ModelFailedError(str(exc)) from exc
+        finally:
+            self._free.append(number)
+
+    def _read(self, segment: Segment, start: int, form: Form, value: object) -> Ran:
+        """The outputs that the worker says it wrote behind the inputs."""
+        match value:
+            case [int(run_us), list(described)] if len(described) == len(form.outputs):
+                pass
+            case _:
+                raise self._nonsense()
+        try:
+            shapes = [(dtype, tuple(shape)) for dtype, shape in described]
+            places, end = layout(shapes, start)
+            shared = memoryview(segment.at_least(end))
+        except (TypeError, ValueError, KeyError, MemoryError) as exc:
+            raise self._nonsense() from exc
+        outputs = [
+            Tensor(dtype, shape, bytes(shared[place.offset : place.offset + place.size_bytes]))
+            for (dtype, shape), place in zip(shapes, places, strict=True)
+        ]
+        return Ran(outputs, run_us)
+
+    async def _call(self, operation: str, *arguments: object, timeout_s: float) -> object:
+        if self.lost is not None:
+            raise WorkerLostError(self.lost)
+        call, self._next_call = self._next_call, self._next_call + 1
+        reply = self._expect(call)
+        try:
+            self._writer.write(pipe.pack([call, operation, *arguments]))
+            return await self._wait(reply, operation, timeout_s)
+        finally:
+            self._calls.pop(call, None)
+
+    def _expect(self, call: int) -> asyncio.Future[object]:
+        reply: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._calls[call] = reply
+        return reply
+
+    async def _wait(
+        self, reply: asyncio.Future[object], operation: str, timeout_s: float
+    ) -> object:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await reply
+        except TimeoutError as exc:
+            self._lose(f"the worker did not answer {operation!r} within {timeout_s:g} s")
+            raise WorkerLostError(self.lost) from exc
+
+    async def _read_forever(self) -> None:
+        try:
+            while True:
+                prefix = await self._reader.readexactly(pipe.PREFIX.size)
+                body = await self._reader.readexactly(pipe.body_bytes(prefix))
+                call, verdict, rest = pipe.unpack(body)
+                self._settle(call, verdict, rest)
+        except (OSError, asyncio.IncompleteReadError):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_END_S):  # the socket closes a moment before the exit
+                    await self._process.wait()
+            await _kill(self._process)
+            self._lose(f"the worker {_how_it_ended(self._process)}{self._last_words()}")
+        except DecodeError as exc:
+            self._lose(f"the worker spoke nonsense: {exc}")
+
+    def _settle(self, call: int, verdict: str, rest: list[object]) -> None:
+        reply = self._calls.pop(call, None)
+        if reply is None or reply.done():
+            return  # whoever asked has gone
+        match verdict, rest:
+            case pipe.OK, [value]:
+                reply.set_result(value)
+            case pipe.REFUSED, [str(reason)]:
+                reply.set_exception(CallRefusedError(reason))
+            case pipe.BAD_INPUT, [str(reason)]:
+                reply.set_exception(BadInputError(reason))
+            case pipe.FAILED, [str(reason)]:
+                reply.set_exception(ModelFailedError(reason))
+            case _:
+                reply.set_exception(self._nonsense())
+
+    def _nonsense(self) -> WorkerLostError:
+        self._lose("the worker spoke nonsense")
+        return WorkerLostError(self.lost)
+
+    async def _read_complaints(self) -> None:
+        stderr = self._process.stderr
+        while stderr is not None and (text := await stderr.read(_STDERR_BYTES)):
+            self._complaint = (self._complaint + text)[-_STDERR_BYTES:]
+
+    def _last_words(self) -> str:
+        lines = self._complaint.decode("utf-8", "replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f": {last[:200]}" if last else ""
+
+    def _lose(self, reason: str) -> None:
+        if self.lost is not None:
+            return
+        self.lost = reason
+        _signal_kill(self._process)
+        for reply in self._calls.values():
+            if not reply.done():
+                reply.set_exception(WorkerLostError(reason))
+        self._calls.clear()
+        self._on_lost()
+
+
+def _segments() -> list[Segment]:
+    try:
+        return [Segment.create() for _ in range(SEGMENTS)]
+    except OSError as exc:
+        raise WorkerLostError(f"the worker gets no shared memory: {exc.strerror}") from exc
+
+
+def _close(segments: list[Segment]) -> None:
+    for segment in segments:
+        segment.close()
+
+
+def _fill(
+    segment: Segment,
+    places: Sequence[Place],
+    end: int,
+    chunks: Sequence[Sequence[bytes | memoryview]],
+) -> None:
+    shared = segment.at_least(end)
+    for place, rows in zip(places, chunks, strict=True):
+        offset = place.offset
+        for data in rows:
+            shared[offset : offset + len(data)] = data
+            offset += len(data)
+
+
+@functools.lru_cache(maxsize=pipe.MAX_FORMS)
+def _packed(form: Form) -> bytes:
+    return msgspec.msgpack.encode(form)
+
+
+def _as_bytes(value: object) -> bytes:
+    return value if isinstance(value, bytes) else b""
+
+
+async def _spawn(
+    python: str, threads: int, segments: list[Segment]
+) -> tuple[asyncio.subprocess.Process, socket.socket]:
+    ours, theirs = socket.socketpair()
+    fd = theirs.fileno()
+    memory = [segment.descriptor for segment in segments]
+    arguments = (str(fd), str(threads), str(os.getpid()), *map(str, memory))
+    try:
+        process = await asyncio.create_subprocess_exec(
+            # -P: a numpy.py in the working directory is not ours.
+            python, "-P", "-m", "shoal_agent.inference.worker_main", *arguments,
+            pass_fds=(fd, *memory),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+    except OSError as exc:
+        ours.close()
+        raise WorkerLostError(f"the worker cannot be started: {exc.strerror}") from exc
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return process, ours
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    _signal_kill(process)
+    await process.wait()
+
+
+def _signal_kill(process: asyncio.subprocess.Process) -> None:
+    # Not process.kill(): that collects a process that has just ended, and its exit code is lost.
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def _how_it_ended(process: asyncio.subprocess.Process) -> str:
+    code: Any = process.returncode
+    if code < 0:
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"

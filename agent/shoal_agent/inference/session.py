@@ -1,0 +1,43 @@
+"""Opens ONNX Runtime sessions: with which options, on which threads. Only the worker imports this."""
+
+from typing import Final
+
+import onnxruntime as ort
+
+from shoal_agent.inference.model_errors import ModelError, one_line
+
+DTYPES: Final = {
+    "tensor(bool)": "bool",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(uint16)": "uint16",
+    "tensor(int16)": "int16",
+    "tensor(float16)": "float16",
+    "tensor(uint32)": "uint32",
+    "tensor(int32)": "int32",
+    "tensor(float)": "float32",
+    "tensor(uint64)": "uint64",
+    "tensor(int64)": "int64",
+    "tensor(double)": "float64",
+}
+"""ONNX Runtime's names of types -> numpy's; others (text, sequences) are not served."""
+
+
+def open_session(model: bytes, *, threads: int) -> ort.InferenceSession:
+    """A session for a model in memory: external data cannot reach other files.
+
+    Raises:
+        ModelError: it does not load.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 4
+    # A spinning thread pool burns a core between two requests (measured by ORT's own docs).
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as exc:
+        raise ModelError(f"ONNX Runtime does not load the model: {one_line(exc)}") from exc

@@ -1,0 +1,111 @@
+"""What a model takes and gives, and whether a request fits. Pure: it is asked before anything waits."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from shoal_agent.inference.errors import BadInputError
+from shoal_agent.inference.tensors import Tensor
+
+FREE: Final = -1
+ANSWERS: Final = ("best", "confidence")
+"""What comes of encoded items: index of the label (int32, -1: not a finite number) and float64, one a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor of a model. `shape` has the batch dimension in front if the model has one; -1: free."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What requests must share to run in one batch: the shape of each input's row, and the outputs wanted.
+
+    Without `is_batched` the shapes are whole, and every request is a batch of its own, of one row.
+    """
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[str, ...]
+    is_batched: bool = True
+
+    def shapes(self, rows: int) -> list[tuple[str, tuple[int, ...]]]:
+        """Type and shape of each input of a batch."""
+        if not self.is_batched:
+            return [(info.dtype, info.shape) for info in self.inputs]
+        return [(info.dtype, (rows, *info.shape)) for info in self.inputs]
+
+    @property
+    def is_items(self) -> bool:
+        """Encoded items, uint8 [item_bytes] each, that the worker decodes; out come `ANSWERS`."""
+        return self.outputs == ANSWERS and self.inputs[0].name == ""
+
+
+def item_form(item_bytes: int) -> Form:
+    """The form of encoded items."""
+    return Form((TensorInfo("", "uint8", (item_bytes,)),), ANSWERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A model's tensors.
+
+    Attributes:
+        is_batched: the first dimension of every tensor is the batch: requests may run together.
+        item_bytes: length of an encoded item; 0: the release takes tensors only.
+        labels: what the answers to items are; empty with item_bytes 0.
+    """
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    is_batched: bool = True
+    item_bytes: int = 0
+    labels: tuple[str, ...] = ()
+
+    def form(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> tuple[Form, int]:
+        """What a request may run together with, and how many rows it has.
+
+        Raises:
+            BadInputError: it does not fit the model; the message says where.
+        """
+        if len(inputs) != len(self.inputs):
+            raise BadInputError(f"{len(inputs)} inputs; the model has {self._names()}")
+        row_count = -1
+        shapes = []
+        for info in self.inputs:
+            tensor = inputs.get(info.name)
+            if tensor is None:
+                raise BadInputError(f"no input {info.name!r}; the model has {self._names()}")
+            shape = tensor.shape
+            if tensor.dtype != info.dtype or not _fits(shape, info.shape):
+                raise BadInputError(
+                    f"input {info.name!r} is {tensor.dtype} {list(shape)},"
+                    f" not {info.dtype} {list(info.shape)}"
+                )
+            if self.is_batched:
+                if row_count not in {FREE, shape[0]}:
+                    raise BadInputError(f"input {info.name!r} has {shape[0]} rows, not {row_count}")
+                row_count, shape = shape[0], shape[1:]
+            shapes.append(TensorInfo(info.name, info.dtype, shape))
+        form = Form(tuple(shapes), self._outputs(outputs), self.is_batched)
+        return form, row_count if self.is_batched else 1
+
+    def _outputs(self, wanted: Sequence[str]) -> tuple[str, ...]:
+        known = tuple(info.name for info in self.outputs)
+        if not wanted:
+            return known
+        if unknown := [name for name in wanted if name not in known]:
+            raise BadInputError(f"no output {unknown[0][:64]!r}; the model has {list(known)}")
+        return tuple(name for name in known if name in wanted)
+
+    def _names(self) -> list[str]:
+        return [info.name for info in self.inputs]
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    if len(shape) != len(wanted):
+        return False
+    return all(b in {FREE, a} and a > 0 for a, b in zip(shape, wanted, strict=True))
