@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from shoal_agent import __version__
+from shoal_agent import __version__, hardware
 from shoal_agent.background import Background
 from shoal_agent.belonging import Belonging
 from shoal_agent.built_in import BuiltIn
@@ -25,6 +25,7 @@ from shoal_agent.errors import ConfigError
 from shoal_agent.fetch import BlobFetcher
 from shoal_agent.files import ContentStore
 from shoal_agent.inbox import Inbox, Parts
+from shoal_agent.inference.calibrations import Calibrations, hardware_key
 from shoal_agent.inference.engine import Engine
 from shoal_agent.inference.router import Router
 from shoal_agent.journal import Journal
@@ -107,7 +108,13 @@ async def running(
         content = _content_store(state_dir)
         engine = await enter(
             Engine.open(
-                queue_limit=config.inference.queue_limit, max_batch=config.inference.max_batch
+                queue_limit=config.inference.queue_limit,
+                max_batch=config.inference.max_batch,
+                settings=config.worker,
+                calibrations=Calibrations(
+                    state_dir / "calibration.json",
+                    hardware=hardware_key(hardware.read(state_dir), config.worker),
+                ),
             )
         )
         router, discovery, peer_port = await _open_peers(stack, config, engine)

@@ -111,7 +111,10 @@ class BuiltIn:
             "hardware.json": msgspec.to_builtins(hardware.read(Path(self._config.state_dir))),
             "models.json": [repr(state) for state in self._updater.states()],
             "steps.json": await self._journal.steps(),
-            "inference.json": repr(self._router.stats),
+            "inference.json": {
+                "router": repr(self._router.stats),
+                "models": [repr(facts) for facts in self._router.describe()],
+            },
             "devices.json": [link.describe() for link in self._devices.values()],
         }
         await tell(50, "archive")

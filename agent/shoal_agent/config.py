@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from shoal_agent.errors import ConfigError, PathError
+from shoal_agent.inference.settings import WorkerSettings
 from shoal_agent.pipelines.values import Format, parse_path
 from shoal_broker.broker_table import BrokerTable
 from shoal_broker.bus_errors import BrokerTableError, TopicError
@@ -46,10 +47,16 @@ class MetricsTable(toml.Table, frozen=True, kw_only=True):
 
 
 class InferenceTable(toml.Table, frozen=True, kw_only=True):
-    """[inference]: limits of the engine."""
+    """[inference]: limits of the engine, and how its worker runs models."""
 
     queue_limit: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 256
-    max_batch: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
+    max_batch: Annotated[int, msgspec.Meta(ge=1, le=256)] = 32
+    worker: Literal["process", "thread"] = "process"
+    threads: Annotated[int, msgspec.Meta(ge=0, le=64)] = 1
+    nice: Annotated[int, msgspec.Meta(ge=0, le=19)] = 0
+    cpus: tuple[Annotated[int, msgspec.Meta(ge=0, le=4095)], ...] = ()
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    run_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 10.0
 
 
 class DeviceTable(toml.Table, frozen=True, kw_only=True):
@@ -145,6 +152,19 @@ class AgentConfig(toml.Table, frozen=True, kw_only=True):
     def command_keys(self) -> tuple[bytes, ...]:
         """The public keys whose commands count."""
         return tuple(envelope.parse_key(text) for text in self.trust.command_keys)
+
+    @property
+    def worker(self) -> WorkerSettings:
+        """How the inference worker runs models."""
+        table = self.inference
+        return WorkerSettings(
+            kind=table.worker,
+            threads=table.threads,
+            nice=table.nice,
+            cpus=table.cpus,
+            providers=table.providers,
+            run_timeout_s=table.run_timeout_s,
+        )
 
     @property
     def upstream(self) -> tuple[str, int] | None:

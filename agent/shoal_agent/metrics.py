@@ -108,6 +108,25 @@ class AgentCollector(Collector):
         for model in self._engine.models():
             models.add_metric([model], 1)
         yield models
+        waiting_rows = GaugeMetricFamily(
+            "shoal_agent_inference_waiting", "rows that wait for a model", labels=["model"]
+        )
+        batch = GaugeMetricFamily(
+            "shoal_agent_inference_best_batch", "rows a batch of a model has", labels=["model"]
+        )
+        for facts in self._engine.describe():
+            waiting_rows.add_metric([facts.model], facts.waiting)
+            batch.add_metric([facts.model], facts.best_batch)
+        yield waiting_rows
+        yield batch
+        engine = self._engine.stats
+        yield _counter("inference_rows", "rows that models ran", engine.items)
+        yield _counter("inference_batches", "batches that models ran", engine.batches)
+        yield _counter("inference_busy_seconds", "time that models ran", engine.busy_s)
+        yield _counter(
+            "inference_refused", "requests refused at once for want of room or time", engine.refused
+        )
+        yield _counter("inference_expired", "requests whose time was over", engine.expired)
         samples = CounterMetricFamily(
             "shoal_agent_samples", "device samples answered", labels=["device"]
         )

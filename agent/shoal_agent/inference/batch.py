@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from shoal_agent.inference.pace import Point
 from shoal_agent.inference.signature import Form, Signature
 from shoal_agent.inference.tensors import ELEMENT_BYTES, Tensor
 
@@ -30,13 +31,18 @@ class Ran:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a worker says of a release that it loaded; latencies only after a trial, else 0."""
+    """What a worker says of a release that it loaded; latencies only after a trial, else 0.
+
+    `points`: of the calibration, if one was asked for. `providers`: the execution providers taken.
+    """
 
     signature: Signature
     load_us: int = 0
     p50_us: int = 0
     p95_us: int = 0
     golden_count: int = 0
+    points: tuple[Point, ...] = ()
+    providers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

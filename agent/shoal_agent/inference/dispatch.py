@@ -6,15 +6,19 @@ for what is the engine's matter.
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 import structlog
 
 from shoal_agent.inference.backlog import Piece
 from shoal_agent.inference.batch import Batch
+from shoal_agent.inference.calibrations import Calibrations
 from shoal_agent.inference.errors import (
     BadInputError,
     InferenceError,
+    LateBatchError,
     ModelFailedError,
     ModelRefusedError,
     NotServingError,
@@ -22,15 +26,19 @@ from shoal_agent.inference.errors import (
 )
 from shoal_agent.inference.fairness import Turns
 from shoal_agent.inference.limits import RestartBudget
+from shoal_agent.inference.pace import Pace, Point
 from shoal_agent.inference.process_worker import ProcessWorker
 from shoal_agent.inference.served import EngineStats, Release
+from shoal_agent.inference.settings import WorkerSettings
 from shoal_agent.inference.tensors import rows
+from shoal_agent.inference.thread_worker import ThreadWorker
 from shoal_agent.inference.trial import LOAD_TIMEOUT_S
 from shoal_agent.inference.worker import CallRefusedError, Worker
 
 log = structlog.get_logger()
 
-RUN_TIMEOUT_S: Final = 10.0
+GRACE_S: Final = 1.0
+"""What a worker has for stopping a late batch itself, before it is killed."""
 SHORT_BATCH_S: Final = 0.02
 """Longer ones gain nothing by lying ready in the worker, and would keep what is urgent waiting."""
 LANES: Final = 2
@@ -45,8 +53,10 @@ class Dispatcher:
 
     Args:
         stats: counted into.
-        max_batch: items that run at once.
+        max_batch: rows that run at once.
         python: the interpreter of the worker.
+        settings: how the worker runs models.
+        calibrations: what is known of how fast releases are here.
 
     Attributes:
         releases: what is loaded, by id; the engine adds, retired ones disappear when they are drained.
@@ -54,17 +64,27 @@ class Dispatcher:
         halted: why nothing can run at the moment.
     """
 
-    def __init__(self, stats: EngineStats, *, max_batch: int, python: str) -> None:
+    def __init__(
+        self,
+        stats: EngineStats,
+        *,
+        max_batch: int,
+        python: str,
+        settings: WorkerSettings,
+        calibrations: Calibrations,
+    ) -> None:
         self.releases: dict[bytes, Release] = {}
         self.worker: Worker | None = None
         self.halted: str | None = None
         self._stats = stats
         self._max_batch = max_batch
         self._python = python
+        self._settings = settings
+        self._calibrations = calibrations
         self._clock = asyncio.get_running_loop().time
         self.budget = RestartBudget(self._clock)
         self._turns = Turns()
-        self._under_way = 0
+        self._until: dict[int, float] = {}
         self._work = asyncio.Event()
         self._changed = asyncio.Event()
 
@@ -87,7 +107,7 @@ class Dispatcher:
                 self._stats.worker_restarts += 1
             try:
                 lost = False
-                async with ProcessWorker.open(python=self._python, on_lost=self.wake) as worker:
+                async with self._open_worker() as worker:
                     await self._reload(worker)
                     self.worker, self.halted = worker, None
                     self._tell_changed()
@@ -97,6 +117,11 @@ class Dispatcher:
                 log.warning("inference worker lost", reason=str(exc))
             finally:
                 self.worker = None
+
+    def _open_worker(self) -> AbstractAsyncContextManager[Worker]:
+        if self._settings.kind == "thread":
+            return ThreadWorker.open(self._settings, on_lost=self.wake)
+        return ProcessWorker.open(python=self._python, settings=self._settings, on_lost=self.wake)
 
     def _tell_changed(self) -> None:
         self._changed.set()
@@ -111,8 +136,14 @@ class Dispatcher:
     async def _load_into(self, worker: Worker, release: Release) -> None:
         if release.id in worker.loaded:
             return
+        calibrate_rows = 0 if release.pace.is_known else self._max_batch
         try:
-            loaded = await worker.load(release.id, release.directory, timeout_s=LOAD_TIMEOUT_S)
+            loaded = await worker.load(
+                release.id,
+                release.directory,
+                calibrate_rows=calibrate_rows,
+                timeout_s=LOAD_TIMEOUT_S,
+            )
         except CallRefusedError as exc:
             self._give_up(release, str(exc))
         except WorkerLostError as exc:
@@ -123,6 +154,14 @@ class Dispatcher:
         else:
             release.load_crashes = 0
             release.signature = loaded.signature
+            release.providers = loaded.providers
+            if loaded.points:
+                self.remember(release, loaded.points)
+
+    def remember(self, release: Release, points: Sequence[Point]) -> None:
+        """This is how fast it is here."""
+        release.pace = Pace(points, limit=self._max_batch)
+        self._calibrations.put(release.id, points)
 
     async def install(self, release: Release) -> None:
         """Bring a release of `releases` into the worker that runs, which may have to start for it.
@@ -168,7 +207,7 @@ class Dispatcher:
         Raises:
             WorkerLostError: with every unanswered request back in its queue.
         """
-        self._under_way = 0
+        self._until.clear()
         async with asyncio.TaskGroup() as lanes:
             for number in range(LANES):
                 lanes.create_task(self._run_lane(worker, number), name=f"engine.lane-{number}")
@@ -187,11 +226,10 @@ class Dispatcher:
                 self._work.clear()
                 await self._work.wait()
                 continue
-            self._under_way += 1
             try:
-                await self._run_batch(worker, release, batch)
+                await self._run_batch(worker, release, batch, number)
             finally:
-                self._under_way -= 1
+                del self._until[number]
 
     def _next_batch(self) -> tuple[Release | None, list[Piece]]:
         """What is to run now, of whose turn it is.
@@ -200,7 +238,7 @@ class Dispatcher:
         given away may still grow, and be overtaken by something urgent.
         """
         now = self._clock()
-        is_idle = self._under_way == 0
+        is_idle = not self._until
         while True:
             classes = {
                 release.id: release.backlog.first_class(now)
@@ -210,21 +248,48 @@ class Dispatcher:
             if not classes:
                 return None, []
             release = self.releases[self._turns.next(classes)]
-            batch = release.backlog.take(self._max_batch, now)
+            batch = release.backlog.take(release.pace.best_rows, now)
             if batch:
                 return release, batch
 
     def _is_worth_sending_ahead(self, release: Release) -> bool:
-        return release.backlog.rows >= self._max_batch and 0 < release.batch_s <= SHORT_BATCH_S
+        rows_wanted = release.pace.best_rows
+        if release.backlog.rows < rows_wanted:
+            return False
+        return release.pace.is_known and release.pace.batch_s(rows_wanted) <= SHORT_BATCH_S
 
-    async def _run_batch(self, worker: Worker, release: Release, batch: list[Piece]) -> None:
-        started = self._clock()
-        guess_s = release.batch_s
+    def eta_s(self, release: Release, priority: int, row_count: int) -> float:
+        """How long a request that comes now would take, if nothing more urgent came; 0.0: not known.
+
+        Every model that has work gets its share of the worker. Where nothing is ahead nothing is foretold: that one
+        is what the next guess is made from.
+        """
+        row_s = release.pace.row_s()
+        if not row_s or not (self._until or release.backlog.rows):
+            return 0.0
+        now = self._clock()
+        # A batch that should have been done may take as long again.
+        ahead_s = max((abs(until - now) for until in self._until.values()), default=0.0)
+        busy = sum(1 for other in self.releases.values() if other is release or other.backlog.rows)
+        return ahead_s + (release.backlog.rows_before(priority) + row_count) * row_s * busy
+
+    async def _run_batch(
+        self, worker: Worker, release: Release, batch: list[Piece], lane: int
+    ) -> None:
+        row_count = sum(piece.stop - piece.start for piece in batch)
+        guess_s = release.pace.batch_s(row_count)
         self._turns.charge(release.id, guess_s)
+        started = self._clock()
+        first_s = max(self._until.values(), default=started)
+        self._until[lane] = max(started, first_s) + guess_s
         try:
             await self._load_into(worker, release)
-            ran = await worker.run(release.id, _batch_of(batch), timeout_s=RUN_TIMEOUT_S)
-        except WorkerLostError as exc:
+            ran = await worker.run(
+                release.id,
+                _batch_of(batch, row_count),
+                timeout_s=len(self._until) * self._settings.run_timeout_s + GRACE_S,
+            )
+        except (WorkerLostError, LateBatchError) as exc:
             release.put_back(batch, exc)
             return
         except CallRefusedError as exc:
@@ -235,14 +300,15 @@ class Dispatcher:
                 self._fail(release, batch, exc)
             else:  # one of them may be at fault: the others must not pay for it
                 for piece in batch:
-                    await self._run_batch(worker, release, [piece])
+                    await self._run_batch(worker, release, [piece], lane)
             return
         release.settle(batch, ran.outputs)
-        took_s = self._clock() - started
+        took_s = ran.run_us / 1e6
         self._turns.charge(release.id, took_s - guess_s)
-        release.record_batch(took_s)
+        release.pace.observe(row_count, took_s)
         self._stats.batches += 1
-        self._stats.items += sum(piece.stop - piece.start for piece in batch)
+        self._stats.items += row_count
+        self._stats.busy_s += took_s
 
     def _fail(self, release: Release, batch: list[Piece], error: InferenceError) -> None:
         for piece in batch:
@@ -258,11 +324,11 @@ class Dispatcher:
                     await worker.unload(release.id)
 
 
-def _batch_of(pieces: list[Piece]) -> Batch:
+def _batch_of(pieces: list[Piece], row_count: int) -> Batch:
     form = pieces[0].request.form
     return Batch(
         form,
-        sum(piece.stop - piece.start for piece in pieces),
+        row_count,
         [
             [rows(piece.request.inputs[n], piece.start, piece.stop) for piece in pieces]
             if form.is_batched

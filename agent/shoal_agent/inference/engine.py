@@ -9,10 +9,11 @@ import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from shoal_agent.background import Background
 from shoal_agent.inference.backlog import Priority, Request
+from shoal_agent.inference.calibrations import Calibrations
 from shoal_agent.inference.deadlines import Deadlines
 from shoal_agent.inference.dispatch import Dispatcher
 from shoal_agent.inference.errors import (
@@ -22,13 +23,25 @@ from shoal_agent.inference.errors import (
     NotServingError,
     QueueFullError,
 )
-from shoal_agent.inference.served import Admission, EngineStats, Inferred, Release, Served
+from shoal_agent.inference.pace import Pace
+from shoal_agent.inference.served import (
+    Admission,
+    EngineStats,
+    Inferred,
+    ModelFacts,
+    Release,
+    Served,
+)
+from shoal_agent.inference.settings import WorkerSettings
 from shoal_agent.inference.signature import Form, Signature, item_form
 from shoal_agent.inference.tensors import Tensor
 from shoal_agent.inference.trial import try_out
 from shoal_contract.messages import Answer
 
 __all__ = ["Admission", "Engine", "EngineStats", "Inferred", "Served"]
+
+
+_DEFAULTS: Final = WorkerSettings()
 
 
 class Engine:
@@ -39,7 +52,14 @@ class Engine:
     """
 
     def __init__(
-        self, *, queue_limit: int, max_batch: int, python: str, trial_bytes: int | None
+        self,
+        *,
+        queue_limit: int,
+        max_batch: int,
+        python: str,
+        trial_bytes: int | None,
+        settings: WorkerSettings,
+        calibrations: Calibrations,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.stats = EngineStats()
@@ -48,7 +68,15 @@ class Engine:
         self._max_batch = max_batch
         self._python = python
         self._trial_bytes = trial_bytes
-        self._dispatcher = Dispatcher(self.stats, max_batch=max_batch, python=python)
+        self._settings = settings
+        self._calibrations = calibrations
+        self._dispatcher = Dispatcher(
+            self.stats,
+            max_batch=max_batch,
+            python=python,
+            settings=settings,
+            calibrations=calibrations,
+        )
         self._deadlines = Deadlines(self._loop, self._expire)
         self._serving: dict[str, bytes] = {}
         self._admitting = asyncio.Lock()
@@ -59,21 +87,30 @@ class Engine:
         cls,
         *,
         queue_limit: int = 256,
-        max_batch: int = 16,
+        max_batch: int = 32,
         python: str = sys.executable,
         trial_bytes: int | None = None,
+        settings: WorkerSettings = _DEFAULTS,
+        calibrations: Calibrations | None = None,
     ) -> AsyncIterator[Self]:
         """An engine that serves nothing yet; the worker starts when the first release is admitted.
 
         Args:
             queue_limit: rows that may wait for one release.
-            max_batch: rows that run at once.
+            max_batch: rows that run at once, at most.
             python: the interpreter of the worker.
             trial_bytes: how much memory a new release may take in its trial; None: most of what is
                 free at that moment.
+            settings: how the worker runs models.
+            calibrations: what is remembered of how fast releases are here; None: nothing.
         """
         engine = cls(
-            queue_limit=queue_limit, max_batch=max_batch, python=python, trial_bytes=trial_bytes
+            queue_limit=queue_limit,
+            max_batch=max_batch,
+            python=python,
+            trial_bytes=trial_bytes,
+            settings=settings,
+            calibrations=calibrations or Calibrations(None, hardware=""),
         )
         async with Background.open() as background:
             background.start(engine._dispatcher.run(), name="engine.worker")
@@ -100,14 +137,19 @@ class Engine:
             if known is not None and known.broken is None:
                 known.retired = False
                 return known.admission
+            pace = Pace(self._calibrations.get(release), limit=self._max_batch)
+            entry = Release(release, directory, self._queue_limit, pace)
             if trial:
                 loaded = await try_out(
-                    release, directory, python=self._python, memory_bytes=self._trial_bytes
+                    release,
+                    directory,
+                    python=self._python,
+                    settings=self._settings,
+                    calibrate_rows=self._max_batch,
+                    memory_bytes=self._trial_bytes,
                 )
-                admission = Admission.of(loaded)
-                entry = Release(release, directory, self._queue_limit, admission, loaded.signature)
-            else:
-                entry = Release(release, directory, self._queue_limit)
+                entry.admission = Admission.of(loaded)
+                self._dispatcher.remember(entry, loaded.points)
             self._dispatcher.releases[release] = entry
             try:
                 await self._dispatcher.install(entry)
@@ -154,6 +196,23 @@ class Engine:
     def models(self) -> list[str]:
         """What is served, sorted."""
         return sorted(self._serving)
+
+    def describe(self) -> list[ModelFacts]:
+        """What serves, how it runs and how much waits for it, by name."""
+        facts = []
+        for model in self.models():
+            release = self._dispatcher.releases[self._serving[model]]
+            facts.append(
+                ModelFacts(
+                    model=model,
+                    waiting=release.backlog.rows,
+                    best_batch=release.pace.best_rows,
+                    row_us=round(release.pace.row_s() * 1e6),
+                    providers=release.providers,
+                    broken=release.broken,
+                )
+            )
+        return facts
 
     # ------------------------------------------------------------------ requests
     async def infer(
@@ -266,10 +325,17 @@ class Engine:
             raise BadInputError(f"{request.rows} rows; 1 to {self._queue_limit} are allowed")
         if not release.backlog.has_room(request.rows):
             self.stats.refused += 1
-            batches = release.backlog.rows / self._max_batch + 1
             raise QueueFullError(
-                f"{release.backlog.rows} items are waiting for {model!r}",
-                retry_after_s=batches * max(release.batch_s, 0.001),
+                f"{release.backlog.rows} rows are waiting for {model!r}",
+                retry_after_s=max(self._dispatcher.eta_s(release, request.priority, 0), 0.001),
+            )
+        eta_s = self._dispatcher.eta_s(release, request.priority, request.rows)
+        has_s = request.deadline - request.arrived
+        if eta_s > has_s:
+            self.stats.refused += 1
+            raise QueueFullError(
+                f"{model!r} would be done in {eta_s:.3g} s, later than the {has_s:.3g} s that it may take",
+                retry_after_s=max(eta_s - has_s, 0.001),
             )
 
     def _expire(self, request: Request) -> None:

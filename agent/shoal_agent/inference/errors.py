@@ -25,6 +25,10 @@ class ModelFailedError(InferenceError):
     """The model or its runtime failed at a request that may well be right; another node may do better."""
 
 
+class LateBatchError(ModelFailedError):
+    """A batch took longer than it may, and was stopped; the worker is well."""
+
+
 # ------------------------------------------------------------------ the moment's
 class NotServingError(InferenceError):
     """The model does not run here, or not now."""

@@ -22,9 +22,9 @@ class Turns:
         """
         highest = max(classes.values())
         candidates = [release for release, rank in classes.items() if rank == highest]
-        chosen = min(candidates, key=self._start)
-        self._now = self._start(chosen)
-        return chosen
+        # Of all, not of the highest class alone: who was overtaken is not to lose what it has not used.
+        self._now = min(self._start(release) for release in classes)
+        return min(candidates, key=self._start)
 
     def charge(self, release: bytes, seconds: float) -> None:
         """It has cost, or is going to cost, so much; less than 0 corrects an earlier guess."""

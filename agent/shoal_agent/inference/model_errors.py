@@ -9,6 +9,10 @@ class InputError(ModelError):
     """The batch does not fit the model; another one may."""
 
 
+class LateError(ModelError):
+    """The batch took longer than it may, and was stopped."""
+
+
 def one_line(exc: BaseException) -> str:
     """An error of somebody else's library as a short line."""
     return " ".join(str(exc).split())[:300] or type(exc).__name__

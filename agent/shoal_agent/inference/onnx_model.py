@@ -11,14 +11,21 @@ import onnxruntime as ort
 
 from shoal_agent.inference.encodings import to_tensor
 from shoal_agent.inference.model_errors import InputError, ModelError, one_line
+from shoal_agent.inference.pace import Point
 from shoal_agent.inference.release_files import Array, read_golden, read_model, read_spec
 from shoal_agent.inference.session import DTYPES, open_session
+from shoal_agent.inference.settings import WorkerSettings
 from shoal_agent.inference.signature import Form, Signature, TensorInfo
 from shoal_contract.release import FREE, ReleaseSpec, TensorTable
 
 _MEASURED_RUNS: Final = 50
 _MEASURED_S: Final = 1.0
 _GOLDEN_ROWS: Final = 16
+_CALIBRATION_S: Final = 0.25
+_CALIBRATION_RUNS: Final = 5
+_HOPELESS_SHARE: Final = 0.8
+"""Larger batches are not tried once one is so much less productive than the best."""
+_DEFAULTS: Final = WorkerSettings()
 
 
 class Model:
@@ -26,7 +33,7 @@ class Model:
 
     Args:
         directory: holds release.toml, the model file and the golden file.
-        threads: of ONNX Runtime within one operator.
+        settings: threads and providers.
 
     Attributes:
         spec: its release.toml.
@@ -37,21 +44,29 @@ class Model:
         ModelError: with the reason.
     """
 
-    def __init__(self, directory: Path, *, threads: int) -> None:
+    def __init__(self, directory: Path, settings: WorkerSettings = _DEFAULTS) -> None:
         self.spec = read_spec(directory)
-        self._session = open_session(read_model(directory, self.spec), threads=threads)
+        self._session = open_session(read_model(directory, self.spec), settings)
         self._one_by_one = _check_signature(self._session, self.spec)
         self.signature = _signature(self.spec)
         self._golden_inputs, expected = read_golden(directory, self.spec)
         self.golden_count = len(next(iter(self._golden_inputs.values())))
         self._check_golden(expected)
 
-    def run(self, form: Form, arrays: Sequence[Array]) -> list[Array]:
+    @property
+    def providers(self) -> list[str]:
+        """The execution providers that ONNX Runtime really took, the first one first asked."""
+        return list(self._session.get_providers())
+
+    def run(
+        self, form: Form, arrays: Sequence[Array], options: ort.RunOptions | None = None
+    ) -> list[Array]:
         """The outputs of a batch, in the order of `form.outputs`.
 
         Args:
             form: of the batch.
             arrays: one an input of the form, [n, ...].
+            options: of ONNX Runtime, for this run.
 
         Raises:
             InputError: the batch, or something in it, does not fit the model.
@@ -59,11 +74,50 @@ class Model:
         """
         if not form.is_items:
             names = [info.name for info in form.inputs]
-            return self._outputs(form.outputs, dict(zip(names, arrays, strict=True)))
+            return self._outputs(form.outputs, dict(zip(names, arrays, strict=True)), options)
         assert self.spec.items is not None  # noqa: S101 - the engine asks only who takes items
         table, output = self.spec.items
-        (scores,) = self._outputs([output.name], {table.name: to_tensor(arrays[0], table)})
+        feed = {table.name: to_tensor(arrays[0], table)}
+        (scores,) = self._outputs([output.name], feed, options)
         return list(_best(scores, is_softmax=output.decode == "softmax-argmax"))
+
+    def is_well(self) -> bool:
+        """Whether a golden input still runs: what failed just before was then not the model's fault."""
+        try:
+            self._outputs(self._output_names, self._golden_feed(0, 1))
+        except ModelError:
+            return False
+        return True
+
+    def calibrate(self, limit: int) -> tuple[Point, ...]:
+        """Microseconds by rows of a batch, up to `limit`, of golden inputs; empty: it takes no batches."""
+        if not self.spec.batch:
+            return ()
+        points: list[Point] = []
+        until = time.perf_counter() + _CALIBRATION_S
+        rows = 1
+        while rows <= limit:
+            feed = {
+                name: np.resize(array, (rows, *array.shape[1:]))
+                for name, array in self._golden_feed(0, rows).items()
+            }
+            points.append((rows, self._best_us(feed, until)))
+            rate, best = rows / points[-1][1], max(n / us for n, us in points)
+            if time.perf_counter() > until or rate < _HOPELESS_SHARE * best:
+                break
+            rows = min(rows * 2, limit) if rows < limit else limit + 1
+        return tuple(points)
+
+    def _best_us(self, feed: Mapping[str, Array], until: float) -> int:
+        """The quickest of a few runs: whatever disturbs one makes it slower, never quicker."""
+        best_ns = 1 << 62
+        for number in range(_CALIBRATION_RUNS):
+            started = time.perf_counter_ns()
+            self._outputs(self._output_names, feed)
+            best_ns = min(best_ns, time.perf_counter_ns() - started)
+            if number and time.perf_counter() > until:
+                break
+        return max(1, best_ns // 1000)
 
     def measure_us(self) -> tuple[int, int]:
         """p50 and p95 of running one golden input, in microseconds."""
@@ -82,16 +136,23 @@ class Model:
     def _output_names(self) -> list[str]:
         return [table.name for table in self.spec.tensors[1]]
 
-    def _outputs(self, names: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:
+    def _outputs(
+        self,
+        names: Sequence[str],
+        feed: Mapping[str, Array],
+        options: ort.RunOptions | None = None,
+    ) -> list[Array]:
         rows = len(next(iter(feed.values()))) if self.spec.batch else 1
         if self._one_by_one and rows > 1:
             each = [
-                self._outputs(names, {name: array[n : n + 1] for name, array in feed.items()})
+                self._outputs(
+                    names, {name: array[n : n + 1] for name, array in feed.items()}, options
+                )
                 for n in range(rows)
             ]
             return [np.concatenate(parts) for parts in zip(*each, strict=True)]
         try:
-            outputs: list[Array] = self._session.run(names, feed)
+            outputs: list[Array] = self._session.run(names, feed, options)
         except ort.capi.onnxruntime_pybind11_state.InvalidArgument as exc:
             raise InputError(f"ONNX Runtime: {one_line(exc)}") from exc
         except Exception as exc:

@@ -25,6 +25,9 @@ BAD_INPUT: Final = "bad-input"
 FAILED: Final = "failed"
 """The model, or the runtime, failed at this batch."""
 
+LATE: Final = "late"
+"""It took too long, and was stopped."""
+
 LOAD: Final = "load"
 UNLOAD: Final = "unload"
 RUN: Final = "run"

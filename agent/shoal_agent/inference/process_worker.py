@@ -16,8 +16,14 @@ import msgspec
 from shoal_agent.background import Background
 from shoal_agent.inference import pipe
 from shoal_agent.inference.batch import Batch, Loaded, Place, Ran, layout
-from shoal_agent.inference.errors import BadInputError, ModelFailedError, WorkerLostError
+from shoal_agent.inference.errors import (
+    BadInputError,
+    LateBatchError,
+    ModelFailedError,
+    WorkerLostError,
+)
 from shoal_agent.inference.segment import Segment
+from shoal_agent.inference.settings import WorkerSettings
 from shoal_agent.inference.signature import Form, Signature
 from shoal_agent.inference.tensors import Tensor
 from shoal_agent.inference.worker import CallRefusedError
@@ -28,6 +34,7 @@ CALL_TIMEOUT_S: Final = 10.0
 _STDERR_BYTES: Final = 2048
 _END_S: Final = 1.0
 
+_DEFAULTS: Final = WorkerSettings()
 SEGMENTS: Final = 2
 """Batches under way: while one runs, the next one already lies there."""
 
@@ -65,7 +72,7 @@ class ProcessWorker:
         cls,
         *,
         python: str,
-        threads: int = 1,
+        settings: WorkerSettings = _DEFAULTS,
         start_timeout_s: float = START_TIMEOUT_S,
         on_lost: Callable[[], None] = lambda: None,
     ) -> AsyncIterator[Self]:
@@ -76,7 +83,7 @@ class ProcessWorker:
         """
         segments = _segments()
         try:
-            process, ours = await _spawn(python, threads, segments)
+            process, ours = await _spawn(python, settings, segments)
         except BaseException:
             _close(segments)
             raise
@@ -110,11 +117,17 @@ class ProcessWorker:
         return self._process.pid
 
     async def load(
-        self, release: bytes, directory: Path, *, trial_bytes: int = 0, timeout_s: float
+        self,
+        release: bytes,
+        directory: Path,
+        *,
+        trial_bytes: int = 0,
+        calibrate_rows: int = 0,
+        timeout_s: float,
     ) -> Loaded:
         """See `Worker.load`."""
         value = await self._call(
-            pipe.LOAD, release, str(directory), trial_bytes, timeout_s=timeout_s
+            pipe.LOAD, release, str(directory), trial_bytes, calibrate_rows, timeout_s=timeout_s
         )
         try:
             loaded = msgspec.msgpack.decode(_as_bytes(value), type=Loaded)
@@ -224,6 +237,8 @@ class ProcessWorker:
                 reply.set_exception(CallRefusedError(reason))
             case pipe.BAD_INPUT, [str(reason)]:
                 reply.set_exception(BadInputError(reason))
+            case pipe.LATE, [str(reason)]:
+                reply.set_exception(LateBatchError(reason))
             case pipe.FAILED, [str(reason)]:
                 reply.set_exception(ModelFailedError(reason))
             case _:
@@ -291,12 +306,13 @@ def _as_bytes(value: object) -> bytes:
 
 
 async def _spawn(
-    python: str, threads: int, segments: list[Segment]
+    python: str, settings: WorkerSettings, segments: list[Segment]
 ) -> tuple[asyncio.subprocess.Process, socket.socket]:
     ours, theirs = socket.socketpair()
     fd = theirs.fileno()
     memory = [segment.descriptor for segment in segments]
-    arguments = (str(fd), str(threads), str(os.getpid()), *map(str, memory))
+    chosen = msgspec.json.encode(settings).decode()
+    arguments = (str(fd), str(os.getpid()), chosen, *map(str, memory))
     try:
         process = await asyncio.create_subprocess_exec(
             # -P: a numpy.py in the working directory is not ours.

@@ -26,6 +26,7 @@ from shoal_agent.inference.errors import (
     WorkerLostError,
 )
 from shoal_agent.inference.limits import Breaker
+from shoal_agent.inference.served import ModelFacts
 from shoal_agent.inference.tensors import Tensor
 from shoal_agent.peers.client import PeerClient
 from shoal_agent.peers.errors import PeerBusyError, PeerError, PeerUnreachableError
@@ -86,6 +87,10 @@ class Router:
         self._upstream = upstream
         self._clock = asyncio.get_running_loop().time
         self._breakers: dict[tuple[str, int], Breaker] = {}
+
+    def describe(self) -> list[ModelFacts]:
+        """The models that serve here."""
+        return self._engine.describe()
 
     async def infer(
         self,

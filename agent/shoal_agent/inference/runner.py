@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import onnxruntime as ort
 
 from shoal_agent.inference.batch import Loaded
-from shoal_agent.inference.model_errors import ModelError
+from shoal_agent.inference.model_errors import InputError, LateError, ModelError
 from shoal_agent.inference.onnx_model import Model
 from shoal_agent.inference.release_files import Array
+from shoal_agent.inference.settings import WorkerSettings
 from shoal_agent.inference.signature import Form
+from shoal_agent.inference.watchdog import Watchdog
 
+_LARGE_BYTES: Final = 4 * 1024 * 1024
+_OUT_OF_MEMORY: Final = ("alloc", "memory")
 NO_MEMORY: Final = "it needs more memory than a model may have here"
 
 
@@ -23,15 +28,24 @@ class Runner:
     """Holds loaded models by release.
 
     Args:
-        threads: of ONNX Runtime within one operator.
+        settings: how they are run.
     """
 
-    def __init__(self, *, threads: int) -> None:
-        self._threads = threads
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._watchdog = Watchdog()
         self._models: dict[bytes, Model] = {}
 
-    def load(self, release: bytes, directory: Path, *, trial_bytes: int = 0) -> Loaded:
+    def load(
+        self, release: bytes, directory: Path, *, trial_bytes: int = 0, calibrate_rows: int = 0
+    ) -> Loaded:
         """Load and check a release; with `trial_bytes` in so much more memory at most, and measured.
+
+        Args:
+            release: how `run` names it.
+            directory: holds its files.
+            trial_bytes: 0: no trial.
+            calibrate_rows: the largest batch to measure; 0: none.
 
         Raises:
             ModelError: it breaks a promise.
@@ -39,13 +53,22 @@ class Runner:
         started = time.perf_counter()
         try:
             with _memory_limit(trial_bytes):
-                model = Model(directory, threads=self._threads)
+                model = Model(directory, self._settings)
                 load_us = round((time.perf_counter() - started) * 1e6)
                 p50_us, p95_us = model.measure_us() if trial_bytes else (0, 0)
+                points = model.calibrate(calibrate_rows) if calibrate_rows else ()
         except MemoryError as exc:
             raise ModelError(NO_MEMORY) from exc
         self._models[release] = model
-        return Loaded(model.signature, load_us, p50_us, p95_us, model.golden_count)
+        return Loaded(
+            signature=model.signature,
+            load_us=load_us,
+            p50_us=p50_us,
+            p95_us=p95_us,
+            golden_count=model.golden_count,
+            points=points,
+            providers=tuple(model.providers),
+        )
 
     def unload(self, release: bytes) -> None:
         """Forget it and give its memory back."""
@@ -61,6 +84,7 @@ class Runner:
 
         Raises:
             InputError: it does not fit the model.
+            LateError: it was stopped after the time that it may take.
             ModelError: the model or the runtime failed.
         """
         started = time.perf_counter_ns()
@@ -71,8 +95,39 @@ class Runner:
             np.frombuffer(data, dtype).reshape(shape)
             for data, (dtype, shape) in zip(inputs, form.shapes(rows), strict=True)
         ]
-        outputs = [np.ascontiguousarray(output) for output in model.run(form, arrays)]
-        return outputs, (time.perf_counter_ns() - started) // 1000
+        try:
+            outputs = self._guarded(model, form, arrays)
+        except InputError:
+            raise
+        except ModelError as exc:
+            if self._watchdog.barked:
+                seconds = f"{self._settings.run_timeout_s:g} s"
+                raise LateError(f"the model did not answer within {seconds}") from exc
+            outputs = self._once_more(model, form, arrays, exc)
+        contiguous = [np.ascontiguousarray(output) for output in outputs]
+        return contiguous, (time.perf_counter_ns() - started) // 1000
+
+    def _guarded(self, model: Model, form: Form, arrays: list[Array]) -> list[Array]:
+        options = ort.RunOptions()
+        if sum(array.nbytes for array in arrays) > _LARGE_BYTES:
+            # The arena would keep what a large batch took.
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._watchdog.begin(options, self._settings.run_timeout_s)
+        try:
+            return model.run(form, arrays, options)
+        finally:
+            self._watchdog.end()
+
+    def _once_more(
+        self, model: Model, form: Form, arrays: list[Array], failure: ModelError
+    ) -> list[Array]:
+        """Find out whose fault it is: the input's, if golden inputs run and it fails again without them."""
+        if any(word in str(failure) for word in _OUT_OF_MEMORY) or not model.is_well():
+            raise failure
+        try:
+            return self._guarded(model, form, arrays)
+        except ModelError as exc:
+            raise InputError(str(exc)) from exc
 
 
 @contextlib.contextmanager

@@ -9,13 +9,12 @@ from typing import Final, Self
 from shoal_agent.inference.backlog import Backlog, Piece, Request
 from shoal_agent.inference.batch import Loaded
 from shoal_agent.inference.errors import InferenceError
+from shoal_agent.inference.pace import Pace
 from shoal_agent.inference.signature import Signature
 from shoal_agent.inference.tensors import Tensor, joined, rows
 from shoal_contract.messages import Answer
 
 _LATENCIES: Final = 512
-_NEW_SHARE: Final = 0.2
-"""Weight of the newest batch in the moving average of batch times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +52,15 @@ class Admission:
 
 @dataclass(slots=True)
 class EngineStats:
-    """Counters since the start; latencies of the newest 512 requests, in microseconds."""
+    """Counters since the start; latencies of the newest 512 requests, in microseconds.
+
+    `items` counts rows; `busy_s` is how long models ran; `refused`, `expired`: for want of room, of time.
+    """
 
     requests: int = 0
     items: int = 0
     batches: int = 0
+    busy_s: float = 0.0
     refused: int = 0
     expired: int = 0
     worker_restarts: int = 0
@@ -73,7 +76,19 @@ class EngineStats:
         return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0
 
 
-_UNKNOWN: Final = Signature((), ())
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """How a model stands: rows that wait, the batch it gets, what a row costs, and what it runs on.
+
+    `broken`: why it does not run any more.
+    """
+
+    model: str
+    waiting: int
+    best_batch: int
+    row_us: int
+    providers: tuple[str, ...]
+    broken: str | None
 
 
 class Release:
@@ -82,9 +97,10 @@ class Release:
     Attributes:
         signature: what requests are held against.
         waiting: requests that were accepted and are not answered.
+        providers: ONNX Runtime's execution providers that run it.
         broken: why it cannot be loaded any more.
         retired: to be unloaded once nobody waits for it.
-        batch_s: how long a batch takes, lately.
+        pace: how long its batches take, and how many rows are best.
     """
 
     def __init__(
@@ -92,19 +108,19 @@ class Release:
         release: bytes,
         directory: Path,
         queue_limit: int,
-        admission: Admission = Admission(),
-        signature: Signature = _UNKNOWN,
+        pace: Pace,
     ) -> None:
         self.id = release
         self.directory = directory
-        self.admission = admission
-        self.signature = signature
+        self.admission = Admission()
+        self.signature = Signature((), ())
+        self.pace = pace
+        self.providers: tuple[str, ...] = ()
         self.backlog = Backlog(queue_limit)
         self.waiting: set[Request] = set()
         self.retired = False
         self.broken: str | None = None
         self.load_crashes = 0
-        self.batch_s = 0.0
 
     def settle(self, batch: Sequence[Piece], outputs: Sequence[Tensor]) -> None:
         """Hand the outputs of a batch to those who wait for them."""
@@ -156,8 +172,3 @@ class Release:
         """Nothing that waits here can be served."""
         for request in list(self.waiting):
             self.fail(request, error)
-
-    def record_batch(self, seconds: float) -> None:
-        """One batch took so long."""
-        old = self.batch_s or seconds
-        self.batch_s = old + _NEW_SHARE * (seconds - old)

@@ -1,10 +1,12 @@
 """Opens ONNX Runtime sessions: with which options, on which threads. Only the worker imports this."""
 
+import os
 from typing import Final
 
 import onnxruntime as ort
 
 from shoal_agent.inference.model_errors import ModelError, one_line
+from shoal_agent.inference.settings import CPU, WorkerSettings
 
 DTYPES: Final = {
     "tensor(bool)": "bool",
@@ -23,21 +25,27 @@ DTYPES: Final = {
 """ONNX Runtime's names of types -> numpy's; others (text, sequences) are not served."""
 
 
-def open_session(model: bytes, *, threads: int) -> ort.InferenceSession:
+def open_session(model: bytes, settings: WorkerSettings) -> ort.InferenceSession:
     """A session for a model in memory: external data cannot reach other files.
+
+    Args:
+        model: the ONNX file.
+        settings: threads and providers; a provider that this ONNX Runtime does not have is passed over.
 
     Raises:
         ModelError: it does not load.
     """
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = settings.threads or len(os.sched_getaffinity(0))
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 4
     # A spinning thread pool burns a core between two requests (measured by ORT's own docs).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    there = set(ort.get_available_providers())
+    wanted = [name for name in settings.providers if name in there and name != CPU]
     try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, options, providers=[*wanted, CPU])
     except Exception as exc:
         raise ModelError(f"ONNX Runtime does not load the model: {one_line(exc)}") from exc

@@ -9,9 +9,11 @@ from typing import Final
 from shoal_agent.inference.batch import Loaded
 from shoal_agent.inference.errors import ModelRefusedError, WorkerLostError
 from shoal_agent.inference.process_worker import ProcessWorker
+from shoal_agent.inference.settings import WorkerSettings
 from shoal_agent.inference.worker import CallRefusedError
 
 LOAD_TIMEOUT_S: Final = 60.0
+_DEFAULTS: Final = WorkerSettings()
 _ATTEMPTS: Final = 2
 """A process may also be killed from outside: only the second death is the release's fault."""
 _FREE_SHARE: Final = 0.8
@@ -23,6 +25,8 @@ async def try_out(
     directory: Path,
     *,
     python: str,
+    settings: WorkerSettings = _DEFAULTS,
+    calibrate_rows: int = 0,
     memory_bytes: int | None = None,
     timeout_s: float = LOAD_TIMEOUT_S,
 ) -> Loaded:
@@ -32,6 +36,8 @@ async def try_out(
         release: its id.
         directory: holds its files.
         python: the interpreter for the process.
+        settings: how the worker that is to serve runs models.
+        calibrate_rows: the largest batch to measure; 0: none.
         memory_bytes: how much it may take; None: 80 % of what is free.
         timeout_s: how long loading, checking and measuring may take.
 
@@ -41,9 +47,15 @@ async def try_out(
     """
     limit = _free_bytes() if memory_bytes is None else memory_bytes
     for attempt in range(1, _ATTEMPTS + 1):
-        async with ProcessWorker.open(python=python) as worker:
+        async with ProcessWorker.open(python=python, settings=settings) as worker:
             try:
-                return await worker.load(release, directory, trial_bytes=limit, timeout_s=timeout_s)
+                return await worker.load(
+                    release,
+                    directory,
+                    trial_bytes=limit,
+                    calibrate_rows=calibrate_rows,
+                    timeout_s=timeout_s,
+                )
             except CallRefusedError as exc:
                 raise ModelRefusedError(str(exc)) from exc
             except WorkerLostError as exc:

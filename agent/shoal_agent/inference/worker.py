@@ -18,7 +18,13 @@ class Worker(Protocol):
     lost: str | None
 
     async def load(
-        self, release: bytes, directory: Path, *, trial_bytes: int = 0, timeout_s: float
+        self,
+        release: bytes,
+        directory: Path,
+        *,
+        trial_bytes: int = 0,
+        calibrate_rows: int = 0,
+        timeout_s: float,
     ) -> Loaded:
         """Load and check a release directory.
 
@@ -26,6 +32,7 @@ class Worker(Protocol):
             release: how `run` names it.
             directory: holds release.toml, model and golden file.
             trial_bytes: more than 0: measure it, and let the process grow by at most so much.
+            calibrate_rows: the largest batch to measure; 0: none.
             timeout_s: after it, the worker is lost.
 
         Raises:
@@ -41,6 +48,7 @@ class Worker(Protocol):
 
         Raises:
             BadInputError: the batch, or something in it, does not fit the model.
-            ModelFailedError: the model or the runtime failed at it, or it was not done in time.
+            LateBatchError: it took longer than the settings allow, and was stopped.
+            ModelFailedError: the model or the runtime failed at it.
             WorkerLostError: the worker died, hung or spoke nonsense.
         """

@@ -3,7 +3,7 @@
 It alone imports numpy and ONNX Runtime (through `runner`); it decides nothing and keeps nothing on
 the disk. It ends when the engine closes the socket or dies.
 
-    python -m shoal_agent.inference.worker_main <socket fd> <threads> <parent pid> <memory fd>...
+    python -m shoal_agent.inference.worker_main <socket fd> <parent pid> <settings> <memory fd>...
 """
 
 import contextlib
@@ -20,7 +20,9 @@ import msgspec
 
 from shoal_agent.inference import pipe
 from shoal_agent.inference.batch import layout
+from shoal_agent.inference.model_errors import InputError, LateError, ModelError
 from shoal_agent.inference.segment import Segment
+from shoal_agent.inference.settings import WorkerSettings
 from shoal_agent.inference.signature import Form
 from shoal_contract.errors import DecodeError
 
@@ -67,8 +69,8 @@ class Server:
         match operation, arguments:
             case pipe.RUN, [bytes(release), int(segment), int(rows), bytes(form)]:
                 self._run(call, release, self._segments[segment], rows, form)
-            case pipe.LOAD, [bytes(release), str(directory), int(trial_bytes)]:
-                load = (call, release, Path(directory), trial_bytes)
+            case pipe.LOAD, [bytes(release), str(directory), int(trial_bytes), int(rows)]:
+                load = (call, release, Path(directory), trial_bytes, rows)
                 threading.Thread(target=self._load, args=load, daemon=True).start()
             case pipe.UNLOAD, [bytes(release)]:
                 self._runner.unload(release)
@@ -77,8 +79,6 @@ class Server:
                 raise DecodeError(f"no such operation: {operation!r}")
 
     def _run(self, call: int, release: bytes, segment: Segment, rows: int, packed: bytes) -> None:
-        from shoal_agent.inference.model_errors import InputError, ModelError  # noqa: PLC0415
-
         form = self._form(packed)
         places, end = layout(form.shapes(rows))
         try:
@@ -88,6 +88,8 @@ class Server:
             self._reply(call, pipe.OK, [run_us, _write(segment, end, outputs)])
         except InputError as exc:
             self._reply(call, pipe.BAD_INPUT, str(exc))
+        except LateError as exc:
+            self._reply(call, pipe.LATE, str(exc))
         except (ModelError, MemoryError) as exc:
             self._reply(call, pipe.FAILED, str(exc) or "out of memory")
 
@@ -100,11 +102,13 @@ class Server:
             form = self._forms[packed] = msgspec.msgpack.decode(packed, type=Form)
         return form
 
-    def _load(self, call: int, release: bytes, directory: Path, trial_bytes: int) -> None:
-        from shoal_agent.inference.model_errors import ModelError  # noqa: PLC0415
-
+    def _load(
+        self, call: int, release: bytes, directory: Path, trial_bytes: int, calibrate_rows: int
+    ) -> None:
         try:
-            loaded = self._runner.load(release, directory, trial_bytes=trial_bytes)
+            loaded = self._runner.load(
+                release, directory, trial_bytes=trial_bytes, calibrate_rows=calibrate_rows
+            )
         except ModelError as exc:
             self._reply(call, pipe.REFUSED, str(exc))
             return
@@ -132,18 +136,23 @@ def _die_with(parent: int) -> None:
 
 
 def _main(arguments: list[str]) -> int:
-    fd, threads, parent, *memory = (int(argument) for argument in arguments)
-    _die_with(parent)
+    fd, parent, chosen, *memory = arguments
+    settings = msgspec.json.decode(chosen, type=WorkerSettings)
+    _die_with(int(parent))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the group; the agent decides
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
+    os.nice(settings.nice)
+    if settings.cpus:
+        with contextlib.suppress(OSError):  # cores that this board does not have
+            os.sched_setaffinity(0, settings.cpus)
     # Before numpy is imported: its BLAS starts a thread a core, for matrices we do not multiply.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     from shoal_agent.inference.runner import Runner  # noqa: PLC0415 - slow, and after the line above
 
-    segments = [Segment(descriptor) for descriptor in memory]
-    with socket.socket(fileno=fd) as engine, contextlib.suppress(ConnectionError):
-        Server(engine, Runner(threads=threads), segments).serve()
+    segments = [Segment(int(descriptor)) for descriptor in memory]
+    with socket.socket(fileno=int(fd)) as engine, contextlib.suppress(ConnectionError):
+        Server(engine, Runner(settings), segments).serve()
     return 0
 
 

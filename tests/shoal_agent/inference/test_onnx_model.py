@@ -16,14 +16,14 @@ DIGITS = Path(__file__).parents[3] / "fleet" / "shoal_fleet" / "digits"
 
 def refusal(directory: Path) -> str:
     with pytest.raises(ModelError) as caught:
-        Model(directory, threads=1)
+        Model(directory)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_the_digits_releases_keep_their_promises(version):
-    model = Model(DIGITS / version, threads=1)
+    model = Model(DIGITS / version)
     with np.load(DIGITS / version / "golden.npz") as golden:
         inputs, outputs = golden["inputs"], golden["outputs"]
     best, confidence = model.run(item_form(inputs.shape[1]), [inputs])
@@ -37,7 +37,7 @@ def test_an_output_that_is_no_number_costs_only_its_own_item(tmp_path):
     tiny.write(tmp_path, spec=text)
     inputs = np.ones((1, 4), "<f4")
     np.savez(tmp_path / "golden.npz", inputs=inputs.view(np.uint8), outputs=inputs @ tiny.weights())
-    model = Model(tmp_path, threads=1)
+    model = Model(tmp_path)
     rows = np.repeat(inputs, 3, axis=0)
     rows[1] = np.nan
     best, confidence = model.run(item_form(16), [rows.view(np.uint8)])

@@ -129,14 +129,49 @@ evaluated_on = "nothing"
     return hashlib.sha256(data + text.encode()).digest()
 
 
-def pair_model(*, batch: bool = True, gather: bool = False, hungry: bool = False) -> bytes:
-    """y = a @ W and total = sum of n; `gather`: of ten times n, looked up in a table of 16; `hungry`: n rows of 1."""
+def _count_rounds() -> onnx.GraphProto:
+    one = onnx.numpy_helper.from_array(np.array([[1]], np.int64), "step")
+    return helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Add", ["count", "step"], ["counted"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("count", TensorProto.INT64, [1, 1]),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("counted", TensorProto.INT64, [1, 1]),
+        ],
+        [one],
+    )
+
+
+def pair_model(
+    *, batch: bool = True, gather: bool = False, hungry: bool = False, looping: bool = False
+) -> bytes:
+    """y = a @ W and total = sum of n; `gather`: of ten times n, looked up in a table of 16; `hungry`: n ones;
+    `looping`: n times one.
+    """
     rows = ["n"] if batch else []
     nodes, initializers = [], [onnx.numpy_helper.from_array(weights(), "w")]
     counted = "n"
     if gather:
         nodes.append(helper.make_node("Gather", ["table", "n"], ["looked"]))
         initializers.append(onnx.numpy_helper.from_array(np.arange(16) * 10, "table"))
+        counted = "looked"
+    if looping:
+        nodes += [
+            helper.make_node("Reshape", ["n", "scalar"], ["rounds"]),
+            helper.make_node("Loop", ["rounds", "", "zero"], ["looked"], body=_count_rounds()),
+        ]
+        initializers += [
+            onnx.numpy_helper.from_array(np.array([], np.int64), "scalar"),
+            onnx.numpy_helper.from_array(np.array([[0]], np.int64), "zero"),
+        ]
         counted = "looked"
     if hungry:
         shape = onnx.numpy_helper.from_array(np.array([-1], np.int64), "flat")
@@ -169,7 +204,12 @@ def pair_model(*, batch: bool = True, gather: bool = False, hungry: bool = False
 
 
 def write_tensors(
-    directory: Path, *, batch: bool = True, gather: bool = False, hungry: bool = False
+    directory: Path,
+    *,
+    batch: bool = True,
+    gather: bool = False,
+    hungry: bool = False,
+    looping: bool = False,
 ) -> bytes:
     """Write a release of two inputs and two outputs; returns a release id."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -212,11 +252,12 @@ value = 1.0
 evaluated_on = "nothing"
 """
     (directory / "release.toml").write_text(text)
-    data = pair_model(batch=batch, gather=gather, hungry=hungry)
+    data = pair_model(batch=batch, gather=gather, hungry=hungry, looping=looping)
     (directory / "model.onnx").write_bytes(data)
-    count = 1 if hungry else 3
+    is_one = hungry or looping
+    count = 1 if is_one else 3
     a = np.arange(count * VALUES, dtype=np.float32).reshape(count, VALUES)
-    n = np.arange(count * 2).reshape(count, 2) if not hungry else np.array([[2]])
+    n = np.arange(count * 2).reshape(count, 2) if not is_one else np.array([[2]])
     total = n.sum(axis=1) * (10 if gather else 1)
     arrays = {"inputs.a": a, "inputs.n": n, "outputs.y": a @ weights()}
     np.savez(

@@ -1,0 +1,28 @@
+"""How a worker runs models. Values only: the engine hands them to the worker, whichever kind it is."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+CPU: str = "CPUExecutionProvider"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What the board's operator may choose.
+
+    Attributes:
+        kind: "process": a model that crashes takes only the worker with it. "thread": in the agent itself, which
+            spares a second interpreter and shares every crash.
+        threads: of ONNX Runtime within one operator; 0: as many as the worker may have cores.
+        nice: added to the worker's niceness, so that models yield to everything else.
+        cpus: the cores that the worker may use; none: all.
+        providers: ONNX Runtime's execution providers, the preferred first; the CPU always comes last.
+        run_timeout_s: a batch that takes longer is stopped.
+    """
+
+    kind: Literal["process", "thread"] = "process"
+    threads: int = 1
+    nice: int = 0
+    cpus: tuple[int, ...] = ()
+    providers: tuple[str, ...] = (CPU,)
+    run_timeout_s: float = 10.0

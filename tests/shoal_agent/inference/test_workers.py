@@ -1,0 +1,169 @@
+"""What every worker does, be it a process or a thread."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+from tests.shoal_agent.inference import tiny_release as tiny
+
+from shoal_agent.inference.batch import Batch
+from shoal_agent.inference.errors import (
+    BadInputError,
+    LateBatchError,
+    ModelFailedError,
+    WorkerLostError,
+)
+from shoal_agent.inference.process_worker import ProcessWorker
+from shoal_agent.inference.segment import MAX_BYTES, Segment
+from shoal_agent.inference.settings import CPU, WorkerSettings
+from shoal_agent.inference.signature import Form, TensorInfo, item_form
+from shoal_agent.inference.thread_worker import ThreadWorker
+from shoal_agent.inference.worker import CallRefusedError, Worker
+
+RELEASE = bytes(32)
+
+
+def opened(kind: str, **options: object):
+    settings = WorkerSettings(kind=kind, **options)
+    if kind == "thread":
+        return ThreadWorker.open(settings)
+    return ProcessWorker.open(python=sys.executable, settings=settings)
+
+
+@pytest.fixture(params=["process", "thread"])
+async def worker(request) -> AsyncIterator[Worker]:
+    async with opened(request.param, run_timeout_s=0.3) as worker:
+        yield worker
+
+
+def items(*data: bytes) -> Batch:
+    return Batch(item_form(4), len(data), [data])
+
+
+def numbers(count: int) -> Batch:
+    """A row of the `pair` model."""
+    form = Form((TensorInfo("a", "float32", (4,)), TensorInfo("n", "int64", (1,))), ("total",))
+    return Batch(form, 1, [[bytes(16)], [np.array([count]).tobytes()]])
+
+
+async def test_rows_that_lie_apart_come_out_in_order(worker, tmp_path):
+    tiny.write(tmp_path)
+    loaded = await worker.load(RELEASE, tmp_path, calibrate_rows=4, timeout_s=20)
+    assert loaded.providers == (CPU,)
+    assert [rows for rows, _ in loaded.points][:2] == [1, 2]
+    assert worker.loaded[RELEASE].item_bytes == 4
+    data = [tiny.item(n, 2 * n, 7, 255 - n) for n in range(20)]
+    joined = memoryview(b"".join(data))
+    ran = await worker.run(
+        RELEASE, Batch(item_form(4), 20, [[joined[:12], data[3], joined[16:]]]), timeout_s=20
+    )
+    best = np.frombuffer(ran.outputs[0].data, np.int32)
+    assert [tiny.LABELS[n] for n in best] == [tiny.expected_label(item) for item in data]
+    assert ran.run_us > 0
+
+
+async def test_a_release_that_breaks_a_promise_is_refused_and_the_worker_is_well(worker, tmp_path):
+    tiny.write(tmp_path, model=b"MZ")
+    with pytest.raises(CallRefusedError, match="does not load"):
+        await worker.load(RELEASE, tmp_path, timeout_s=20)
+    tiny.write(tmp_path)
+    await worker.load(RELEASE, tmp_path, timeout_s=20)
+    assert worker.lost is None
+
+
+async def test_what_is_unloaded_is_gone(worker, tmp_path):
+    tiny.write(tmp_path)
+    await worker.load(RELEASE, tmp_path, timeout_s=20)
+    await worker.unload(RELEASE)
+    assert not worker.loaded
+    with pytest.raises(ModelFailedError, match="is not loaded"):
+        await worker.run(RELEASE, items(tiny.item()), timeout_s=20)
+
+
+async def test_an_input_that_the_model_cannot_take_is_told_from_a_failure_of_the_runtime(
+    worker, tmp_path
+):
+    tiny.write_tensors(tmp_path / "a", gather=True)
+    tiny.write_tensors(tmp_path / "b", hungry=True)
+    await worker.load(RELEASE, tmp_path / "a", timeout_s=20)
+    with pytest.raises(BadInputError):
+        await worker.run(RELEASE, numbers(99), timeout_s=20)
+    await worker.load(RELEASE, tmp_path / "b", timeout_s=20)
+    with pytest.raises(ModelFailedError):
+        await worker.run(RELEASE, numbers(1 << 46), timeout_s=20)
+    ran = await worker.run(RELEASE, numbers(3), timeout_s=20)
+    assert np.frombuffer(ran.outputs[0].data, np.int64).tolist() == [3]
+
+
+async def test_a_model_that_hangs_is_stopped_and_the_worker_goes_on(worker, tmp_path):
+    tiny.write_tensors(tmp_path, looping=True)
+    await worker.load(RELEASE, tmp_path, timeout_s=20)
+    with pytest.raises(LateBatchError, match=r"did not answer within 0\.3 s"):
+        await worker.run(RELEASE, numbers(1 << 40), timeout_s=20)
+    ran = await worker.run(RELEASE, numbers(3), timeout_s=20)
+    assert np.frombuffer(ran.outputs[0].data, np.int64).tolist() == [3]
+    assert worker.lost is None
+
+
+async def test_two_batches_may_be_under_way_each_in_a_memory_of_its_own(worker, tmp_path):
+    tiny.write(tmp_path)
+    await worker.load(RELEASE, tmp_path, timeout_s=20)
+    data = [tiny.item(n, 3, 7, 1) for n in range(64)]
+
+    async def lane(mine: list[bytes]) -> list[str]:
+        labels = []
+        for item in mine:
+            ran = await worker.run(RELEASE, items(item, item), timeout_s=20)
+            (first, second) = np.frombuffer(ran.outputs[0].data, np.int32)
+            assert first == second
+            labels.append(tiny.LABELS[first])
+        return labels
+
+    both = await asyncio.gather(lane(data[:32]), lane(data[32:]))
+    assert both[0] + both[1] == [tiny.expected_label(item) for item in data]
+
+
+async def test_a_worker_that_was_left_is_lost():
+    async with opened("thread") as worker:
+        pass
+    with pytest.raises(WorkerLostError, match="was stopped"):
+        await worker.run(RELEASE, items(tiny.item()), timeout_s=1)
+
+
+async def test_a_process_runs_at_the_niceness_and_on_the_cores_that_were_chosen():
+    core = max(os.sched_getaffinity(0))
+    async with opened("process", nice=7, cpus=(core,)) as worker:
+        assert os.getpriority(os.PRIO_PROCESS, worker.pid) == os.nice(0) + 7
+        assert os.sched_getaffinity(worker.pid) == {core}
+    async with opened("process", cpus=(4095,)) as worker:
+        assert os.sched_getaffinity(worker.pid) == os.sched_getaffinity(0)
+
+
+def test_memory_grows_for_both_ends_and_no_end_can_shrink_it():
+    ours = Segment.create()
+    theirs = Segment(os.dup(ours.descriptor))
+    ours.at_least(10)[:5] = b"small"
+    assert theirs.at_least(5)[:5] == b"small"
+    theirs.at_least(1 << 20)[(1 << 20) - 5 : 1 << 20] = b"large"
+    assert ours.at_least(1 << 20)[(1 << 20) - 5 : 1 << 20] == b"large"
+    with pytest.raises(PermissionError):
+        os.ftruncate(theirs.descriptor, 0)
+    with pytest.raises(MemoryError, match="at most"):
+        ours.at_least(MAX_BYTES + 1)
+    ours.give_back()
+    assert theirs.at_least(5)[:5] == bytes(5)
+    ours.close()
+    theirs.close()
+
+
+def test_the_port_of_the_thread_imports_numpy_only_when_it_is_opened():
+    code = (
+        "import sys, shoal_agent.inference.thread_worker;"
+        "print(sorted({'numpy', 'onnxruntime'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
