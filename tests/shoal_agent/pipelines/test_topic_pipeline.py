@@ -39,8 +39,6 @@ class RouterSimulator:
             raise self.errors.pop(0)
         return Served([Answer(self.label, 0.75)], RELEASE, "board-9")
 
-    classify = infer
-
 
 class Site:
     """A node's session with its pipelines, and another program on the same broker."""
