@@ -84,6 +84,8 @@ class Backlog:
         self.limit = limit
         self.rows = 0
         self._heaps: dict[Form, list[_Entry]] = {}
+        self._last_form: Form | None = None
+        self._last_heap: list[_Entry] = []
         self._rows_of_class = [0] * len(Priority)
         self._arrivals = 0
         self._returns = 0
@@ -139,7 +141,8 @@ class Backlog:
 
     def rows_before(self, priority: int) -> int:
         """How many rows wait in this class and above it."""
-        return sum(self._rows_of_class[priority:])
+        low, normal, high = self._rows_of_class
+        return high + (normal if priority < Priority.HIGH else 0) + (low if priority <= 0 else 0)
 
     def _most_urgent(self, now: float) -> list[_Entry]:
         """The heap whose first entry is wanted and goes before those of the others; empty: there is none."""
@@ -149,18 +152,23 @@ class Backlog:
                 piece = heapq.heappop(heap)[3]
                 self._count(piece.request, -piece.rows)
             if not heap:
-                del self._heaps[form]
+                self._drop(form)
             elif not best or heap[0] < best[0]:
                 best = heap
         return best
 
     def _put(self, entry: _Entry) -> None:
         piece = entry[3]
-        self._count(piece.request, piece.stop - piece.start)
-        heap = self._heaps.get(piece.request.form)
-        if heap is None:
-            heap = self._heaps[piece.request.form] = []
-        heapq.heappush(heap, entry)
+        request = piece.request
+        self._count(request, piece.stop - piece.start)
+        if request.form is not self._last_form:  # most are of the same: no hashing for each
+            self._last_form = request.form
+            self._last_heap = self._heaps.setdefault(request.form, [])
+        heapq.heappush(self._last_heap, entry)
+
+    def _drop(self, form: Form) -> None:
+        del self._heaps[form]
+        self._last_form = None
 
     def _count(self, request: Request, rows: int) -> None:
         self.rows += rows
@@ -176,5 +184,6 @@ class Backlog:
                     kept.append(entry)
             heapq.heapify(kept)
             self._heaps[form] = kept
+            self._last_form = None
             if not kept:
-                del self._heaps[form]
+                self._drop(form)

@@ -30,6 +30,7 @@ from shoal_agent.inference.pace import Pace, Point
 from shoal_agent.inference.process_worker import ProcessWorker
 from shoal_agent.inference.served import EngineStats, Release
 from shoal_agent.inference.settings import WorkerSettings
+from shoal_agent.inference.signature import Forms
 from shoal_agent.inference.tensors import rows
 from shoal_agent.inference.thread_worker import ThreadWorker
 from shoal_agent.inference.trial import LOAD_TIMEOUT_S
@@ -85,6 +86,7 @@ class Dispatcher:
         self.budget = RestartBudget(self._clock)
         self._turns = Turns()
         self._until: dict[int, float] = {}
+        self._busy_until = 0.0
         self._work = asyncio.Event()
         self._changed = asyncio.Event()
 
@@ -153,7 +155,7 @@ class Dispatcher:
             raise
         else:
             release.load_crashes = 0
-            release.signature = loaded.signature
+            release.forms = Forms(loaded.signature)
             release.providers = loaded.providers
             if loaded.points:
                 self.remember(release, loaded.points)
@@ -264,14 +266,16 @@ class Dispatcher:
         Every model that has work gets its share of the worker. Where nothing is ahead nothing is foretold: that one
         is what the next guess is made from.
         """
-        row_s = release.pace.row_s()
+        row_s = release.pace.row_s
         if not row_s or not (self._until or release.backlog.rows):
             return 0.0
-        now = self._clock()
         # A batch that should have been done may take as long again.
-        ahead_s = max((abs(until - now) for until in self._until.values()), default=0.0)
+        ahead_s = abs(self._busy_until - self._clock()) if self._until else 0.0
+        wait_s = ahead_s + (release.backlog.rows_before(priority) + row_count) * row_s
+        if len(self.releases) == 1:
+            return wait_s
         busy = sum(1 for other in self.releases.values() if other is release or other.backlog.rows)
-        return ahead_s + (release.backlog.rows_before(priority) + row_count) * row_s * busy
+        return wait_s * busy
 
     async def _run_batch(
         self, worker: Worker, release: Release, batch: list[Piece], lane: int
@@ -280,8 +284,8 @@ class Dispatcher:
         guess_s = release.pace.batch_s(row_count)
         self._turns.charge(release.id, guess_s)
         started = self._clock()
-        first_s = max(self._until.values(), default=started)
-        self._until[lane] = max(started, first_s) + guess_s
+        self._busy_until = max(started, self._busy_until if self._until else 0.0) + guess_s
+        self._until[lane] = self._busy_until
         try:
             await self._load_into(worker, release)
             ran = await worker.run(

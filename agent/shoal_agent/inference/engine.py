@@ -33,7 +33,7 @@ from shoal_agent.inference.served import (
     Served,
 )
 from shoal_agent.inference.settings import WorkerSettings
-from shoal_agent.inference.signature import Form, Signature, item_form
+from shoal_agent.inference.signature import Form, Signature
 from shoal_agent.inference.tensors import Tensor
 from shoal_agent.inference.trial import try_out
 from shoal_contract.messages import Answer
@@ -191,7 +191,7 @@ class Engine:
     def signature(self, model: str) -> Signature | None:
         """What `model` takes and gives; None: it does not run here."""
         release = self._dispatcher.releases.get(self._serving.get(model, b""))
-        return release.signature if release is not None else None
+        return release.forms.signature if release is not None else None
 
     def models(self) -> list[str]:
         """What is served, sorted."""
@@ -207,7 +207,7 @@ class Engine:
                     model=model,
                     waiting=release.backlog.rows,
                     best_batch=release.pace.best_rows,
-                    row_us=round(release.pace.row_s() * 1e6),
+                    row_us=round(release.pace.row_s * 1e6),
                     providers=release.providers,
                     broken=release.broken,
                 )
@@ -244,7 +244,7 @@ class Engine:
             WorkerLostError: the worker died of it twice.
         """
         release = self._release(model)
-        form, row_count = release.signature.form(inputs, outputs)
+        form, row_count = release.forms.of(inputs, outputs)
         tensors = [inputs[info.name] for info in form.inputs]
         request = self._request(form, tensors, row_count, deadline_s, priority)
         request.retry = retry
@@ -274,18 +274,18 @@ class Engine:
             InferenceError: as `infer`.
         """
         release = self._release(model)
-        item_bytes = release.signature.item_bytes
+        signature = release.forms.signature
+        item_bytes = signature.item_bytes
         if not item_bytes:
             raise BadInputError(f"{model!r} takes tensors, not items")
         if not items or any(len(item) != item_bytes for item in items):
             raise BadInputError(f"an item of {model!r} has {item_bytes} bytes; {len(items)} items")
         data = items[0] if len(items) == 1 else b"".join(items)
         tensor = Tensor("uint8", (len(items), item_bytes), data)
-        form = item_form(item_bytes)
-        request = self._request(form, [tensor], len(items), deadline_s, priority)
+        request = self._request(release.forms.items, [tensor], len(items), deadline_s, priority)
         request.retry = retry
         best, confidence = await self._run(model, release, request)
-        return Served(_answers(best, confidence, release.signature.labels), release.id, "")
+        return Served(_answers(best, confidence, signature.labels), release.id, "")
 
     def _release(self, model: str) -> Release:
         release = self._dispatcher.releases.get(self._serving.get(model, b""))

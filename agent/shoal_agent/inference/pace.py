@@ -30,12 +30,14 @@ class Pace:
 
     Attributes:
         best_rows: how many rows a batch should have.
+        row_s: what one row takes when many wait; 0.0: not known.
     """
 
     def __init__(self, points: Sequence[Point] = (), *, limit: int) -> None:
         self.points = tuple(sorted(points))
         self.best_rows = best_rows(self.points, limit)
         self._drift = 1.0
+        self.row_s = self.batch_s(self.best_rows) / self.best_rows
 
     @property
     def is_known(self) -> bool:
@@ -46,17 +48,14 @@ class Pace:
         """How long a batch of so many rows takes; 0.0: not known."""
         return self._base_s(rows) * self._drift
 
-    def row_s(self) -> float:
-        """What one row takes when many wait; 0.0: not known."""
-        return self.batch_s(self.best_rows) / self.best_rows
-
     def observe(self, rows: int, seconds: float) -> None:
         """A batch took so long."""
         if not self.points:
             self.points = ((rows, max(1, round(seconds * 1e6))),)
-            return
-        ratio = min(max(seconds / self._base_s(rows), 1 / _MAX_DRIFT), _MAX_DRIFT)
-        self._drift += _NEW_SHARE * (ratio - self._drift)
+        else:
+            ratio = min(max(seconds / self._base_s(rows), 1 / _MAX_DRIFT), _MAX_DRIFT)
+            self._drift += _NEW_SHARE * (ratio - self._drift)
+        self.row_s = self.batch_s(self.best_rows) / self.best_rows
 
     def _base_s(self, rows: int) -> float:
         """Between two points on the line through them, outside as the nearest point's time a row."""

@@ -1,4 +1,4 @@
-"""Messages between the engine and its worker: length-prefixed CBOR on a socket pair.
+"""Messages between the engine and its worker: length-prefixed msgpack on a socket pair.
 
 Engine to worker `[call, operation, argument...]`; worker to engine `[call, verdict, value]`, where
 call 0 is the worker's greeting. Tensors do not travel here: they lie in shared memory (`segment`), the messages
@@ -8,10 +8,11 @@ say which shapes. Bytes and values only; neither end's reading loop stands here.
 import struct
 from typing import Final
 
-from shoal_contract import cbor
+import msgspec
+
 from shoal_contract.errors import DecodeError
 
-MAX_BYTES: Final = 32 * 1024 * 1024
+MAX_BYTES: Final = 1024 * 1024
 MAX_FORMS: Final = 256
 """Forms of batches that either end keeps at hand."""
 PREFIX: Final = struct.Struct(">I")
@@ -35,11 +36,11 @@ RUN: Final = "run"
 
 def pack(message: list[object]) -> bytes:
     """The message with its length in front."""
-    body = cbor.encode(message)
+    body = msgspec.msgpack.encode(message)
     return PREFIX.pack(len(body)) + body
 
 
-def body_bytes(prefix: bytes) -> int:
+def body_bytes(prefix: bytes | bytearray) -> int:
     """How many bytes follow this prefix.
 
     Raises:
@@ -57,7 +58,11 @@ def unpack(body: bytes) -> tuple[int, str, list[object]]:
     Raises:
         DecodeError: anything else.
     """
-    match cbor.decode(body, max_bytes=MAX_BYTES):
+    try:
+        message = msgspec.msgpack.decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+        raise DecodeError(f"not a message between engine and worker: {exc}") from exc
+    match message:
         case [int(call), str(word), *rest]:
             return call, word, rest
     raise DecodeError("not a message between engine and worker")

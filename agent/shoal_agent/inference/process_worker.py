@@ -3,31 +3,29 @@
 import asyncio
 import contextlib
 import functools
-import os
-import signal
-import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import msgspec
 
 from shoal_agent.background import Background
 from shoal_agent.inference import pipe
 from shoal_agent.inference.batch import Batch, Loaded, Place, Ran, layout
+from shoal_agent.inference.child import how_it_ended, kill, signal_kill, spawn
 from shoal_agent.inference.errors import (
     BadInputError,
     LateBatchError,
     ModelFailedError,
     WorkerLostError,
 )
+from shoal_agent.inference.line import Line
 from shoal_agent.inference.segment import Segment
 from shoal_agent.inference.settings import WorkerSettings
 from shoal_agent.inference.signature import Form, Signature
 from shoal_agent.inference.tensors import Tensor
 from shoal_agent.inference.worker import CallRefusedError
-from shoal_contract.errors import DecodeError
 
 START_TIMEOUT_S: Final = 60.0
 CALL_TIMEOUT_S: Final = 10.0
@@ -49,22 +47,21 @@ class ProcessWorker:
     def __init__(
         self,
         process: asyncio.subprocess.Process,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
         segments: list[Segment],
         on_lost: Callable[[], None],
     ) -> None:
         self.loaded: dict[bytes, Signature] = {}
         self.lost: str | None = None
         self._process = process
-        self._reader = reader
-        self._writer = writer
+        self._ended = asyncio.Event()
         self._segments = segments
         self._free = list(range(len(segments)))
         self._on_lost = on_lost
         self._complaint = b""
         self._next_call = pipe.GREETING + 1
+        self._loop = asyncio.get_running_loop()
         self._calls: dict[int, asyncio.Future[object]] = {}
+        self._line = Line(self._settle, self._line_ended)
 
     @classmethod
     @asynccontextmanager
@@ -83,23 +80,23 @@ class ProcessWorker:
         """
         segments = _segments()
         try:
-            process, ours = await _spawn(python, settings, segments)
+            process, ours = await spawn(python, settings, segments)
         except BaseException:
             _close(segments)
             raise
+        worker = cls(process, segments, on_lost)
         try:
-            reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
+            await worker._loop.create_connection(lambda: worker._line, sock=ours)
         except BaseException:
             ours.close()
-            await _kill(process)
+            await kill(process)
             _close(segments)
             raise
-        worker = cls(process, reader, writer, segments, on_lost)
         greeting = worker._expect(pipe.GREETING)
         try:
             async with Background.open() as background:
                 background.start(worker._read_complaints(), name="worker.stderr")
-                background.start(worker._read_forever(), name="worker.replies")
+                background.start(worker._mourn(), name="worker.end")
                 try:
                     await worker._wait(greeting, "start", start_timeout_s)
                 except CallRefusedError as exc:
@@ -107,8 +104,8 @@ class ProcessWorker:
                 yield worker
         finally:
             worker._lose("it was stopped")
-            writer.close()
-            await _kill(process)
+            worker._line.close()
+            await kill(process)
             _close(segments)
 
     @property
@@ -190,41 +187,43 @@ class ProcessWorker:
         call, self._next_call = self._next_call, self._next_call + 1
         reply = self._expect(call)
         try:
-            self._writer.write(pipe.pack([call, operation, *arguments]))
+            self._line.send([call, operation, *arguments])
             return await self._wait(reply, operation, timeout_s)
         finally:
             self._calls.pop(call, None)
 
     def _expect(self, call: int) -> asyncio.Future[object]:
-        reply: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        reply: asyncio.Future[object] = self._loop.create_future()
         self._calls[call] = reply
         return reply
 
     async def _wait(
         self, reply: asyncio.Future[object], operation: str, timeout_s: float
     ) -> object:
+        # Not asyncio.timeout: this is on the way of every batch.
+        timer = self._loop.call_later(timeout_s, self._late, operation, timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await reply
-        except TimeoutError as exc:
-            self._lose(f"the worker did not answer {operation!r} within {timeout_s:g} s")
-            raise WorkerLostError(self.lost) from exc
+            return await reply
+        finally:
+            timer.cancel()
 
-    async def _read_forever(self) -> None:
-        try:
-            while True:
-                prefix = await self._reader.readexactly(pipe.PREFIX.size)
-                body = await self._reader.readexactly(pipe.body_bytes(prefix))
-                call, verdict, rest = pipe.unpack(body)
-                self._settle(call, verdict, rest)
-        except (OSError, asyncio.IncompleteReadError):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_END_S):  # the socket closes a moment before the exit
-                    await self._process.wait()
-            await _kill(self._process)
-            self._lose(f"the worker {_how_it_ended(self._process)}{self._last_words()}")
-        except DecodeError as exc:
-            self._lose(f"the worker spoke nonsense: {exc}")
+    def _late(self, operation: str, timeout_s: float) -> None:
+        self._lose(f"the worker did not answer {operation!r} within {timeout_s:g} s")
+
+    def _line_ended(self, reason: str) -> None:
+        """The socket closed, or what came over it was nonsense (then with a reason)."""
+        if reason:
+            self._lose(f"the worker spoke nonsense: {reason}")
+        self._ended.set()
+
+    async def _mourn(self) -> None:
+        """Say how it ended once it did."""
+        await self._ended.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_END_S):  # the socket closes a moment before the exit
+                await self._process.wait()
+        await kill(self._process)
+        self._lose(f"the worker {how_it_ended(self._process)}{self._last_words()}")
 
     def _settle(self, call: int, verdict: str, rest: list[object]) -> None:
         reply = self._calls.pop(call, None)
@@ -262,7 +261,7 @@ class ProcessWorker:
         if self.lost is not None:
             return
         self.lost = reason
-        _signal_kill(self._process)
+        signal_kill(self._process)
         for reply in self._calls.values():
             if not reply.done():
                 reply.set_exception(WorkerLostError(reason))
@@ -303,50 +302,3 @@ def _packed(form: Form) -> bytes:
 
 def _as_bytes(value: object) -> bytes:
     return value if isinstance(value, bytes) else b""
-
-
-async def _spawn(
-    python: str, settings: WorkerSettings, segments: list[Segment]
-) -> tuple[asyncio.subprocess.Process, socket.socket]:
-    ours, theirs = socket.socketpair()
-    fd = theirs.fileno()
-    memory = [segment.descriptor for segment in segments]
-    chosen = msgspec.json.encode(settings).decode()
-    arguments = (str(fd), str(os.getpid()), chosen, *map(str, memory))
-    try:
-        process = await asyncio.create_subprocess_exec(
-            # -P: a numpy.py in the working directory is not ours.
-            python, "-P", "-m", "shoal_agent.inference.worker_main", *arguments,
-            pass_fds=(fd, *memory),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-    except OSError as exc:
-        ours.close()
-        raise WorkerLostError(f"the worker cannot be started: {exc.strerror}") from exc
-    except BaseException:
-        ours.close()
-        raise
-    finally:
-        theirs.close()
-    return process, ours
-
-
-async def _kill(process: asyncio.subprocess.Process) -> None:
-    _signal_kill(process)
-    await process.wait()
-
-
-def _signal_kill(process: asyncio.subprocess.Process) -> None:
-    # Not process.kill(): that collects a process that has just ended, and its exit code is lost.
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
-
-
-def _how_it_ended(process: asyncio.subprocess.Process) -> str:
-    code: Any = process.returncode
-    if code < 0:
-        return f"was ended by {signal.Signals(-code).name}"
-    return f"ended with exit code {code}"

@@ -10,7 +10,7 @@ from shoal_agent.inference.backlog import Backlog, Piece, Request
 from shoal_agent.inference.batch import Loaded
 from shoal_agent.inference.errors import InferenceError
 from shoal_agent.inference.pace import Pace
-from shoal_agent.inference.signature import Signature
+from shoal_agent.inference.signature import Forms, Signature
 from shoal_agent.inference.tensors import Tensor, joined, rows
 from shoal_contract.messages import Answer
 
@@ -95,7 +95,7 @@ class Release:
     """One release in the engine: its queue and who waits for it.
 
     Attributes:
-        signature: what requests are held against.
+        forms: what requests are held against.
         waiting: requests that were accepted and are not answered.
         providers: ONNX Runtime's execution providers that run it.
         broken: why it cannot be loaded any more.
@@ -113,7 +113,7 @@ class Release:
         self.id = release
         self.directory = directory
         self.admission = Admission()
-        self.signature = Signature((), ())
+        self.forms = Forms(Signature((), ()))
         self.pace = pace
         self.providers: tuple[str, ...] = ()
         self.backlog = Backlog(queue_limit)

@@ -49,6 +49,9 @@ def item_form(item_bytes: int) -> Form:
     return Form((TensorInfo("", "uint8", (item_bytes,)),), ANSWERS)
 
 
+_MAX_FORMS: Final = 256
+
+
 @dataclass(frozen=True, slots=True)
 class Signature:
     """A model's tensors.
@@ -109,3 +112,32 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     if len(shape) != len(wanted):
         return False
     return all(b in {FREE, a} and a > 0 for a, b in zip(shape, wanted, strict=True))
+
+
+class Forms:
+    """The forms of a model's requests, kept: the same few come again and again, and are compared by identity.
+
+    Attributes:
+        signature: of the model.
+    """
+
+    def __init__(self, signature: Signature) -> None:
+        self.signature = signature
+        self.items = item_form(signature.item_bytes)
+        self._known: dict[object, tuple[Form, int]] = {}
+        self._forms: dict[Form, Form] = {}
+
+    def of(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> tuple[Form, int]:
+        """See `Signature.form`."""
+        key = (
+            *[(name, tensor.dtype, tensor.shape) for name, tensor in inputs.items()],
+            *outputs,
+        )
+        found = self._known.get(key)
+        if found is None:
+            form, row_count = self.signature.form(inputs, outputs)
+            if len(self._known) >= _MAX_FORMS:
+                self._known.clear()
+                self._forms.clear()
+            found = self._known[key] = (self._forms.setdefault(form, form), row_count)
+        return found

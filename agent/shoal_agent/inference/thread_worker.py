@@ -123,12 +123,16 @@ class ThreadWorker:
         return await self._wait(done, what, timeout_s)
 
     async def _wait(self, done: asyncio.Future[T], what: str, timeout_s: float) -> T:
+        # Not asyncio.timeout: this is on the way of every batch.
+        timer = self._loop.call_later(timeout_s, self._late, done, what, timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await done
-        except TimeoutError as exc:
-            self._lose(f"the worker did not answer {what!r} within {timeout_s:g} s")
-            raise WorkerLostError(self.lost) from exc
+            return await done
+        finally:
+            timer.cancel()
+
+    def _late(self, done: asyncio.Future[T], what: str, timeout_s: float) -> None:
+        self._lose(f"the worker did not answer {what!r} within {timeout_s:g} s")
+        _set_exception(done, WorkerLostError(self.lost))
 
     def _lose(self, reason: str) -> None:
         if self.lost is None:

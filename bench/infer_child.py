@@ -1,0 +1,300 @@
+"""`infer_child.py SUBJECT DIRECTORY MODEL SECONDS [RATE]`: one subject of area `infer` in a process of its own.
+
+Prints what it took as JSON. Subjects: loop-1, loop-best (bare ONNX Runtime), engine-thread, engine-process (64 callers
+that ask again at once), open-threads, open-thread, open-process (requests at RATE a second, whether or not the last
+ones are done: a thread a request, or the engine), tight, paced (one at a time; 20 a second), swap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import infer_models
+import measure
+import processes
+from shoal_agent.inference.engine import Engine
+from shoal_agent.inference.errors import InferenceError
+from shoal_agent.inference.settings import WorkerSettings
+from shoal_agent.inference.tensors import Tensor
+
+CALLERS = 64
+MAX_BATCH = 32
+PACE_S = 0.05
+DEADLINE_S = 10.0
+DISTINCT = 64
+SWAPS = 5
+SWAP_CALLERS = 4
+THREADS_AT_MOST = 4000
+_TRY_S = 0.1
+_WARM_UP = 50
+
+
+def session_of(directory: Path) -> Any:
+    """A bare session with the engine's own settings."""
+    import onnxruntime as ort  # noqa: PLC0415 - the engine's process has none, and is measured without
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(
+        directory / "model.onnx", options, providers=["CPUExecutionProvider"]
+    )
+
+
+def loop(directory: Path, model: str, seconds: float, *, is_best: bool) -> dict[str, float]:
+    """`session.run` over and over: the floor. `is_best`: with the most productive batch of 1, 2, 4 ... 32."""
+    session = session_of(directory)
+    sizes = [1 << n for n in range(MAX_BATCH.bit_length())] if is_best else [1]
+    rates = {size: _rate(session, model, size, _TRY_S)[0] for size in sizes}
+    best = max(rates, key=lambda size: rates[size])
+    cpu_before_s = time.process_time()
+    rate, latencies_s, count = _rate(session, model, best, seconds)
+    cpu_s = time.process_time() - cpu_before_s
+    return {"rate": rate, "batch": best, "cpu_us": cpu_s / count * 1e6, **_tail(latencies_s)}
+
+
+def _rate(session: Any, model: str, size: int, seconds: float) -> tuple[float, list[float], int]:
+    batches = [infer_models.rows(model, size)] * 4
+    latencies_s: list[float] = []
+    count = 0
+    started = time.perf_counter()
+    until = started + seconds
+    for batch in cycle(batches):
+        before = time.perf_counter()
+        if before > until:
+            break
+        session.run(None, {"x": batch})
+        latencies_s.append(time.perf_counter() - before)
+        count += size
+    return count / (time.perf_counter() - started), latencies_s, count
+
+
+class Asked:
+    """The engine with one model, and requests for it whose answers are known."""
+
+    def __init__(self, engine: Engine, model: str) -> None:
+        self.engine = engine
+        self.latencies_s: list[float] = []
+        self.failed = 0
+        self._model = model
+        inputs = infer_models.rows(model, DISTINCT)
+        self._inputs = [
+            {"x": Tensor.of("float32", (1, *row.shape), row.tobytes())} for row in inputs
+        ]
+
+    async def ask(self, number: int, since: float | None = None) -> None:
+        """One request; its latency counts from `since`, when it should have been made."""
+        started = time.perf_counter() if since is None else since
+        try:
+            await self.engine.infer(
+                self._model, self._inputs[number % DISTINCT], deadline_s=DEADLINE_S
+            )
+        except InferenceError:
+            self.failed += 1
+            return
+        self.latencies_s.append(time.perf_counter() - started)
+
+
+@asynccontextmanager
+async def asked(directory: Path, model: str, kind: Any, queue: int = 4096) -> AsyncIterator[Asked]:
+    """An engine that serves the model, warmed up."""
+    settings = WorkerSettings(kind=kind)
+    async with Engine.open(queue_limit=queue, max_batch=MAX_BATCH, settings=settings) as engine:
+        release = infer_models.MODELS[model][2].encode().ljust(32, b"\0")[:32]
+        await engine.admit(release, directory, trial=False)
+        await engine.switch(model, release)
+        subject = Asked(engine, model)
+        for number in range(_WARM_UP):
+            await subject.ask(number)
+        subject.latencies_s.clear()
+        yield subject
+
+
+async def saturated(subject: Asked, seconds: float) -> dict[str, float]:
+    """64 callers, each of which asks again as soon as it was answered."""
+    until = time.perf_counter() + seconds
+
+    async def caller(number: int) -> None:
+        while time.perf_counter() < until:
+            await subject.ask(number)
+
+    return await _measured(subject, lambda: asyncio.gather(*map(caller, range(CALLERS))))
+
+
+async def one_at_a_time(subject: Asked, seconds: float, *, pause_s: float) -> dict[str, float]:
+    """One caller, which rests between two requests, or not."""
+    until = time.perf_counter() + seconds
+
+    async def caller() -> None:
+        number = 0
+        while time.perf_counter() < until:
+            await subject.ask(number)
+            number += 1
+            if pause_s:
+                await asyncio.sleep(pause_s)
+
+    return await _measured(subject, caller)
+
+
+async def open_loop(subject: Asked, seconds: float, rate: float) -> dict[str, float]:
+    """Requests that come as they come (Poisson), not when the last ones are done."""
+    draw = random.Random(7)  # noqa: S311 - arrivals, not a secret
+
+    async def arrivals() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            due = started = time.perf_counter()
+            number = 0
+            while due < started + seconds:
+                if (rest_s := due - time.perf_counter()) > 0:
+                    await asyncio.sleep(rest_s)
+                tasks.create_task(subject.ask(number, due))
+                number += 1
+                due += draw.expovariate(rate)
+
+    return await _measured(subject, arrivals)
+
+
+async def _measured(subject: Asked, work: Callable[[], Awaitable[object]]) -> dict[str, float]:
+    stats = subject.engine.stats
+    batches = stats.batches
+    started = time.perf_counter()
+    cpu_before_s, thread_before_s = _cpu_s(), time.thread_time()
+    await work()
+    took_s = time.perf_counter() - started
+    count = max(1, len(subject.latencies_s))
+    return {
+        "rate": count / took_s,
+        "batch": count / max(1, stats.batches - batches),
+        "cpu_us": (_cpu_s() - cpu_before_s) / count * 1e6,
+        # The event loop's thread alone: the engine, and the caller's two clock readings.
+        "engine_cpu_us": (time.thread_time() - thread_before_s) / count * 1e6,
+        "failed": subject.failed,
+        **_tail(subject.latencies_s),
+    }
+
+
+def threads(directory: Path, model: str, seconds: float, rate: float) -> dict[str, float]:
+    """A thread a request, as a server without batches has it; the same arrivals as `open_loop`."""
+    session = session_of(directory)
+    inputs = [row[None] for row in infer_models.rows(model, DISTINCT)]
+    draw = random.Random(7)  # noqa: S311 - arrivals, not a secret
+    latencies_s: list[float] = []
+    started_threads: list[threading.Thread] = []
+
+    def serve(number: int, due: float) -> None:
+        session.run(None, {"x": inputs[number % DISTINCT]})
+        latencies_s.append(time.perf_counter() - due)
+
+    cpu_before_s = time.process_time()
+    due = started = time.perf_counter()
+    refused = 0
+    number = 0
+    while due < started + seconds:
+        if (rest_s := due - time.perf_counter()) > 0:
+            time.sleep(rest_s)
+        if threading.active_count() < THREADS_AT_MOST:
+            thread = threading.Thread(target=serve, args=(number, due))
+            thread.start()
+            started_threads.append(thread)
+        else:
+            refused += 1
+        number += 1
+        due += draw.expovariate(rate)
+    for thread in started_threads:
+        thread.join()
+    took_s = time.perf_counter() - started
+    count = max(1, len(latencies_s))
+    return {
+        "rate": count / took_s,
+        "batch": 1.0,
+        "cpu_us": (time.process_time() - cpu_before_s) / count * 1e6,
+        "failed": refused,
+        **_tail(latencies_s),
+    }
+
+
+async def swap(subject: Asked, directory: Path, model: str) -> dict[str, float]:
+    """Callers that never stop, and releases that are admitted, with their trial, and switched to."""
+    is_over = False
+
+    async def caller(number: int) -> None:
+        while not is_over:
+            await subject.ask(number)
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(SWAP_CALLERS):
+            tasks.create_task(caller(number))
+        for number in range(1, SWAPS + 1):
+            release = bytes([number]) * 32
+            await subject.engine.admit(release, directory / "next", trial=True)
+            await subject.engine.switch(model, release)
+            await asyncio.sleep(_TRY_S)
+        is_over = True
+    latencies_s = subject.latencies_s
+    return {
+        "failed": subject.failed,
+        "max_to_median": max(latencies_s) / measure.percentile(latencies_s, 0.5),
+        **_tail(latencies_s),
+    }
+
+
+def _tail(latencies_s: list[float]) -> dict[str, float]:
+    return {
+        "p50_us": measure.percentile(latencies_s, 0.5) * 1e6,
+        "p99_us": measure.percentile(latencies_s, 0.99) * 1e6,
+    }
+
+
+def _cpu_s() -> float:
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
+    return time.process_time() + sum(processes.cpu_s(int(pid)) for pid in children)
+
+
+async def with_engine(
+    subject: str, directory: Path, model: str, seconds: float, rate: float
+) -> dict[str, float]:
+    """The subjects that are the engine's."""
+    how, _, kind = subject.partition("-")
+    async with asked(directory, model, kind or "process") as engine:
+        match how:
+            case "engine":
+                return await saturated(engine, seconds)
+            case "open":
+                return await open_loop(engine, seconds, rate)
+            case "tight":
+                return await one_at_a_time(engine, seconds, pause_s=0.0)
+            case "paced":
+                return await one_at_a_time(engine, seconds, pause_s=PACE_S)
+            case "swap":
+                return await swap(engine, directory, model)
+    raise measure.BenchError(f"there is no subject {subject!r}")
+
+
+def main(arguments: list[str]) -> int:
+    """Run one subject."""
+    subject, directory, model, seconds, *more = arguments
+    rate = float(more[0]) if more else 0.0
+    match subject:
+        case "loop-1" | "loop-best":
+            took = loop(Path(directory), model, float(seconds), is_best=subject == "loop-best")
+        case "open-threads":
+            took = threads(Path(directory), model, float(seconds), rate)
+        case _:
+            took = asyncio.run(with_engine(subject, Path(directory), model, float(seconds), rate))
+    sys.stdout.write(json.dumps(took) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
