@@ -60,12 +60,14 @@ class Agent:
 
     Attributes:
         peer_port: where peers reach it; None without peers.
+        api_port: where the local API listens; None without one.
         stop: set it to end `run`.
         restart_wanted: an operator asked for a restart.
     """
 
     peer_port: int | None
     stop: asyncio.Event
+    api_port: int | None = None
     restart_wanted: bool = False
 
     def restart(self) -> None:
@@ -211,6 +213,7 @@ async def running(
         if (wanted := await journal.wanted()) is not None:
             await belonging.follow(wanted)
         inbox.open(Parts(commands, outbox, belonging, journal, updater, router, session))
+        agent.api_port = await _open_local_api(stack, config, engine, router)
         background = await enter(Background.open())
         background.start(commands.run(), name="commands")
         background.start(updater.run(), name="updater")
@@ -265,6 +268,22 @@ async def _open_peers(
         upstream=config.upstream,
     )
     return router, discovery, server.port
+
+
+async def _open_local_api(
+    stack: AsyncExitStack, config: AgentConfig, engine: Engine, router: Router
+) -> int | None:
+    """Where it listens; None when it is not configured."""
+    if config.local_api is None:
+        return None
+    # HTTP and WebSocket only for who asks over them.
+    from shoal_agent.local_api.server import LocalApi  # noqa: PLC0415
+    from shoal_agent.local_api.service import Service  # noqa: PLC0415
+
+    service = Service(engine, router, deadline_s=config.local_api.deadline_s)
+    api = await stack.enter_async_context(LocalApi.open(config.local_api, service))
+    log.info("local API listens", host=config.local_api.host, port=api.port)
+    return api.port
 
 
 async def _announce(discovery: Discovery, engine: Engine) -> None:

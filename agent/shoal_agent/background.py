@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
 
 
 class Background:
@@ -35,9 +37,14 @@ class Background:
 
     def start(self, coroutine: Coroutine[Any, Any, Any], *, name: str) -> None:
         """Run this until it ends or the block is left."""
+        _ = self.hold(coroutine, name=name)
+
+    def hold(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
+        """The same, for who may want to cancel it."""
         task = self._group.create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _cancel(self) -> None:
         for task in self._tasks:

@@ -46,6 +46,21 @@ class MetricsTable(toml.Table, frozen=True, kw_only=True):
     port: Port = 9750
 
 
+class LocalApiTable(toml.Table, frozen=True, kw_only=True):
+    """[local_api]: Open Inference Protocol for programs of this machine; without the table nothing listens.
+
+    `token_file`: who asks must know its word; needed where `host` is not loopback. `deadline_s` is of
+    requests that name none.
+    """
+
+    host: str = "127.0.0.1"
+    port: Port = 9751
+    token_file: str | None = None
+    max_body_bytes: Annotated[int, msgspec.Meta(ge=1024, le=1 << 28)] = 8 << 20
+    max_connections: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 32
+    deadline_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 5.0
+
+
 class InferenceTable(toml.Table, frozen=True, kw_only=True):
     """[inference]: limits of the engine, and how its worker runs models."""
 
@@ -144,6 +159,7 @@ class AgentConfig(toml.Table, frozen=True, kw_only=True):
     trust: TrustTable = TrustTable()
     peers: PeersTable = PeersTable()
     metrics: MetricsTable | None = None
+    local_api: LocalApiTable | None = None
     inference: InferenceTable = InferenceTable()
     device: tuple[DeviceTable, ...] = ()
     pipeline: tuple[PipelineTable, ...] = ()
@@ -229,6 +245,7 @@ def _check(config: AgentConfig) -> None:
     ]
     if len(set(sources)) != len(sources):
         raise ConfigError("two [[pipeline]] tables read the same device and channel")
+    _check_local_api(config.local_api)
     if config.peers.upstream is not None:
         host, _, port = config.peers.upstream.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) <= 65535:  # noqa: PLR2004 - ports
@@ -271,3 +288,12 @@ def _check_sinks(pipeline: PipelineTable, devices: list[str]) -> None:
             raise ConfigError(
                 f"[pipeline.publish] topic {publish.topic!r} would come back to its own pipeline"
             )
+
+
+def _check_local_api(table: LocalApiTable | None) -> None:
+    if table is None or table.token_file is not None:
+        return
+    from shoal_agent.local_api.access import is_loopback  # noqa: PLC0415 - only where it is configured
+
+    if not is_loopback(table.host):
+        raise ConfigError(f"[local_api] host {table.host} is not loopback: set token_file, too")

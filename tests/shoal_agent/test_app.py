@@ -59,6 +59,9 @@ NEVER_IN_AN_IDLE_AGENT = (
     "urllib.request",
     "multiprocessing",
     "concurrent.futures.process",
+    "shoal_agent.local_api",
+    "h11",
+    "websockets",
 )
 
 
