@@ -54,4 +54,4 @@ lock: ## resolve requirements/*.txt anew (needs uv)
 	@sh tools/lock
 
 clean: ## remove .venv and caches
-	rm -rf .venv .venv-ansible .venv-peers .venv-bench-delta .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	rm -rf .venv .venv-ansible .venv-peers .venv-serving-peers .venv-bench-delta .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
