@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class _Graph:
 def mlp(widths: list[int], seed: int) -> _Graph:
     """Dense layers with ReLU between."""
     graph = _Graph(seed)
-    for inner, outer in zip(widths, widths[1:], strict=False):
+    for inner, outer in itertools.pairwise(widths):
         if graph.nodes:
             graph.add("Relu")
         graph.add("MatMul", inner, outer)
@@ -51,7 +52,7 @@ def cnn(seed: int) -> _Graph:
     """Three convolutions of 3 x 3 on 32 x 32 grey pixels, strides of two, a dense layer."""
     graph = _Graph(seed)
     channels = [1, 16, 32, 64]
-    for inner, outer in zip(channels, channels[1:], strict=False):
+    for inner, outer in itertools.pairwise(channels):
         stride = 1 if inner == 1 else 2
         graph.add(
             "Conv",
