@@ -4,6 +4,7 @@ It knows files and bytes; it fetches nothing, decides nothing, and imports no ot
 """
 
 from shoal_delta.apply import apply, apply_file
+from shoal_delta.bases import Estimate, Update, UpdatePlan, Way, estimate, plan_updates
 from shoal_delta.encode import diff
 from shoal_delta.errors import (
     CorruptDeltaError,
@@ -20,6 +21,7 @@ __all__ = [
     "CorruptDeltaError",
     "DeltaError",
     "EncodeError",
+    "Estimate",
     "Info",
     "LimitError",
     "SegmentInfo",
@@ -27,9 +29,14 @@ __all__ = [
     "StreamInfo",
     "TensorInfo",
     "UnknownVersionError",
+    "Update",
+    "UpdatePlan",
+    "Way",
     "WrongBaseError",
     "apply",
     "apply_file",
     "diff",
+    "estimate",
     "inspect",
+    "plan_updates",
 ]

@@ -68,6 +68,14 @@ def diff(
     return delta
 
 
+def quick_size(old: bytes, new: bytes, *, workers: int | None = None) -> int:
+    """About how many bytes `diff` would give, in a fraction of its time: every plan packed quickly.
+
+    No delta is made and nothing is applied. `bases.estimate` says how near it comes.
+    """
+    return _Encoder(old, new, None, workers or min(4, os.cpu_count() or 1)).quick_size()
+
+
 class _Encoder:
     def __init__(self, old: bytes, new: bytes, progress: Progress | None, workers: int) -> None:
         self._old, self._new = old, new
@@ -75,6 +83,16 @@ class _Encoder:
         self._workers = workers
         self._sizes = (len(old), len(new))
         self._sha256 = (hashlib.sha256(old).digest(), hashlib.sha256(new).digest())
+
+    def quick_size(self) -> int:
+        if not self._new or self._old == self._new:
+            return len(self.smallest())
+        model = model_plan(self._old, self._new)
+        # Between two models the others would triple the time, and they seldom win.
+        plans = generic_plans(self._old, self._new) if model is None else [model]
+        sizes = [len(self._packed(plan, is_quick=True)) for plan in plans]
+        whole = zstandard.ZstdCompressor(level=_QUICK_LEVEL).compress(self._new)
+        return min(*sizes, len(whole))
 
     def smallest(self) -> bytes:
         if not self._new or self._old == self._new:
