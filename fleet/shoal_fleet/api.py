@@ -223,6 +223,14 @@ async def read_release(parts: Parts, release: str) -> Answer:
     return _release_view(await parts.releases.find(release))
 
 
+@router.get("/api/releases/{release}/cost")
+async def read_cost(
+    parts: Parts, release: str, group: Annotated[str, Query(max_length=256)] = ""
+) -> Answer:
+    """What bringing a release to a group would cost, by what its boards have now."""
+    return await parts.update_costs.of(await parts.releases.find(release), group)
+
+
 @router.post("/api/rollouts", status_code=201)
 async def start_rollout(parts: Parts, new: NewRollout) -> Answer:
     """Begin a rollout."""

@@ -46,6 +46,7 @@ from shoal_fleet.registry import Registry
 from shoal_fleet.releases import Releases
 from shoal_fleet.rollout_views import RolloutViews
 from shoal_fleet.rollouts import Rollouts
+from shoal_fleet.update_costs import UpdateCosts
 from shoal_fleet.wanted import WantedStates
 
 log = structlog.get_logger(__name__)
@@ -227,6 +228,7 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
         rollout_views=RolloutViews(database, registry=registry, releases=releases, deltas=deltas),
         mandates=mandates,
         policies=policies,
+        update_costs=UpdateCosts(registry=registry, releases=releases, deltas=deltas),
     )
     await orders.recover()
     await door.open(

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from shoal_contract.exits import Exit
-from shoal_fleet.cli_output import AsJson, clock, print_json, print_table, printable, size, target
+from shoal_fleet.cli_output import (
+    AsJson,
+    clock,
+    print_json,
+    print_table,
+    printable,
+    segment,
+    size,
+    target,
+)
 from shoal_fleet.errors import FleetError
 
 if TYPE_CHECKING:
@@ -18,6 +27,8 @@ if TYPE_CHECKING:
     from shoal_fleet.client import FleetClient
 
 POLL_S: Final = 0.5
+PLAN_TIMEOUT_S: Final = 900.0
+"""Every base may have to be estimated first."""
 
 rollout_app = typer.Typer(help="Roll a release out, watch it, stop it.", no_args_is_help=True)
 
@@ -65,6 +76,43 @@ def start(
         typer.echo(f"rollout {rollout['id']} of {rollout['title']}: {len(rollout['nodes'])} nodes")
     if wait:
         _finish(rollout)
+
+
+@rollout_app.command("plan", epilog="Example: shoal rollout plan digits@1.1.0 --group site=oslo")
+def plan(
+    context: typer.Context,
+    release: Annotated[str, typer.Argument(help="name@version, or the beginning of an id.")],
+    group: Annotated[
+        str, typer.Option(help="key=value[,key=value], or a word for group=word; none: all nodes.")
+    ] = "",
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a rollout would cost: for each base the boards, the bytes a board and in all.
+
+    A figure with ~ is an estimate: that delta was not made yet. Nothing is sent and nothing is made.
+    """
+    with target(context).connect() as client:
+        found = client.get(
+            f"/api/releases/{segment(release)}/cost", group=group, timeout_s=PLAN_TIMEOUT_S
+        )
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        "Bases",
+        ("base", "release", "boards", "delta", "full", "in all", "made in", "reason"),
+        [_base_row(row, found["full_bytes"]) for row in found["bases"]],
+    )
+    is_exact = all(row["is_exact"] for row in found["bases"])
+    typer.echo(
+        printable(
+            f"{found['title']} to {found['boards']} boards:"
+            f" {'' if is_exact else '~'}{size(found['total_bytes'])}"
+            f" ({size(found['full_total_bytes'])} without deltas),"
+            f" and {size(found['other_bytes'])} a board beside the model"
+        )
+    )
 
 
 @rollout_app.command("watch", epilog="Example: shoal rollout watch 3")
@@ -163,6 +211,20 @@ def stop(
     with target(context).connect() as client:
         found = client.post(f"/api/rollouts/{rollout}/stop", {"back": back})
     print_json(found) if as_json else typer.echo(_line(found))
+
+
+def _base_row(row: dict[str, Any], full_bytes: int) -> tuple[str, ...]:
+    mark = "" if row["is_exact"] else "~"
+    return (
+        row["base"][:12] or "-",
+        row["title"] or "-",
+        str(row["boards"]),
+        "-" if row["delta_bytes"] is None else mark + size(row["delta_bytes"]),
+        size(full_bytes),
+        mark + size(row["total_bytes"]),
+        f"~{row['make_s']:g} s" if row["make_s"] else "-",
+        row["reason"],
+    )
 
 
 def _watch(client: "FleetClient", rollout: int, *, quiet: bool) -> dict[str, Any]:

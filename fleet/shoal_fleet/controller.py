@@ -28,6 +28,7 @@ from shoal_fleet.releases import Release, Releases
 from shoal_fleet.rollout_views import RolloutViews
 from shoal_fleet.rollouts import Rollouts
 from shoal_fleet.selection import GROUP_LABEL, belongs, parse_group
+from shoal_fleet.update_costs import UpdateCosts
 from shoal_fleet.wanted import WantedStates
 
 
@@ -56,6 +57,7 @@ class Controller:
     rollout_views: RolloutViews
     mandates: Mandates
     policies: Policies
+    update_costs: UpdateCosts
 
     async def node(self, name: str) -> dict[str, Any]:
         """A node with what it is to run.
@@ -160,7 +162,7 @@ class Controller:
                 pass
             state = node.model(model)
             if state is not None and state.model_file:
-                await self.deltas.ensure([state.model_file], release.model_file)
+                await self.deltas.ensure({state.model_file: 1}, release.model_file)
         async with self.rollouts.unclaimed(name, model), self.database.write() as session:
             if release is None:
                 await self.wanted.want_none(session, name, model)

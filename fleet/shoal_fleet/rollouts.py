@@ -7,6 +7,7 @@ rollouts is in `rollout_views`.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from shoal_fleet.clock import ListeningTime, now_ms
 from shoal_fleet.database import Database, DecisionRow, RolloutRow
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import ConflictError, NotFoundError, RequestError, StateError
+from shoal_fleet.model_files import NO_MODEL, model_files
 from shoal_fleet.registry import Node, Registry
 from shoal_fleet.releases import Release, Releases
 from shoal_fleet.rollout import step, uncounted
@@ -352,12 +354,12 @@ class Rollouts:
 
     async def _prepare(self, opened: _Open) -> None:
         item = opened.release
-        bases = set(await self._releases.bases(item.name, limit=OTHER_BASES))
-        for name in opened.state.members:
-            known = self._registry.nodes[name].model(item.name)
-            if known is not None and known.model_file:
-                bases.add(known.model_file)
-        await self._deltas.ensure(bases, item.model_file)
+        # Those of the newest releases, too: who joins later is likely to have one.
+        boards = Counter(dict.fromkeys(await self._releases.bases(item.name, limit=OTHER_BASES), 0))
+        members = [self._registry.nodes[name] for name in opened.state.members]
+        boards.update(model_files(members, item.name))
+        boards.pop(NO_MODEL, None)
+        await self._deltas.ensure(boards, item.model_file)
         # Those who serve it already, or failed it, are known before anybody is offered it.
         for name in list(opened.state.members):
             await self._notice(opened, self._registry.nodes[name])

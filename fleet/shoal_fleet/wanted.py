@@ -18,19 +18,21 @@ from shoal_broker.link import Outbound
 from shoal_broker.session import Session
 from shoal_contract import messages
 from shoal_contract.errors import ContractError, EncodeError
-from shoal_contract.messages import ModelWanted, Phase, Wanted
+from shoal_contract.messages import DeltaOffer, ModelWanted, Phase, Wanted
 from shoal_contract.topics import Topics
 from shoal_fleet.clock import now_ms
 from shoal_fleet.database import Database, NodeRow, WantedRow
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import NotFoundError, StateError
-from shoal_fleet.registry import Registry
+from shoal_fleet.registry import Node, Registry
 from shoal_fleet.releases import Releases
 from shoal_fleet.selection import GROUP_LABEL
 
 log = structlog.get_logger(__name__)
 
 RETRY_S: Final = 5.0
+MAX_OFFERS: Final = 8
+"""Deltas that a wanted state names for one model."""
 
 
 class WantedStates:
@@ -198,9 +200,7 @@ class WantedStates:
     async def _say(self, node: str, revision: int) -> bytes:
         """The message, with every delta that fits: all, else those from what the node has, else none."""
         wanted = await self._compose(node, revision)
-        known = self._registry.nodes.get(node)
-        reported = None if known is None else known.reported
-        here = {state.model_file for state in reported.models} if reported else set()
+        here = _model_files(self._registry.nodes.get(node))
         for bases in (here, set[bytes]()):
             try:
                 return self._encode(node, wanted)
@@ -225,6 +225,8 @@ class WantedStates:
         return payload
 
     async def _compose(self, node: str, revision: int) -> Wanted:
+        known = self._registry.nodes.get(node)
+        here = _model_files(known)
         models = []
         for model, release in sorted((await self.of(node)).items()):
             item = await self._releases.get(release)
@@ -234,10 +236,9 @@ class WantedStates:
                     release=release,
                     manifest=await self._releases.blob(release),
                     files=await self._releases.blobs(item),
-                    deltas=await self._deltas.offers(item.model_file),
+                    deltas=_few(await self._deltas.offers(item.model_file), here),
                 )
             )
-        known = self._registry.nodes.get(node)
         group = None if known is None else known.labels.get(GROUP_LABEL)
         return Wanted(
             revision=revision,
@@ -246,6 +247,18 @@ class WantedStates:
             groups=[] if group is None else [group],
             fleet_nodes=len(self._registry.nodes),
         )
+
+
+def _model_files(node: Node | None) -> set[bytes]:
+    """What the node says that it has."""
+    reported = None if node is None else node.reported
+    return {state.model_file for state in reported.models} if reported else set()
+
+
+def _few(offers: list[DeltaOffer], here: set[bytes]) -> list[DeltaOffer]:
+    """At most `MAX_OFFERS`: from what the node has first, then the smallest, smallest first."""
+    chosen = sorted(offers, key=lambda offer: offer.base not in here)[:MAX_OFFERS]
+    return [offer for offer in offers if offer in chosen]
 
 
 async def _next_revision(change: AsyncSession, node: str) -> None:

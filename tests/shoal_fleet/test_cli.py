@@ -105,6 +105,49 @@ async def test_a_release_is_added_and_rolled_out(site):
     assert json.loads(out)["total"] == 0
 
 
+async def test_a_rollout_is_planned_by_what_its_boards_have_before_anything_is_made(site):
+    one, two = [await site.add_release(digits.release_dir(n)) for n in (1, 2)]
+    nodes = await site.nodes(3)
+    for name, release in (("n0", one), ("n1", two)):
+        await shoal(site, "want", name, f"digits={release['title']}")
+        model = bytes.fromhex(release["model_file"])
+        await site.until(
+            lambda name=name, model=model: (
+                (state := site.controller.registry.nodes[name].model("digits")) is not None
+                and state.model_file == model
+            )
+        )
+    code, out, _ = await shoal(site, "rollout", "plan", two["title"], "--json")
+    found = json.loads(out)
+    assert code == 0
+    full = found["full_bytes"]
+    rows = {row["base"]: row for row in found["bases"]}
+    assert rows.keys() == {one["model_file"], two["model_file"], ""}
+    guess = rows[one["model_file"]]
+    assert (guess["title"], guess["boards"], guess["is_exact"]) == ("digits@1.0.0", 1, False)
+    assert 0 < guess["total_bytes"] < 0.5 * full
+    assert rows[two["model_file"]]["total_bytes"] == 0
+    assert rows[""]["total_bytes"] == full
+    assert found["total_bytes"] == guess["total_bytes"] + full
+    assert (found["boards"], found["full_total_bytes"]) == (3, 2 * full)
+    assert await site.controller.deltas.offers(bytes.fromhex(two["model_file"])) == []
+    _, out, _ = await shoal(site, "rollout", "plan", two["title"])
+    row = next(line for line in out.splitlines() if line.startswith(one["model_file"][:12]))
+    assert row.split("\t")[1:4] == [
+        "digits@1.0.0",
+        "1",
+        "~" + cli_output.size(guess["delta_bytes"]),
+    ]
+    assert out.splitlines()[-1].startswith("digits@1.1.0 to 3 boards: ~")
+    rollout = (await shoal(site, "rollout", "start", two["title"], "--wait", "--json"))[1]
+    (delta,) = json.loads(rollout)["deltas"]
+    assert delta["size_bytes"] == pytest.approx(guess["delta_bytes"], rel=0.1)
+    await site.until(lambda: all(node.models["digits"].version == "1.1.0" for node in nodes))
+    code, _, error = await shoal(site, "rollout", "plan", two["title"], "--group", "==")
+    assert code == 1
+    assert "is not a label" in error
+
+
 async def test_a_rollout_that_is_held_ends_the_watch_with_the_reason(site):
     release = await site.add_release(digits.release_dir(1))
     (node,) = await site.nodes(1)
