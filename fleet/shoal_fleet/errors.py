@@ -56,6 +56,10 @@ class ReleaseError(RequestError):
     status: ClassVar[int] = 422
 
 
+class ReleaseBuildError(FleetError):
+    """No release could be built: the model, the calibration set or the environment is not fit for it."""
+
+
 class DoorRefusedError(FleetError):
     """The JSON door does not do what was asked. The message is for who asked, and may quote them.
 
