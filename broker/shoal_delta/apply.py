@@ -31,7 +31,7 @@ _CHUNK_BYTES = 1 << 20
 def apply(old: bytes, delta: bytes, *, max_output_bytes: int = DEFAULT_MAX_OUTPUT_BYTES) -> bytes:
     """The new file, in memory. Raises a `DeltaError`."""
     header = read_header(reader_of(delta), len(delta), max_output_bytes)
-    if len(old) != header.old_size or hashlib.sha256(old).digest() != header.old_sha256:
+    if len(old) != header.old_size or not _is_base(header, hashlib.sha256(old).digest()):
         raise WrongBaseError("the old file is not the one this delta was made from")
     out = bytearray()
     for entry, chunks in decode_body(header, reader_of(delta), reader_of(old)):
@@ -71,7 +71,7 @@ def apply_file(
             delta, delta_size = _open(stack, delta_path)
             old, old_size = _open(stack, old_path)
             header = read_header(delta, delta_size, max_output_bytes)
-            if old_size != header.old_size or _sha256(old, old_size) != header.old_sha256:
+            if old_size != header.old_size or not _is_base(header, _sha256(old, old_size)):
                 raise WrongBaseError(f"{os.fspath(old_path)} is not what this delta was made from")
             if new.exists() and (new.samefile(old_path) or new.samefile(delta_path)):
                 raise StorageError(f"{new} is the old file or the delta: choose another name")
@@ -142,10 +142,10 @@ def _fill(
             digest.update(chunk)
             _pwrite(target, chunk, position)
             position += len(chunk)
+            if progress is not None:
+                progress(position, header.new_size)
         _check_crc32(entry, crc32)
-        if progress is not None:
-            progress(position, header.new_size)
-    if digest.digest() != header.new_sha256 and skip:
+    if not _is_wanted(header, digest.digest()) and skip:
         # What was there had the right checksums and the wrong bytes: trust nothing of it.
         os.ftruncate(target, 0)
         _fill(target, header, delta, old, progress)
@@ -187,11 +187,19 @@ def _sha256(read: Reader, size: int) -> bytes:
     return digest.digest()
 
 
+def _is_base(header: Header, sha256: bytes) -> bool:
+    return sha256.startswith(header.old_digest)
+
+
+def _is_wanted(header: Header, sha256: bytes) -> bool:
+    return sha256.startswith(header.new_digest)
+
+
 def _check_crc32(entry: Segment, crc32: int) -> None:
-    if crc32 != entry.crc32:
+    if entry.crc32 not in {None, crc32}:
         raise CorruptDeltaError("a segment does not give what the delta promises: checksum differs")
 
 
 def _check_sha256(header: Header, sha256: bytes) -> None:
-    if sha256 != header.new_sha256:
+    if not _is_wanted(header, sha256):
         raise CorruptDeltaError("the new file's sha256 is not the one the delta promises")

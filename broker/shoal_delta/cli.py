@@ -168,8 +168,8 @@ def _table(info: Info) -> str:
     lines = [
         f"delta   {info.size} bytes, {info.layout}, {len(info.segments)} segments",
         f"header  {info.header_size} bytes, global block {info.global_coded_size}",
-        f"old     {info.old_size} bytes, sha256 {info.old_sha256}",
-        f"new     {info.new_size} bytes, sha256 {info.new_sha256}",
+        f"old     {info.old_size} bytes, sha256 {info.old_digest}...",
+        f"new     {info.new_size} bytes, sha256 {info.new_digest}...",
     ]
     if info.tensors:
         lines.append(f"{'bytes':>12} {'coded':>10} {'share':>6}  how, what")

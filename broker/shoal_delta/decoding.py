@@ -5,23 +5,21 @@ Files are two `Reader`s; what becomes of the chunks is the caller's business (`a
 
 from __future__ import annotations
 
-import io
-import lzma
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
-import zstandard
-
-from shoal_delta import segment
-from shoal_delta.coders import LZMA_PADDING, Reader, lzma_filters, zstd_decompressor
-from shoal_delta.container import PREAMBLE, Header, Layout, Segment, decode_header, header_size
+from shoal_delta import segment, solid
+from shoal_delta.coders import Reader
+from shoal_delta.container import (
+    Header,
+    Layout,
+    Segment,
+    decode_header,
+    front_size,
+    header_size,
+)
 from shoal_delta.errors import CorruptDeltaError
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
 _CHUNK_BYTES = 1 << 20
-_READ_BYTES = 1 << 16
 
 Decoded = Iterator[tuple[Segment, Iterator[bytes]]]
 """Each segment with its content in chunks, in output order."""
@@ -40,16 +38,16 @@ def reader_of(data: bytes) -> Reader:
 
 def read_header(delta: Reader, delta_size: int, max_output_bytes: int) -> Header:
     """The header of a delta of `delta_size` bytes, with every limit checked."""
-    preamble = delta(0, min(PREAMBLE.size, delta_size))
-    front = delta(0, min(header_size(preamble), delta_size))
+    front = delta(0, front_size(delta_size))
+    front = delta(0, min(header_size(front), delta_size))
     return decode_header(front, delta_size=delta_size, max_output_bytes=max_output_bytes)
 
 
 def decode_body(header: Header, delta: Reader, old: Reader, *, skip: int = 0) -> Decoded:
     """The segments after the first `skip`. Raises `CorruptDeltaError` as it goes."""
-    if header.layout is Layout.SEGMENTED:
-        return _segmented(header, delta, old, skip)
-    return _solid(header, delta, skip)
+    if header.layout is Layout.SOLID:
+        return _solid(header, delta, old)
+    return _segmented(header, delta, old, skip)
 
 
 def decode_global_block(header: Header, delta: Reader, old: Reader) -> bytes:
@@ -90,68 +88,7 @@ def _copied(source: int, size: int, old: Reader) -> Iterator[bytes]:
         yield old(source + offset, min(_CHUNK_BYTES, size - offset))
 
 
-def _solid(header: Header, delta: Reader, skip: int) -> Decoded:
-    body = _Body(header, delta)
-    take = _lzma_stream(header, body) if header.layout is Layout.SOLID_LZMA else _zstd_stream(body)
-    for index, entry in enumerate(header.segments):
-        try:
-            content = take(entry.size)
-        except (lzma.LZMAError, EOFError, zstandard.ZstdError) as exc:
-            raise CorruptDeltaError("the delta's stream is damaged") from exc
-        if len(content) != entry.size:
-            raise CorruptDeltaError("the delta's stream ends too early")
-        if index >= skip:
-            yield entry, iter((content,))
-
-
-def _lzma_stream(header: Header, body: _Body) -> Callable[[int], bytes]:
-    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=lzma_filters(header.new_size))
-
-    def take(size: int) -> bytes:
-        out = bytearray()
-        while len(out) < size:
-            # Padding at the very end, as in every LZMA stream here; twice means it gives no more.
-            data = (body.next(_READ_BYTES) or body.padding()) if decoder.needs_input else b""
-            if decoder.needs_input and not data:
-                break
-            out += decoder.decompress(data, max_length=size - len(out))
-        return bytes(out)
-
-    return take
-
-
-def _zstd_stream(body: _Body) -> Callable[[int], bytes]:
-    source = io.BufferedReader(body, _READ_BYTES)
-    return zstd_decompressor().stream_reader(source, read_size=_READ_BYTES).read
-
-
-class _Body(io.RawIOBase):
-    """The body of a solid delta, as the file that decompressors read from."""
-
-    def __init__(self, header: Header, delta: Reader) -> None:
-        self._delta = delta
-        self._position = header.body_at
-        self._end = header.body_at + header.body_size
-        self._is_padded = False
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        view = memoryview(buffer).cast("B")
-        data = self.next(len(view))
-        view[: len(data)] = data
-        return len(data)
-
-    def next(self, size: int) -> bytes:
-        """The next `size` bytes, fewer at the end."""
-        size = min(size, self._end - self._position)
-        self._position += size
-        return self._delta(self._position - size, size)
-
-    def padding(self) -> bytes:
-        """What stands after an LZMA stream, once."""
-        if self._is_padded:
-            return b""
-        self._is_padded = True
-        return LZMA_PADDING
+def _solid(header: Header, delta: Reader, old: Reader) -> Decoded:
+    body = (header.body_at, header.body_size)
+    for entry in header.segments:
+        yield entry, solid.decode(delta, body, old, header.old_size, header.new_size)

@@ -6,24 +6,26 @@ The same two files give the same bytes (with the same versions of zstd and liblz
 from __future__ import annotations
 
 import hashlib
-import lzma
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import zstandard
 
-from shoal_delta import segment
+from shoal_delta import segment, solid
 from shoal_delta.apply import Progress, apply
-from shoal_delta.coders import lzma_filters, zstd_compress
 from shoal_delta.container import Layout, Segment, encode_header
 from shoal_delta.decoding import reader_of
 from shoal_delta.errors import DeltaError, EncodeError
 from shoal_delta.model_plan import model_plan
 from shoal_delta.operations import WIDTH, Kind, Operation
 from shoal_delta.plan import Plan, generic_plans
+
+Profile = Literal["fast", "small"]
+"""What matters: "fast" to make and to apply, resumed at every segment; or "small"."""
 
 SEGMENT_BYTES = 1 << 20
 # A copy this long stands in the segment table, where it costs nothing to unpack.
@@ -46,7 +48,12 @@ class _Cut:
 
 
 def diff(
-    old: bytes, new: bytes, *, progress: Progress | None = None, workers: int | None = None
+    old: bytes,
+    new: bytes,
+    *,
+    profile: Profile = "small",
+    progress: Progress | None = None,
+    workers: int | None = None,
 ) -> bytes:
     """The delta that makes `new` from `old`.
 
@@ -57,8 +64,8 @@ def diff(
         EncodeError: the delta does not give `new` back (a defect of ours, or a file beyond the
             format's limits); nothing wrong ever leaves here.
     """
-    encoder = _Encoder(old, new, progress, workers or min(4, os.cpu_count() or 1))
-    delta = encoder.smallest()
+    workers = workers or min(4, os.cpu_count() or 1)
+    delta = _Encoder(old, new, profile, progress, workers).smallest()
     try:
         again = apply(old, delta, max_output_bytes=len(new))
     except DeltaError as exc:
@@ -77,8 +84,11 @@ def quick_size(old: bytes, new: bytes, *, workers: int | None = None) -> int:
 
 
 class _Encoder:
-    def __init__(self, old: bytes, new: bytes, progress: Progress | None, workers: int) -> None:
+    def __init__(
+        self, old: bytes, new: bytes, profile: Profile, progress: Progress | None, workers: int
+    ) -> None:
         self._old, self._new = old, new
+        self._is_solid_allowed = profile == "small"
         self._progress = progress or (lambda _done, _total: None)
         self._workers = workers
         self._sizes = (len(old), len(new))
@@ -104,10 +114,19 @@ class _Encoder:
             plans.insert(0, model)
         if len(self._new) > _TRY_ALL_BYTES:
             plans = [min(plans, key=lambda plan: len(self._packed(plan, is_quick=True)))]
-        deltas = [self._packed(plan) for plan in plans]
-        if len(self._new) > SEGMENT_BYTES and not self._is_hopeless(min(map(len, deltas))):
-            deltas += self._solid()
-        return min(deltas, key=len)
+        segmented = min((self._packed(plan) for plan in plans), key=len)
+        if not self._is_solid_allowed:
+            return segmented
+        solids = [
+            self._solid(plan.operations)
+            for plan in plans
+            if solid.KINDS.issuperset(operation.kind for operation in plan.operations)
+        ]
+        if len(self._new) > SEGMENT_BYTES and not self._is_hopeless(len(segmented)):
+            solids.append(self._solid([Operation(Kind.LITERAL, len(self._new))]))
+        smallest = min(solids, key=len, default=segmented)
+        # Segments are resumed and decoded in parallel: not given up for next to nothing.
+        return smallest if len(smallest) < len(segmented) - len(segmented) // 128 else segmented
 
     def _is_hopeless(self, best: int) -> bool:
         """Whether no compression of the new file alone can come near to `best` bytes."""
@@ -158,35 +177,24 @@ class _Encoder:
         )
         return b"".join([header, block, *bodies])
 
-    def _solid(self) -> list[bytes]:
-        segments = [
-            Segment(len(piece), zlib.crc32(piece))
-            for start in range(0, len(self._new), SEGMENT_BYTES)
-            if (piece := self._new[start : start + SEGMENT_BYTES])
-        ]
-        filters = lzma_filters(len(self._new))
-        ways: dict[Layout, Callable[[], bytes]] = {
-            Layout.SOLID_LZMA: lambda: lzma.compress(
-                self._new, format=lzma.FORMAT_RAW, filters=filters
-            ),
-            Layout.SOLID_ZSTD: lambda: zstd_compress(self._new),
-        }
-        with ThreadPoolExecutor(self._workers) as pool:
-            bodies = list(pool.map(lambda way: way(), ways.values()))
-        return [
-            encode_header(layout, sizes=self._sizes, sha256=self._sha256, segments=segments) + body
-            for layout, body in zip(ways, bodies, strict=True)
-        ]
+    def _solid(self, operations: Sequence[Operation]) -> bytes:
+        body = solid.encode(operations, self._new, reader_of(self._old))
+        segments = [Segment(len(self._new), None, len(body))]
+        return (
+            encode_header(Layout.SOLID, sizes=self._sizes, sha256=self._sha256, segments=segments)
+            + body
+        )
 
 
 def _cut(operations: Sequence[Operation]) -> Iterator[_Cut]:
     """The operations as segments of about `SEGMENT_BYTES`, long copies as segments of their own."""
+    is_short = sum(operation.size for operation in operations) <= SEGMENT_BYTES
     is_one_copy = len(operations) == 1
     start, size, pending = 0, 0, list[Operation]()
     for operation in operations:
         left = operation
         if operation.kind is Kind.COPY and (
-            is_one_copy or operation.size >= _MIN_COPY_SEGMENT_BYTES
+            is_one_copy or (operation.size >= _MIN_COPY_SEGMENT_BYTES and not is_short)
         ):
             if pending:
                 yield _Cut(start, size, tuple(pending), is_copy=False)

@@ -17,7 +17,10 @@ class UnknownVersionError(CorruptDeltaError):
     """
 
     def __init__(self, version: int) -> None:
-        super().__init__(f"delta format version {version} is not known here; update shoal-delta")
+        super().__init__(
+            f"delta format version {version} is not known here: "
+            "make the delta anew, or update shoal-delta"
+        )
         self.version = version
 
 

@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from shoal_delta.arithmetic import Bytes
 from shoal_delta.coders import Reader, mode_name
-from shoal_delta.container import DEFAULT_MAX_OUTPUT_BYTES, VERSION, Segment
+from shoal_delta.container import DEFAULT_MAX_OUTPUT_BYTES, VERSION, Header, Layout, Segment
 from shoal_delta.decoding import decode_global_block, read_header, reader_of
 from shoal_delta.errors import WrongBaseError
 from shoal_delta.onnx_wire import Tensor, walk
 from shoal_delta.operations import FROM_OLD, Kind, Operation
 from shoal_delta.segment import Known, Stream, opened, streams_of
+from shoal_delta.solid import opened as opened_solid
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +60,18 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """Everything about a delta; digests in hexadecimal, sizes in bytes."""
+    """Everything about a delta; sizes in bytes.
+
+    Digests are the first bytes of sha256's, in hexadecimal, as many as a delta carries.
+    """
 
     version: int
     layout: str
     size: int
     old_size: int
     new_size: int
-    old_sha256: str
-    new_sha256: str
+    old_digest: str
+    new_digest: str
     header_size: int
     global_size: int
     global_coded_size: int
@@ -86,7 +90,7 @@ def inspect(
     """
     read = reader_of(delta)
     header = read_header(read, len(delta), max_output_bytes)
-    if old is not None and hashlib.sha256(old).digest() != header.old_sha256:
+    if old is not None and not hashlib.sha256(old).digest().startswith(header.old_digest):
         raise WrongBaseError("the old file is not the one this delta was made from")
     model = walk(old) if old is not None else None
     shares = _Shares(
@@ -98,14 +102,16 @@ def inspect(
     at = header.body_at
     if header.global_size:
         block = read(at, header.global_coded_size)
-        shares.segment(block, 0, Segment(header.global_size, 0, len(block)), 0, is_global=True)
+        shares.segment(block, 0, Segment(header.global_size, None, len(block)), 0, is_global=True)
         at += header.global_coded_size
     segments, start = [], 0
     for entry in header.segments:
         streams: tuple[StreamInfo, ...] = ()
         if entry.copy_from is not None:
             shares.add(Operation(Kind.COPY, entry.size, entry.copy_from), 0.0)
-        elif entry.coded_size:
+        elif header.layout is Layout.SOLID:
+            streams = shares.solid(read, header)
+        else:
             body = read(at, entry.coded_size)
             streams = shares.segment(body, start, entry, header.global_size)
         segments.append(SegmentInfo(start, entry.size, entry.coded_size, streams))
@@ -117,8 +123,8 @@ def inspect(
         size=len(delta),
         old_size=header.old_size,
         new_size=header.new_size,
-        old_sha256=header.old_sha256.hex(),
-        new_sha256=header.new_sha256.hex(),
+        old_digest=header.old_digest.hex(),
+        new_digest=header.new_digest.hex(),
         header_size=header.body_at,
         global_size=header.global_size,
         global_coded_size=header.global_coded_size,
@@ -174,6 +180,22 @@ class _Shares:
         return tuple(
             StreamInfo(stream.name.lower(), mode_name(content[0]), size, len(content))
             for stream, (size, content) in packed.items()
+        )
+
+    def solid(self, read: Reader, header: Header) -> tuple[StreamInfo, ...]:
+        body = (header.body_at, header.body_size)
+        found = opened_solid(read, body, header.old_size, header.new_size)
+        front = found.coded_size / len(found.plan)
+        for operation in found.plan:
+            cost = front
+            if operation.kind in found.parts:
+                share = operation.size / found.sizes[operation.kind]
+                cost += found.parts[operation.kind][1] * share
+            self.add(operation, cost)
+        names = {Kind.LITERAL: "literal", Kind.SUBTRACT: "residual"}
+        return tuple(
+            StreamInfo(names[kind], mode_name(read(at, 1)[0]), found.sizes[kind], size)
+            for kind, (at, size) in found.parts.items()
         )
 
     def tensors(self) -> tuple[TensorInfo, ...]:

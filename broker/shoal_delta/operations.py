@@ -13,7 +13,9 @@ from shoal_delta.wire import Cursor, varint, zigzag
 
 MAX_OPERATIONS_BYTES = 1 << 20
 MAX_OPERATIONS = 1 << 16
-_EXPLICIT_SOURCE = 0x10
+_KIND = 0x1F
+_EXPLICIT_SOURCE = 0x20
+_LAST = 0x80
 
 
 class Kind(IntEnum):
@@ -90,27 +92,35 @@ class Operation:
 
 
 def encode(operations: list[Operation], start: int) -> bytes:
-    """Operations as bytes; `start` is the output offset, where both cursors begin."""
-    out = bytearray()
+    """Operations as bytes; `start` is the output offset, where both cursors begin.
+
+    Like stands with like, which packs better: all codes, then all sizes but the last one, then
+    sources, then scalings.
+    """
+    codes, sizes, sources, scalings = bytearray(), bytearray(), bytearray(), bytearray()
     cursors = {True: start, False: 0}
-    for operation in operations:
+    for index, operation in enumerate(operations):
         old = operation.kind in FROM_OLD
         has_source = old or operation.kind is Kind.GLOBAL
         moved = has_source and operation.source != cursors[old]
-        out.append(operation.kind | (_EXPLICIT_SOURCE if moved else 0))
-        out += varint(operation.size)
+        is_last = index == len(operations) - 1
+        codes.append(
+            operation.kind | (_EXPLICIT_SOURCE if moved else 0) | (_LAST if is_last else 0)
+        )
+        if not is_last:
+            sizes += varint(operation.size)
         if moved:
-            out += varint(zigzag(operation.source - cursors[old]))
+            sources += varint(zigzag(operation.source - cursors[old]))
         if has_source:
             cursors[old] = operation.source + operation.size
         if (scaling := operation.scaling) is not None:
             for value in (scaling.first, scaling.inner, scaling.channels):
-                out += varint(value)
-            out += varint(zigzag(scaling.old_scales - operation.source))
-            out += varint(scaling.new_scales)
-            out += varint(zigzag(scaling.old_zero_point))
-            out += varint(zigzag(scaling.new_zero_point))
-    return bytes(out)
+                scalings += varint(value)
+            scalings += varint(zigzag(scaling.old_scales - operation.source))
+            scalings += varint(scaling.new_scales)
+            scalings += varint(zigzag(scaling.old_zero_point))
+            scalings += varint(zigzag(scaling.new_zero_point))
+    return bytes(codes + sizes + sources + scalings)
 
 
 def decode(data: bytes, start: int, size: int, old_size: int, global_size: int) -> list[Operation]:
@@ -120,20 +130,14 @@ def decode(data: bytes, start: int, size: int, old_size: int, global_size: int) 
         CorruptDeltaError: anything points outside the files or does not add up.
     """
     cursor = Cursor(data)
-    operations: list[Operation] = []
-    cursors, made = {True: start, False: 0}, 0
-    limits = {True: old_size, False: global_size}
-    while cursor.remaining:
-        code = cursor.byte()
-        try:
-            kind = Kind(code & ~_EXPLICIT_SOURCE)
-        except ValueError as exc:
-            raise CorruptDeltaError(f"operation {code} is not known") from exc
-        length = cursor.number()
-        made += length
-        if len(operations) == MAX_OPERATIONS:
-            raise CorruptDeltaError("a segment has too many operations")
-        if length == 0 or made > size or length % WIDTH.get(kind, 1):
+    codes = _codes(cursor)
+    sizes = [cursor.number() for _ in codes[1:]]
+    sizes.append(size - sum(sizes))
+    cursors, limits = {True: start, False: 0}, {True: old_size, False: global_size}
+    placed: list[tuple[Kind, int, int]] = []
+    for code, length in zip(codes, sizes, strict=True):
+        kind = _kind(code)
+        if length < 1 or length % WIDTH.get(kind, 1):
             raise CorruptDeltaError("an operation's size is not possible")
         source, old = 0, kind in FROM_OLD
         if old or kind is Kind.GLOBAL:
@@ -143,11 +147,38 @@ def decode(data: bytes, start: int, size: int, old_size: int, global_size: int) 
             cursors[old] = source + length
         elif code & _EXPLICIT_SOURCE:
             raise CorruptDeltaError("an operation without a source names one")
-        scaling = _scaling(cursor, kind, source, limits) if kind in SCALED else None
-        operations.append(Operation(kind, length, source, scaling))
-    if made != size:
-        raise CorruptDeltaError("the operations do not fill their segment")
+        placed.append((kind, length, source))
+    operations = [
+        Operation(
+            kind,
+            length,
+            source,
+            _scaling(cursor, kind, source, limits) if kind in SCALED else None,
+        )
+        for kind, length, source in placed
+    ]
+    if cursor.remaining:
+        raise CorruptDeltaError("something follows a segment's operations")
     return operations
+
+
+def _codes(cursor: Cursor) -> list[int]:
+    codes = [cursor.byte()]
+    while codes[-1] < _LAST:
+        if len(codes) == MAX_OPERATIONS:
+            raise CorruptDeltaError("a segment has too many operations")
+        codes.append(cursor.byte())
+    return codes
+
+
+def _kind(code: int) -> Kind:
+    try:
+        kind = Kind(code & _KIND)
+    except ValueError as exc:
+        raise CorruptDeltaError(f"operation {code} is not known") from exc
+    if code & ~(_KIND | _EXPLICIT_SOURCE | _LAST):
+        raise CorruptDeltaError(f"operation {code} is not known")
+    return kind
 
 
 def _scaling(cursor: Cursor, kind: Kind, source: int, limits: dict[bool, int]) -> Scaling:

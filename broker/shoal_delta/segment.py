@@ -14,7 +14,7 @@ from typing import assert_never
 
 import numpy as np
 
-from shoal_delta import operations
+from shoal_delta import framing, operations
 from shoal_delta.arithmetic import (
     Bytes,
     as_bytes,
@@ -25,14 +25,14 @@ from shoal_delta.arithmetic import (
     rescaled,
     undo_differences,
 )
-from shoal_delta.coders import Contexts, Mode, Reader, Span, pack, unpack
+from shoal_delta.coders import Contexts, Reader, Span, pack, unpack
 from shoal_delta.errors import CorruptDeltaError
 from shoal_delta.operations import SCALED, WIDTH, Kind, Operation
-from shoal_delta.wire import Cursor, varint
+from shoal_delta.wire import Cursor
 
 
 class Stream(IntEnum):
-    """The streams of a segment, in this order; one byte says which are there."""
+    """The streams of a segment, in this order; the operations say which are there."""
 
     OPERATIONS = 0
     LITERAL = 1
@@ -78,13 +78,12 @@ def encode(
         stream: b"".join(pieces) for stream, pieces in zip(Stream, streams, strict=True) if pieces
     }
     known = Known(plan, read, block, {stream: as_bytes(data) for stream, data in raw.items()})
-    out = bytearray([sum(1 << stream for stream in raw)])
+    packed = []
     for stream, data in raw.items():
         spans = dictionary if stream is Stream.LITERAL else ()
         contexts = known.contexts(stream)
-        packed = pack(data, dictionary=spans, read=read, contexts=contexts, is_quick=is_quick)
-        out += varint(len(data)) + varint(len(packed)) + packed
-    return bytes(out)
+        packed.append(pack(data, dictionary=spans, read=read, contexts=contexts, is_quick=is_quick))
+    return framing.joined(len(raw[Stream.OPERATIONS]), packed)
 
 
 def demands(
@@ -229,19 +228,19 @@ def opened(
 
     Every size is checked against what the operations need, before anything is unpacked to it.
     """
-    packed = _split(data)
-    raw_size, content = packed.pop(Stream.OPERATIONS)
-    if raw_size > operations.MAX_OPERATIONS_BYTES or content[0] == Mode.ZSTD_DICTIONARY:
-        raise CorruptDeltaError("a segment's operations are not possible")
+    cursor = Cursor(data)
+    raw_size, content = framing.operations_in(cursor, operations.MAX_OPERATIONS_BYTES)
     raw = unpack(content, raw_size, _no_old_file)
     plan = operations.decode(raw, start, size, old_size, block_size)
     wanted: dict[Stream, int] = {}
     for operation in plan:
         for stream, count in streams_of(operation).items():
             wanted[stream] = wanted.get(stream, 0) + count
-    if wanted != {stream: n for stream, (n, _) in packed.items()}:
-        raise CorruptDeltaError("the streams are not what the operations need")
-    return plan, packed
+    streams = sorted(wanted)
+    contents = framing.streams_in(cursor, [wanted[stream] for stream in streams])
+    return plan, {
+        stream: (wanted[stream], content) for stream, content in zip(streams, contents, strict=True)
+    }
 
 
 def streams_of(operation: Operation) -> dict[Stream, int]:
@@ -271,22 +270,6 @@ def _made(operation: Operation, parts: list[Bytes], read: Reader, block: bytes) 
             old = read(source, operation.size)
             return undo_differences(old, np.stack(parts), is_float=operation.kind in _FLOATS)
     assert_never(operation.kind)
-
-
-def _split(data: bytes) -> dict[Stream, tuple[int, bytes]]:
-    """The streams of a segment, still packed: (size unpacked, packed bytes)."""
-    cursor = Cursor(data)
-    present = cursor.byte()
-    streams = {}
-    for stream in Stream:
-        if present >> stream & 1:
-            raw_size, packed_size = cursor.number(), cursor.number()
-            if raw_size == 0 or packed_size == 0:
-                raise CorruptDeltaError("a stream is empty")
-            streams[stream] = (raw_size, cursor.take(packed_size))
-    if cursor.remaining or Stream.OPERATIONS not in streams:
-        raise CorruptDeltaError("a segment's streams do not fill it")
-    return streams
 
 
 def _predicted(operation: Operation, read: Reader, block: bytes) -> Bytes:

@@ -23,7 +23,7 @@ def large():
     changed = bytearray(old)
     for position in range(0, len(old), 100_000):
         changed[position] ^= 0xFF
-    return old, bytes(changed), shoal_delta.diff(old, bytes(changed))
+    return old, bytes(changed), shoal_delta.diff(old, bytes(changed), profile="fast")
 
 
 @pytest.fixture
