@@ -44,6 +44,7 @@ MAX_WINDOW_LOG = 23
 PROPERTIES: tuple[tuple[int, int, int], ...] = ((3, 0, 2), (0, 0, 0), (0, 2, 2), (1, 0, 0))
 # The range decoder reads ahead; what is cut off the end of a stream reads as zeros.
 LZMA_PADDING = bytes(32)
+_MAX_FLUSH_BYTES = 8
 _SAMPLE_BYTES = 1 << 16
 _LEVEL = 19
 _QUICK_LEVEL = 3
@@ -223,9 +224,10 @@ def _lzma(raw: bytes, properties: tuple[int, int, int]) -> bytes:
     packed = lzma.compress(raw, format=lzma.FORMAT_RAW, filters=lzma_filters(len(raw), properties))
     if len(raw) > _SAMPLE_BYTES:
         return packed
-    # The encoder flushes more bytes than the decoder needs.
-    while len(packed) > 1 and _gives(packed[:-1], raw, properties):
-        packed = packed[:-1]
+    # The encoder flushes more bytes than the decoder needs, which reads zeros past the end.
+    for cut in range(min(_MAX_FLUSH_BYTES, len(packed) - 1), 0, -1):
+        if _gives(packed[:-cut], raw, properties):
+            return packed[:-cut]
     return packed
 
 

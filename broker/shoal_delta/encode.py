@@ -20,6 +20,7 @@ from shoal_delta.apply import Progress, apply
 from shoal_delta.container import Layout, Segment, encode_header
 from shoal_delta.decoding import reader_of
 from shoal_delta.errors import DeltaError, EncodeError
+from shoal_delta.estimate import promising
 from shoal_delta.model_plan import model_plan
 from shoal_delta.operations import WIDTH, Kind, Operation
 from shoal_delta.plan import Plan, generic_plans
@@ -32,8 +33,9 @@ SEGMENT_BYTES = 1 << 20
 _MIN_COPY_SEGMENT_BYTES = 256 << 10
 _MAX_COPY_SEGMENT_BYTES = 1 << 30
 _MAX_SEGMENT_OPERATIONS = 16_384
-# Up to here every plan is packed in earnest; above, a quick packing says which one is.
+# Up to here more than one plan is packed in earnest, those that look smallest.
 _TRY_ALL_BYTES = 2 << 20
+_TRIED = 3
 _QUICK_LEVEL = 3
 
 
@@ -108,19 +110,20 @@ class _Encoder:
         if not self._new or self._old == self._new:
             copy = Operation(Kind.COPY, len(self._new))
             return self._packed(Plan((copy,) if self._new else (), lambda _start, _size: ()))
-        plans = generic_plans(self._old, self._new)
         model = model_plan(self._old, self._new)
-        if model is not None:
-            plans.insert(0, model)
-        if len(self._new) > _TRY_ALL_BYTES:
-            plans = [min(plans, key=lambda plan: len(self._packed(plan, is_quick=True)))]
+        plans = [model] if model is not None else []
+        if model is None or len(self._new) <= _TRY_ALL_BYTES:
+            plans += generic_plans(self._old, self._new)
+        count = _TRIED if len(self._new) <= _TRY_ALL_BYTES else 1
+        plans = promising(plans, self._old, self._new, count)
         segmented = min((self._packed(plan) for plan in plans), key=len)
         if not self._is_solid_allowed:
             return segmented
         solids = [
             self._solid(plan.operations)
             for plan in plans
-            if solid.KINDS.issuperset(operation.kind for operation in plan.operations)
+            if len(list(_cut(plan.operations))) > 1
+            and solid.KINDS.issuperset(operation.kind for operation in plan.operations)
         ]
         if len(self._new) > SEGMENT_BYTES and not self._is_hopeless(len(segmented)):
             solids.append(self._solid([Operation(Kind.LITERAL, len(self._new))]))
@@ -136,7 +139,7 @@ class _Encoder:
         quick = zstandard.ZstdCompressor(compression_params=parameters).compress(self._new)
         return 2 * best < len(quick)
 
-    def _packed(self, plan: Plan, *, is_quick: bool = False) -> bytes:
+    def _packed(self, plan: Plan) -> bytes:
         read = reader_of(self._old)
         cuts = list(_cut(plan.operations))
         done = 0
@@ -151,7 +154,6 @@ class _Encoder:
                 read=read,
                 block=plan.block,
                 dictionary=plan.dictionary(cut.start, cut.size),
-                is_quick=is_quick,
             )
 
         block = b""
@@ -165,8 +167,7 @@ class _Encoder:
                 segments.append(Segment(cut.size, zlib.crc32(content), len(body), source))
                 bodies.append(body)
                 done += cut.size
-                if not is_quick:
-                    self._progress(done, len(self._new))
+                self._progress(done, len(self._new))
         header = encode_header(
             Layout.SEGMENTED,
             sizes=self._sizes,

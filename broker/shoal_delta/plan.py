@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import numpy as np
 
 from shoal_delta.arithmetic import Bytes, as_bytes
 from shoal_delta.coders import MAX_DICTIONARY_BYTES, Span
+from shoal_delta.matcher import Match, matches
 from shoal_delta.operations import FROM_OLD, Kind, Operation
 
 MIN_COPY_BYTES = 16
@@ -33,39 +35,66 @@ class Plan:
 
 
 def generic_plans(old: bytes, new: bytes) -> list[Plan]:
-    """Plans that know nothing of the files: common ends copied, and three ways for the middle."""
-    front = common_prefix(old, new)
-    front = front if front >= MIN_COPY_BYTES else 0
-    back = common_suffix(old[front:], new[front:])
-    back = back if back >= MIN_COPY_BYTES else 0
-    middle = len(new) - front - back
-    based = min(middle, len(old) - front)
+    """Plans that know nothing of the files: what was matched, in three ways, and equal offsets."""
+    based = min(len(new), len(old))
+    rest = Operation(Kind.LITERAL, len(new) - based)
+    found = matches(old, new)
+    ways = [
+        [Operation(Kind.LITERAL, len(new))],
+        [Operation(Kind.SUBTRACT, based), rest],
+        matched(old, new, found, Changed.SUBTRACTED),
+        matched(old, new, found, Changed.RUNS_SUBTRACTED),
+        matched(old, new, found, Changed.RUNS_LITERAL),
+    ]
 
     def around(start: int, size: int) -> list[Span]:
         spare = max(0, MAX_DICTIONARY_BYTES - size) // 2
         first = min(max(0, start - spare), max(0, len(old) - MAX_DICTIONARY_BYTES))
         return [(first, min(MAX_DICTIONARY_BYTES, len(old) - first))] if old else []
 
-    rest = Operation(Kind.LITERAL, middle - based)
-    pieces = as_bytes(old[front : front + based]), as_bytes(new[front : front + based])
-    ways = [
-        [Operation(Kind.LITERAL, middle)],
-        [Operation(Kind.SUBTRACT, based, front), rest],
-        [*changed_runs(*pieces, front, Kind.SUBTRACT), rest],
-    ]
-    return [
-        Plan(
-            merged(
-                [
-                    Operation(Kind.COPY, front),
-                    *way,
-                    Operation(Kind.COPY, back, len(old) - back),
-                ]
-            ),
-            around,
-        )
-        for way in ways
-    ]
+    return [Plan(way, around) for way in dict.fromkeys(map(merged, ways))]
+
+
+def stretch(old: bytes, new: bytes, source: int) -> list[Operation]:
+    """Operations that make the stretch `new` of literals and of the stretch `old`, which begins at `source`."""
+    return matched(old, new, matches(old, new), Changed.RUNS_LITERAL, source=source)
+
+
+class Changed(Enum):
+    """What becomes of a match that is not exact."""
+
+    SUBTRACTED = auto()
+    """One subtraction of all of it."""
+    RUNS_SUBTRACTED = auto()
+    """Copies where it agrees for long, subtractions in between."""
+    RUNS_LITERAL = auto()
+    """Copies where it agrees for long, literals in between."""
+
+
+def matched(
+    old: bytes, new: bytes, found: Sequence[Match], changed: Changed, source: int = 0
+) -> list[Operation]:
+    """Operations that make `new`: matches in the way of `changed`, literals where nothing matches.
+
+    `old` and `new` may be stretches of their files, and the matches of these; `source` is where `old`
+    begins.
+    """
+    operations: list[Operation] = []
+    position = 0
+    for match in found:
+        operations.append(Operation(Kind.LITERAL, match.start - position))
+        position, base = match.end, source + match.source
+        before = as_bytes(old[match.source : match.source + match.size])
+        after = as_bytes(new[match.start : match.end])
+        if changed is Changed.SUBTRACTED:
+            is_same = bool((before == after).all())
+            kind = Kind.COPY if is_same else Kind.SUBTRACT
+            operations.append(Operation(kind, match.size, base))
+            continue
+        otherwise = Kind.SUBTRACT if changed is Changed.RUNS_SUBTRACTED else Kind.LITERAL
+        operations += changed_runs(before, after, base, otherwise)
+    operations.append(Operation(Kind.LITERAL, len(new) - position))
+    return operations
 
 
 def changed_runs(old: Bytes, new: Bytes, source: int, otherwise: Kind) -> list[Operation]:

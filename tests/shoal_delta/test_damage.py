@@ -73,9 +73,11 @@ def test_no_flipped_bit_of_a_5_kb_delta_makes_a_wrong_file():
     print(f"{8 * len(delta)} flips: {harmless} harmless, all others refused")
 
 
-def test_a_delta_cut_at_any_length_is_refused():
-    assert [n for n in range(len(DELTA)) if outcome(DELTA[:n]) is not None] == []
-    # The last stream ends with the delta: what follows it is read as a part of it, or not at all.
+def test_a_delta_cut_at_any_length_is_refused_or_harmless():
+    made = [outcome(DELTA[:n]) for n in range(len(DELTA))]
+    assert set(made) <= {None, NEW}
+    # What the last stream does not need may be missing: a few bytes at its very end.
+    assert all(file is None for file in made[:-8])
     assert outcome(DELTA + b"\0") in {None, NEW}
 
 
