@@ -15,20 +15,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
-import networks
+import minilm
 import numpy as np
 import onnx
-from exporting import exported, re_exported, renamed
+from exporting import quantised, re_exported, renamed
+from families import Family, families, small_families
 from networks import Network, Weights, train, train_low_rank
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-SCANS = Path(__file__).parents[2] / "fleet" / "shoal_fleet" / "digits" / "optdigits.csv"
 SEEDS = (1, 2)
 BASE_STEPS, MANY_STEPS, FEW_STEPS = 250, 150, 10
 BASE_RATE, RATE = 3e-3, 5e-4
 LARGE_MB = (23, 90)
+HELD_OUT_SEED = 2
+MINILM_RATE, MINILM_LORA_RATE = 2e-5, 2e-4
 CALIBRATION = 4
+SMALL_CASES = frozenset({"few-steps", "many-steps", "pruned"})
 
 
 def main() -> int:
@@ -36,19 +39,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the folder to write to")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--family", nargs="+", choices=("cnn", "gru", "transformer"))
+    parser.add_argument("--family", nargs="+", help="these only")
     parser.add_argument("--no-large", action="store_true", help="leave the large pairs out")
+    parser.add_argument("--minilm", action="store_true", help="all-MiniLM-L6-v2 too (minutes)")
+    parser.add_argument("--small", action="store_true", help="the pairs of tests/shoal_delta/pairs")
     options = parser.parse_args()
     started = time.monotonic()
-    for network in _networks():
+    if options.small:
+        _write_small(options.out, started)
+        return 0
+    for family in families():
+        name = family.network.name
         for seed in options.seeds:
-            marker = options.out / f".{network.name}-{seed}"
-            if marker.exists() or (options.family and network.name not in options.family):
+            marker = options.out / f".{name}-{seed}"
+            if marker.exists() or (options.family and name not in options.family):
                 continue
-            for case, old, new in _pairs(network, seed):
-                _write(options.out / f"{network.name}-{case}-{seed}", old, new)
-                say(f"{network.name} {case} {seed}: {len(old):,} -> {len(new):,} bytes", started)
+            for case, old, new in _pairs(family, seed):
+                _write(options.out / f"{name}-{case}-{seed}", old, new)
+                say(f"{name} {case} {seed}: {len(old):,} -> {len(new):,} bytes", started)
             marker.touch()
+    if options.minilm:
+        _write_minilm(options.out, started)
     for size_mb in () if options.no_large else LARGE_MB:
         folder = options.out / f"large-{size_mb}"
         if not folder.exists():
@@ -57,25 +68,65 @@ def main() -> int:
     return 0
 
 
+def _write_minilm(out: Path, started: float) -> None:
+    """The published model, tuned with sentence-transformers' usual rate; one seed, never tuned on."""
+    if not minilm.is_installed():
+        raise SystemExit(
+            f"the package {minilm.PACKAGE} is not there: tools/setup-bench-delta --minilm"
+        )
+    seed, network = HELD_OUT_SEED, minilm.network()
+    base = network.initial(np.random.default_rng(seed))
+
+    def file(weights: Weights) -> bytes:
+        return quantised(minilm.graph({k: np.asarray(v) for k, v in weights.items()}), None)
+
+    def tuned(steps: int) -> Weights:
+        return train(network, base, steps=steps, rate=MINILM_RATE, seed=seed)
+
+    def adapted() -> Weights:
+        return train_low_rank(
+            network, base, minilm.ADAPTED, steps=MANY_STEPS, rate=MINILM_LORA_RATE, seed=seed
+        )
+
+    ways = {
+        "few-steps": lambda: tuned(FEW_STEPS),
+        "many-steps": lambda: tuned(MANY_STEPS),
+        "lora": adapted,
+    }
+    for case, way in ways.items():
+        folder = out / f"minilm-{case}-{seed}"
+        if not folder.exists():
+            _write(folder, file(base), file(way()))
+            say(f"minilm {case}", started)
+
+
+def _write_small(out: Path, started: float) -> None:
+    """FAMILY/old.onnx once, FAMILY/CASE.onnx beside it."""
+    for family in small_families():
+        folder = out / family.network.name
+        for case, old, new in _pairs(family, SEEDS[0]):
+            if case in SMALL_CASES:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "old.onnx").write_bytes(old)
+                (folder / f"{case}.onnx").write_bytes(new)
+                say(f"{family.network.name} {case}: {len(old):,} -> {len(new):,} bytes", started)
+
+
 def say(text: str, started: float) -> None:
     """One line of progress."""
     print(f"{time.monotonic() - started:6.1f} s  {text}", file=sys.stderr, flush=True)
 
 
-def _networks() -> list[Network]:
-    rows = np.loadtxt(SCANS, delimiter=",", dtype=np.int64)
-    pictures = (rows[:, :-1].reshape(-1, 1, 8, 8) / 16).astype(np.float32)
-    return [networks.cnn(pictures, rows[:, -1]), networks.gru(), networks.transformer()]
-
-
-def _pairs(network: Network, seed: int) -> Iterator[tuple[str, bytes, bytes]]:
+def _pairs(family: Family, seed: int) -> Iterator[tuple[str, bytes, bytes]]:
     """(case, old file, new file) in every way that fits the network."""
+    network = family.network
     rng = np.random.default_rng(seed)
     base = train(network, network.initial(rng), steps=BASE_STEPS, rate=BASE_RATE, seed=seed)
     inputs, others = _inputs(network, 100 + seed), _inputs(network, 200 + seed)
 
     def file(weights: Weights, calibration: NDArray[np.float32] = inputs) -> bytes:
-        return exported(network.name, weights, calibration)
+        arrays = {name: np.asarray(value) for name, value in weights.items()}
+        return quantised(family.graph(arrays), calibration if family.is_static else None)
 
     def tuned(weights: Weights, steps: int, only: tuple[str, ...] = ()) -> Weights:
         return train(network, weights, steps=steps, rate=RATE, seed=seed + 50, only=only)
@@ -86,11 +137,12 @@ def _pairs(network: Network, seed: int) -> Iterator[tuple[str, bytes, bytes]]:
     yield "many-steps", old, file(tuned(base, MANY_STEPS))
     yield "renamed", old, renamed(old)
     yield "exporter", old, re_exported(old)
-    yield "new-class", old, file(tuned(_with_class(network, base, rng), FEW_STEPS, network.head))
-    yield "pruned", old, file(tuned(_pruned(network, base), MANY_STEPS))
-    if network.name == "transformer":
-        names = [f"layer{k}.{part}" for k in range(networks.LAYERS) for part in ("query", "value")]
-        adapted = train_low_rank(network, base, names, steps=MANY_STEPS, rate=RATE, seed=seed)
+    yield "new-class", old, file(tuned(_with_class(family, base, rng), FEW_STEPS, network.head))
+    yield "pruned", old, file(tuned(_pruned(family, base), MANY_STEPS))
+    if family.adapted:
+        adapted = train_low_rank(
+            network, base, family.adapted, steps=MANY_STEPS, rate=RATE, seed=seed
+        )
         yield "lora", old, file(adapted)
     else:
         yield "re-calibrated", old, file(base, others)
@@ -101,40 +153,25 @@ def _inputs(network: Network, seed: int) -> NDArray[np.float32]:
     return np.concatenate([np.asarray(next(batches)[0]) for _ in range(CALIBRATION)])
 
 
-def _with_class(network: Network, weights: Weights, rng: np.random.Generator) -> Weights:
+def _with_class(family: Family, weights: Weights, rng: np.random.Generator) -> Weights:
     """One output more, its weights small and random."""
-    axis = 1 if network.name == "transformer" else 0
     grown = {}
-    for name in network.head:
+    for name in family.network.head:
         shape = list(weights[name].shape)
-        shape[axis if len(shape) > 1 else 0] = 1
+        axis = family.classes_axis if len(shape) > 1 else 0
+        shape[axis] = 1
         row = jnp.asarray(rng.normal(0, 0.05, shape), jnp.float32)
-        grown[name] = jnp.concatenate([weights[name], row], axis if len(shape) > 1 else 0)
+        grown[name] = jnp.concatenate([weights[name], row], axis)
     return weights | grown
 
 
-def _pruned(network: Network, weights: Weights) -> Weights:
+def _pruned(family: Family, weights: Weights) -> Weights:
     """A quarter of one layer's channels removed, the weakest, and with them what read them."""
-    cuts: dict[str, list[tuple[str, int]]] = {
-        "cnn": [
-            ("block2.pointwise.weight", 0),
-            ("block2.pointwise.gain", 0),
-            ("block2.pointwise.shift", 0),
-            ("block3.depthwise.weight", 0),
-            ("block3.depthwise.gain", 0),
-            ("block3.depthwise.shift", 0),
-            ("block3.pointwise.weight", 1),
-        ],
-        "gru": [("conv1.weight", 0), ("conv1.bias", 0), ("conv2.weight", 1)],
-        "transformer": [("layer0.up", 1), ("layer0.down", 0)],
-    }
-    name, axis = cuts[network.name][0]
+    name, axis = family.cuts[0]
     strength = np.abs(np.asarray(weights[name]))
     strength = strength.sum(tuple(k for k in range(strength.ndim) if k != axis))
     kept = np.sort(np.argsort(strength, kind="stable")[len(strength) // 4 :])
-    return weights | {
-        name: jnp.take(weights[name], kept, axis) for name, axis in cuts[network.name]
-    }
+    return weights | {name: jnp.take(weights[name], kept, axis) for name, axis in family.cuts}
 
 
 def _large(size_mb: int) -> tuple[bytes, bytes]:
