@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-long bench bench-bus bench-broker bench-delta delta-corpus peers lock digits picture ansible-env clean
+.PHONY: help setup demo test check test-long bench bench-bus bench-broker bench-delta delta-corpus delta-test-pairs peers lock digits picture ansible-env clean
 
 PY := .venv/bin/python
 
@@ -40,12 +40,16 @@ bench-bus: setup ## measure the bus against its goals (about 15 minutes)
 bench-broker: setup peers ## measure the embedded broker beside its peers (about 10 minutes)
 	@$(PY) bench/run.py --area broker $(ARGS)
 
-bench-delta: setup delta-corpus ## measure the model delta beside twelve other tools (about 15 minutes)
+bench-delta: setup delta-corpus ## measure the model delta beside fourteen other tools (about an hour; MINILM=1: with MiniLM)
 	@$(PY) bench/run.py --area delta-pairs $(ARGS)
 
 delta-corpus:
+	@sh tools/setup-bench-delta --nncodec $(if $(MINILM),--minilm)
+	@.venv-bench-delta/bin/python bench/corpus/generate.py --out build/delta-corpus $(if $(MINILM),--minilm)
+
+delta-test-pairs: ## train the small pairs of tests/shoal_delta/pairs anew
 	@sh tools/setup-bench-delta
-	@.venv-bench-delta/bin/python bench/corpus/generate.py --out build/delta-corpus
+	@.venv-bench-delta/bin/python bench/corpus/generate.py --out tests/shoal_delta/pairs --small
 
 peers:
 	@sh tools/setup-peers || echo "amqtt is not measured: .venv-peers could not be made" >&2

@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+import shoal_delta
+
 APPLY = """
 import json, sys, time
 import numpy, shoal_delta
@@ -26,10 +28,23 @@ print(json.dumps({"apply_s": time.process_time() - started, "peak_mib": (peak() 
 """
 
 
+# Tensors this large count against the entropy of their residuals (delta_entropy.py).
+LARGE_TENSOR_BYTES, LARGE_MODEL_BYTES = 1_000_000, 40_000_000
+
+
+def large_int8_bytes(delta: bytes, old: bytes) -> float:
+    """What the delta spends on quantised tensors of a million weights and more."""
+    if not LARGE_TENSOR_BYTES < len(old) < LARGE_MODEL_BYTES:
+        return 0.0
+    return sum(
+        tensor.coded_size
+        for tensor in shoal_delta.inspect(delta, old).tensors
+        if tensor.name.endswith("_quantized") and tensor.size >= LARGE_TENSOR_BYTES
+    )
+
+
 def main() -> int:
     """0: done; 1: the delta does not give the new file back."""
-    import shoal_delta  # noqa: PLC0415 - after the arguments are known to be there
-
     old, new, folder = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
     before, after = old.read_bytes(), new.read_bytes()
     started = time.process_time()
@@ -46,6 +61,7 @@ def main() -> int:
         return 1
     figures = {
         "size_bytes": len(delta),
+        "large_int8_bytes": large_int8_bytes(delta, before),
         "new_mb": len(after) / 1e6,
         "encode_s": encode_s,
         "encode_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

@@ -2,29 +2,42 @@
 
 The corpus (bench/corpus) and the tools (delta_peers.py) need .venv-bench-delta: `make bench-delta`.
 Sizes are the same in every round, so each is taken once, several pairs at a time; memory and speed are
-measured afterwards, alone, in CPU time.
+measured afterwards, alone, in CPU time. The picture is written when there is one of every family.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import re
+import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import delta_goals
 import processes
-from measure import BenchError, Column, Figure, Goal, Options, Row, Table
+from delta_goals import LARGE, PAIR, figure, mean
+from delta_plot import Bar, drawn
+from measure import BenchError, Column, Options, Row, Table
 
 ROOT = Path(__file__).parents[1]
 CORPUS = ROOT / "build" / "delta-corpus"
+PLOT = ROOT / "docs" / "benchmarks" / "delta.svg"
 PEERS_PYTHON = ROOT / ".venv-bench-delta" / "bin" / "python"
-TIMEOUT_S = 600.0
-WORKERS = 5
+# For a pair of the corpus with all tools; for a large one, which takes minutes of CPU.
+TIMEOUT_S, LARGE_TIMEOUT_S = 1800.0, 3600.0
+WORKERS = min(5, (os.cpu_count() or 1) + 1)
+FAMILIES = {
+    "cnn": "MobileNet v1, static",
+    "mobilenet": "MobileNet v2, static",
+    "gru": "Conv1d + GRU, static",
+    "transformer": "transformer, dynamic",
+    "minilm": "all-MiniLM-L6-v2, dynamic",
+}
+ENTROPY_PAIRS = ("large-23", "minilm-many-steps-2")
 COLUMNS = (
     Column("ours_bytes", "ours, bytes", spread=False),
     Column("best_bytes", "best peer", spread=False),
@@ -35,152 +48,181 @@ SETTINGS = (
     "corpus: bench/corpus, trained with jax, INT8 by ONNX Runtime's quantisers; seed 1 was looked at while the encoder was written, seed 2 was not",
     "every peer at its strongest setting (delta_peers.py); a row's name ends with the peer that was best; sizes count every byte that travels",
 )
-PAIR = re.compile(r"(?P<family>cnn|gru|transformer)-(?P<case>[a-z-]+)-(?P<seed>\d+)")
-# Not used while the encoder was written.
-HELD_OUT_SEEDS = frozenset({"2"})
-PLAIN_CASES = frozenset({"head-only", "few-steps", "many-steps", "re-calibrated", "pruned", "lora"})
-NETWORK_CASES = frozenset({"few-steps", "many-steps", "re-calibrated", "pruned"})
-LARGE = ("large-23", "large-90")
-SPEED_PAIR = "large-23"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What was measured on one pair: ours, and every peer's size."""
+
+    name: str
+    new_bytes: int
+    ours: Mapping[str, float]
+    peers: Mapping[str, float]
+    skipped: tuple[str, ...]
+
+    @property
+    def best(self) -> str:
+        """The peer with the smallest delta."""
+        return min(self.peers, key=lambda name: self.peers[name])
+
+    @property
+    def ratio(self) -> float:
+        """Ours / best."""
+        return self.ours["size_bytes"] / self.peers[self.best]
 
 
 def run(options: Options, say: Callable[[str], None]) -> Table:
-    """Every pair of the corpus against every peer; then memory and speed on the large ones."""
+    """Every pair of the corpus against every peer; then the extremes, memory and speed."""
     folders = sorted(path for path in CORPUS.glob("*-*-[0-9]") if PAIR.fullmatch(path.name))
     if options.is_quick:
         folders = [path for path in folders if path.name.endswith("-1")]
     if not PEERS_PYTHON.exists() or not folders:
         raise BenchError("there is no corpus, or no peers: make bench-delta sets both up")
-    samples: dict[str, dict[str, float]] = {}
-    best: dict[str, str] = {}
-    skipped: set[str] = set()
-    totals: dict[str, list[float]] = {}
     with ThreadPoolExecutor(WORKERS) as pool:
-        found_sizes = list(pool.map(partial(_sizes, options=options, say=say), folders))
-    for folder, (ours, peers) in zip(folders, found_sizes, strict=True):
-        skipped.update(peers["skipped"])
-        sizes = {name: found["size_bytes"] for name, found in peers["figures"].items()}
-        best[folder.name] = min(sizes, key=lambda name: sizes[name])
-        least = sizes[best[folder.name]]
-        samples[folder.name] = {
-            "ours_bytes": ours["size_bytes"],
-            "best_bytes": least,
-            "ratio": ours["size_bytes"] / least,
-            "share_percent": 100 * ours["size_bytes"] / (folder / "new.onnx").stat().st_size,
-        }
-        for name, size in sizes.items():
-            totals.setdefault(name, []).append(ours["size_bytes"] / size)
-    rows = [
-        Row(f"{name} ({best[name]})", False, {k: _figure(v) for k, v in found.items()})
-        for name, found in samples.items()
-    ]
+        pairs = list(pool.map(partial(_pair, options=options, say=say), folders))
     # Losses first.
-    rows.sort(key=lambda row: -row.figures["ratio"].median)
-    speed = {name: _ours(CORPUS / name, options) for name in _large(options, say)}
+    pairs.sort(key=lambda pair: -pair.ratio)
+    faults = _faults(folders[0] / "old.onnx", options, say)
+    speed = _large(options, say)
+    goals = (
+        *delta_goals.size_goals({pair.name: pair.ratio for pair in pairs}),
+        *delta_goals.fault_goals(faults),
+        *delta_goals.entropy_goals(_entropies(pairs, speed, say)),
+        *delta_goals.speed_goals(speed),
+    )
+    if not options.is_quick:
+        _plot(pairs)
     return Table(
-        title=f"delta-pairs: {len(rows)} pairs",
+        title=f"delta-pairs: {len(pairs)} pairs",
         columns=COLUMNS,
-        rows=tuple(rows),
-        goals=(*_size_goals(samples), *_speed_goals(speed)),
+        rows=tuple(map(_row, pairs)),
+        goals=goals,
         settings=SETTINGS,
-        notes=tuple(
-            f"ours / {name}: {_mean(ratios):.3f} (geometric mean), worst {max(ratios):.3f}"
-            for name, ratios in sorted(totals.items(), key=lambda item: -_mean(item[1]))
-        ),
-        skipped=tuple(sorted(skipped)),
+        notes=_against_each(pairs),
+        skipped=tuple(sorted({line for pair in pairs for line in pair.skipped})),
     )
 
 
-def _sizes(folder: Path, options: Options, say: Callable[[str], None]) -> tuple[dict, dict]:
+def _row(pair: Pair) -> Row:
+    figures = {
+        "ours_bytes": pair.ours["size_bytes"],
+        "best_bytes": pair.peers[pair.best],
+        "ratio": pair.ratio,
+        "share_percent": 100 * pair.ours["size_bytes"] / pair.new_bytes,
+    }
+    name = f"{pair.name} ({pair.best})"
+    return Row(name, False, {key: figure(value) for key, value in figures.items()})
+
+
+def _against_each(pairs: list[Pair]) -> tuple[str, ...]:
+    totals: dict[str, list[float]] = {}
+    for pair in pairs:
+        for name, size in pair.peers.items():
+            totals.setdefault(name, []).append(pair.ours["size_bytes"] / size)
+    return tuple(
+        f"ours / {name}: {mean(ratios):.3f} (geometric mean of {len(ratios)}), worst {max(ratios):.3f}"
+        for name, ratios in sorted(totals.items(), key=lambda item: -mean(item[1]))
+    )
+
+
+def _plot(pairs: list[Pair]) -> None:
+    groups = []
+    for family, title in FAMILIES.items():
+        bars = [
+            Bar(
+                pair.name, pair.ours["size_bytes"], pair.peers[pair.best], pair.new_bytes, pair.best
+            )
+            for pair in pairs
+            if pair.name.startswith(f"{family}-")
+        ]
+        if bars:
+            groups.append((title, bars))
+    title = "Delta as a share of the new file, and ours / best"
+    PLOT.write_text(drawn(groups, title), encoding="utf-8")
+
+
+def _pair(folder: Path, options: Options, say: Callable[[str], None]) -> Pair:
     say(folder.name)
-    return _ours(folder, options), _peers(folder, options)
+    peers = _peers(folder, options)
+    return Pair(
+        folder.name,
+        (folder / "new.onnx").stat().st_size,
+        _ours(folder, options),
+        {name: found["size_bytes"] for name, found in peers["figures"].items()},
+        tuple(peers["skipped"]),
+    )
 
 
-def _large(options: Options, say: Callable[[str], None]) -> list[str]:
-    names = [name for name in LARGE if (CORPUS / name).exists()]
-    say("memory and speed")
-    return names[:1] if options.is_quick else names
-
-
-def _ours(folder: Path, options: Options) -> dict[str, float]:
-    return _child([processes.PYTHON, Path(__file__).with_name("delta_child.py")], folder, options)
-
-
-def _peers(folder: Path, options: Options) -> dict[str, dict[str, dict[str, float]]]:
-    return _child([PEERS_PYTHON, Path(__file__).with_name("delta_peers.py")], folder, options)
-
-
-def _child(command: list[str | Path], folder: Path, options: Options) -> dict:
+def _faults(model: Path, options: Options, say: Callable[[str], None]) -> dict[str, float]:
+    say("one byte, no byte, a bomb")
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+        found: dict[str, float] = _json_of("delta_faults.py", [model, scratch])
+        for name in ("model", "firmware"):
+            peers = _peers(Path(scratch) / f"one-byte-{name}", options)["figures"]
+            found[f"one_byte_{name}_best_bytes"] = min(one["size_bytes"] for one in peers.values())
+    return found
+
+
+def _large(options: Options, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
+    names = [name for name in LARGE if (CORPUS / name).exists()]
+    found = {}
+    for name in names[:1] if options.is_quick else names:
+        say(f"memory and speed, {name}")
+        found[name] = _ours(CORPUS / name, options, LARGE_TIMEOUT_S)
+    return found
+
+
+def _entropies(
+    pairs: list[Pair],
+    speed: Mapping[str, Mapping[str, float]],
+    say: Callable[[str], None],
+) -> dict[str, tuple[float, float]]:
+    """(what the delta spends on such tensors, what their residuals hold), of pairs that have some."""
+    coded = {name: found["large_int8_bytes"] for name, found in speed.items()}
+    coded |= {pair.name: pair.ours["large_int8_bytes"] for pair in pairs}
+    found = {}
+    for name in ENTROPY_PAIRS:
+        if name in coded:
+            say(f"entropy, {name}")
+            pair = [CORPUS / name / "old.onnx", CORPUS / name / "new.onnx"]
+            answer = _run([PEERS_PYTHON, _script("delta_entropy.py"), *pair], LARGE_TIMEOUT_S)
+            found[name] = (coded[name], float(answer.split()[0]))
+    return found
+
+
+def _ours(folder: Path, options: Options, timeout_s: float = TIMEOUT_S) -> dict[str, float]:
+    return _on_pair(processes.PYTHON, "delta_child.py", folder, options, timeout_s)
+
+
+def _peers(folder: Path, options: Options) -> dict:
+    return _on_pair(PEERS_PYTHON, "delta_peers.py", folder, options, TIMEOUT_S)
+
+
+def _on_pair(
+    python: str | Path, script: str, folder: Path, options: Options, timeout_s: float
+) -> dict:
+    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+        pair = [folder / "old.onnx", folder / "new.onnx", scratch]
+        return json.loads(_run([python, _script(script), *pair], timeout_s))
+
+
+def _json_of(script: str, arguments: list[str | Path]) -> dict:
+    return json.loads(_run([processes.PYTHON, _script(script), *arguments], TIMEOUT_S))
+
+
+def _script(name: str) -> Path:
+    return Path(__file__).with_name(name)
+
+
+def _run(command: list[str | Path], timeout_s: float) -> str:
+    what = f"{Path(command[1]).name} on {Path(command[2]).parent.name}"
+    try:
         done = subprocess.run(
-            [*command, folder / "old.onnx", folder / "new.onnx", scratch],
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
+            command, capture_output=True, text=True, timeout=timeout_s, check=False
         )
+    except subprocess.TimeoutExpired as exc:
+        raise BenchError(f"{what}: not done in {timeout_s:.0f} s") from exc
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise BenchError(f"{Path(command[-1]).name} on {folder.name}: {last}")
-    return json.loads(done.stdout)
-
-
-def _size_goals(samples: Mapping[str, Mapping[str, float]]) -> list[Goal]:
-    def ratios(is_wanted: Callable[[re.Match[str]], bool]) -> list[float]:
-        return [
-            found["ratio"]
-            for name, found in samples.items()
-            if (pair := PAIR.fullmatch(name)) and is_wanted(pair)
-        ]
-
-    def is_held_out(pair: re.Match[str]) -> bool:
-        return pair["seed"] in HELD_OUT_SEEDS and pair["case"] in PLAIN_CASES
-
-    def is_cnn(pair: re.Match[str]) -> bool:
-        return pair["family"] == "cnn" and pair["case"] in NETWORK_CASES
-
-    groups: list[tuple[str, list[float], float | None]] = [
-        ("size / best peer, plain pairs not used for tuning", ratios(is_held_out), 0.75),
-        ("... convolution nets: few, many, re-calibrated, pruned", ratios(is_cnn), 0.58),
-        ("... GRU nets, all cases", ratios(lambda pair: pair["family"] == "gru"), None),
-        ("... transformers, all cases", ratios(lambda pair: pair["family"] == "transformer"), None),
-        ("... all pairs", ratios(lambda _pair: True), None),
-    ]
-    goals = [
-        Goal(name, "x", _figure(_mean(found)), limit, decimals=3)
-        for name, found, limit in groups
-        if found
-    ]
-    worst = max(found["ratio"] for found in samples.values())
-    return [*goals, Goal("worst pair", "x", _figure(worst), 1.0, decimals=3)]
-
-
-def _speed_goals(speed: Mapping[str, Mapping[str, float]]) -> list[Goal]:
-    goals = []
-    for name, found in speed.items():
-        peak = _figure(found["peak_mib"])
-        goals.append(Goal(f"apply peak above numpy, {name} MB", "MiB", peak, 32, decimals=1))
-    if SPEED_PAIR not in speed:
-        return goals
-    found = speed[SPEED_PAIR]
-    if len(speed) == len(LARGE) and found["peak_mib"]:
-        growth = 100 * (speed[LARGE[1]]["peak_mib"] / found["peak_mib"] - 1)
-        goals.append(Goal("... growth", "%", _figure(growth), 5, decimals=1))
-    applied, made = found["new_mb"] / found["apply_s"], found["new_mb"] / found["encode_s"]
-    share = 100 * found["size_bytes"] / (found["new_mb"] * 1e6)
-    return [
-        *goals,
-        Goal("apply speed, CPU", "MB/s", _figure(applied), 10, is_minimum=True, decimals=1),
-        Goal(
-            "diff speed, CPU, one worker", "MB/s", _figure(made), 0.5, is_minimum=True, decimals=2
-        ),
-        Goal("... delta's size", "% of new", _figure(share), decimals=2),
-    ]
-
-
-def _mean(ratios: list[float]) -> float:
-    return math.exp(sum(map(math.log, ratios)) / len(ratios))
-
-
-def _figure(value: float) -> Figure:
-    return Figure(value, value, value)
+        raise BenchError(f"{what}: {last}")
+    return done.stdout

@@ -22,8 +22,12 @@ import hdiffpatch
 import numpy as np
 import zstandard
 
+import delta_nncodec
+
 Way = tuple[Callable[[], bytes], Callable[[bytes], bytes]]
-TIMEOUT_S = 120.0
+TIMEOUT_S = 900.0
+# Above this detools and its suffix array with heatshrink behind take too long to wait for; lzma is run.
+MAX_HEATSHRINK_BYTES = 8_000_000
 # casync cuts into chunks of its own; what travels is the chunks the old file does not have, and the index.
 CHUNK_BYTES = 16_384
 
@@ -39,6 +43,16 @@ def main() -> int:
         if shutil.which(tool) is None:
             skipped.append(f"{tool}: not installed (apt-get install {tool})")
             ways = {name: way for name, way in ways.items() if not name.startswith(tool)}
+    nncodec = delta_nncodec.way(before, after)
+    if nncodec is not None:
+        ways["NNCodec on residuals"] = nncodec
+    elif delta_nncodec.extension() is None:
+        skipped.append(
+            "NNCodec: not built (tools/setup-bench-delta --nncodec, needs a C++ compiler)"
+        )
+    if len(after) > MAX_HEATSHRINK_BYTES:
+        del ways["detools heatshrink"]
+        skipped.append(f"detools heatshrink: not tried above {MAX_HEATSHRINK_BYTES:,} bytes")
     for name, (encode, apply) in ways.items():
         started = time.perf_counter()
         delta = encode()

@@ -32,7 +32,7 @@ MOBILENET_BLOCKS = (
     (6, 96, 3, 2),
     (6, 160, 2, 1),
 )
-SMALL_MOBILENET_BLOCKS = ((1, 8, 1, 1), (4, 12, 2, 2), (4, 20, 2, 2))
+SMALL_MOBILENET_BLOCKS = ((1, 8, 1, 1), (4, 12, 1, 2), (4, 20, 2, 2))
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ BASE_STEPS, MANY_STEPS, FEW_STEPS = 250, 150, 10
 BASE_RATE, RATE = 3e-3, 5e-4
 LARGE_MB = (23, 90)
 HELD_OUT_SEED = 2
-MINILM_RATE, MINILM_LORA_RATE = 2e-5, 2e-4
+MINILM_RATE, MINILM_LORA_RATE, MINILM_STEPS = 2e-5, 2e-4, 100
 CALIBRATION = 4
 SMALL_CASES = frozenset({"few-steps", "many-steps", "pruned"})
 
@@ -85,12 +85,12 @@ def _write_minilm(out: Path, started: float) -> None:
 
     def adapted() -> Weights:
         return train_low_rank(
-            network, base, minilm.ADAPTED, steps=MANY_STEPS, rate=MINILM_LORA_RATE, seed=seed
+            network, base, minilm.ADAPTED, steps=MINILM_STEPS, rate=MINILM_LORA_RATE, seed=seed
         )
 
     ways = {
         "few-steps": lambda: tuned(FEW_STEPS),
-        "many-steps": lambda: tuned(MANY_STEPS),
+        "many-steps": lambda: tuned(MINILM_STEPS),
         "lora": adapted,
     }
     for case, way in ways.items():
