@@ -17,7 +17,7 @@ LEAST_PERCENT, MOST_PERCENT = 0.03, 100.0
 TICKS = (0.1, 1.0, 10.0, 100.0)
 # Mid tones: they stand out against white and against GitHub's dark page alike.
 STYLE = """
-  text { font: 11px system-ui, sans-serif; fill: #57606a }
+  text { font: 11px system-ui, sans-serif; fill: #6e7781 }
   .title { font-size: 14px; font-weight: 600 } .strong { font-weight: 600 }
   .grid { stroke: #8c959f; stroke-opacity: .35 }
   .ours { fill: #1f883d } .peer { fill: #8c959f } .lost { fill: #cf222e }
