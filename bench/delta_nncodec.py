@@ -1,7 +1,7 @@
 """NNCodec's DeepCABAC on plain residuals, as a peer for delta_peers.py: a module of .venv-bench-delta.
 
 NNCodec has no container for an ONNX file, so it gets the best one around: INT8 tensors of the same name and
-shape go through DeepCABAC as new - old, a stream for each; the file with those tensors zeroed goes
+shape go through DeepCABAC as new - old, a stream for each; the files with those tensors zeroed go
 through hdiffpatch. Only the extension is loaded: the package itself wants PyTorch.
 """
 
@@ -60,6 +60,9 @@ def way(before: bytes, after: bytes) -> Way | None:
             and tuple(tensor.dims) == base[tensor.name].shape
         ]
 
+    for tensor in filter(_is_int8, old.graph.initializer):
+        tensor.raw_data = bytes(len(tensor.raw_data))
+    before = _written(old)
     return (
         lambda: _encoded(coder, before, after, shared, base),
         lambda delta: _decoded(coder, before, delta, shared, base),
@@ -98,6 +101,8 @@ def _encoded(
             rows,
             coder.HdspMode.AlwaysOff,
             np.zeros(2, np.int8),
+            0,
+            0,
         )
         streams.append(bytes(encoder.finish()))
         tensor.raw_data = bytes(len(tensor.raw_data))
@@ -125,7 +130,7 @@ def _decoded(
         decoder.initCtxModels(UNARY_BITS)
         residual = np.zeros(base[tensor.name].shape, np.int32)
         decoder.decodeLayer(
-            residual, 0, 0, PROFILE, 0, coder.HdspMode.AlwaysOff, np.zeros(2, np.int8)
+            residual, 0, 0, PROFILE, 0, coder.HdspMode.AlwaysOff, np.zeros(2, np.int8), 0, 0
         )
         decoder.finish()
         tensor.raw_data = (residual + base[tensor.name]).astype(np.int8).tobytes()

@@ -31,7 +31,12 @@ LARGE_MB = (23, 90)
 HELD_OUT_SEED = 2
 MINILM_RATE, MINILM_LORA_RATE, MINILM_STEPS = 2e-5, 2e-4, 100
 CALIBRATION = 4
-SMALL_CASES = frozenset({"few-steps", "many-steps", "pruned"})
+SMALL_CASES = {
+    "cnn": ("few-steps", "many-steps", "pruned"),
+    "mobilenet": ("few-steps", "many-steps", "pruned"),
+    "gru": ("few-steps", "pruned"),
+    "transformer": ("few-steps", "lora", "pruned"),
+}
 
 
 def main() -> int:
@@ -46,7 +51,7 @@ def main() -> int:
     options = parser.parse_args()
     started = time.monotonic()
     if options.small:
-        _write_small(options.out, started)
+        _write_small(options, started)
         return 0
     for family in families():
         name = family.network.name
@@ -100,16 +105,19 @@ def _write_minilm(out: Path, started: float) -> None:
             say(f"minilm {case}", started)
 
 
-def _write_small(out: Path, started: float) -> None:
+def _write_small(options: argparse.Namespace, started: float) -> None:
     """FAMILY/old.onnx once, FAMILY/CASE.onnx beside it."""
     for family in small_families():
-        folder = out / family.network.name
+        name = family.network.name
+        if options.family and name not in options.family:
+            continue
+        folder = options.out / name
         for case, old, new in _pairs(family, SEEDS[0]):
-            if case in SMALL_CASES:
+            if case in SMALL_CASES[name]:
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "old.onnx").write_bytes(old)
                 (folder / f"{case}.onnx").write_bytes(new)
-                say(f"{family.network.name} {case}: {len(old):,} -> {len(new):,} bytes", started)
+                say(f"{name} {case}: {len(old):,} -> {len(new):,} bytes", started)
 
 
 def say(text: str, started: float) -> None:

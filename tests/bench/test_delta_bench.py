@@ -48,7 +48,11 @@ def test_goals_count_the_pairs_they_name(bench):
         "cnn-renamed-2": 2.0,
         "minilm-lora-2": 0.8,
     }
-    found = {goal.name: goal.figure.median for goal in goals.size_goals(ratios)}
+    found = {
+        goal.name: goal.figure.median
+        for goal in goals.size_goals(ratios, dict.fromkeys(ratios, 1.0))
+    }
+    assert found["... with NNCodec in hdiffpatch as one more peer"] == pytest.approx(1)
     assert found["size / best peer, plain pairs not used for tuning"] == pytest.approx(0.6)
     assert found["...... cnn alone"] == pytest.approx(0.2)
     assert found["...... mobilenet alone"] == 0.9
