@@ -21,18 +21,25 @@ from shoal_delta.wire import Cursor, varint
 Reader = Callable[[int, int], bytes]
 """`read(offset, size)` of the old file: exactly `size` bytes, or a `CorruptDeltaError`."""
 
+Sides = Callable[[], tuple[Bytes, ...]]
+"""`Contexts.sides`, made when a coder asks for them."""
+
 Span = tuple[int, int]
 """(offset, size) in the old file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """What is known of numbers before they are unpacked: `side` (0..31) of each, if anything.
+    """What is known of numbers before they are unpacked: `sides`, arrays of one byte a number.
 
+    The first, if there is one, is below 32 and serves every entropy coder. Further ones serve the
+    mixing coder only and are below 64: each is a context of its own and, with what has just been
+    decoded, a context of two. An array pays when it is informative given the others; classes
+    should be numbered so that neighbours are alike. The decoder must be able to make the same ones.
     `is_signed`: they are small near 0 and 255, not only near 0.
     """
 
-    side: Bytes | None
+    sides: tuple[Bytes, ...]
     is_signed: bool
 
 
@@ -114,10 +121,8 @@ def _lzma_ways(raw: bytes) -> list[bytes]:
     return [bytes([Mode.LZMA + i]) + _lzma(raw, PROPERTIES[i]) for i in choices]
 
 
-def unpack(
-    packed: bytes, size: int, read: Reader, side: Callable[[], Bytes] | None = None
-) -> bytes:
-    """The `size` bytes that `packed` stands for; `side()` gives `Contexts.side`.
+def unpack(packed: bytes, size: int, read: Reader, sides: Sides | None = None) -> bytes:
+    """The `size` bytes that `packed` stands for; `sides()` gives `Contexts.sides`.
 
     Raises:
         CorruptDeltaError: it stands for something else.
@@ -137,7 +142,7 @@ def unpack(
         case _ if Mode.LZMA <= mode < Mode.LZMA + len(PROPERTIES):
             raw = _unlzma(cursor.take(cursor.remaining), size, PROPERTIES[mode - Mode.LZMA])
         case Mode.ANS:
-            raw = _unans(cursor, size, read, side)
+            raw = _unans(cursor, size, read, sides)
         case _:
             raise CorruptDeltaError(f"a stream is packed in mode {mode}, which is not known")
     if len(raw) != size:
@@ -147,8 +152,9 @@ def unpack(
 
 def _ans(raw: bytes, contexts: Contexts, *, is_quick: bool) -> bytes:
     found = []
-    is_alone = contexts.side is None or is_quick or len(raw) > _TRY_PLAIN_BYTES
-    for side in (contexts.side,) if is_alone else (contexts.side, None):
+    first = contexts.sides[0] if contexts.sides else None
+    is_alone = first is None or is_quick or len(raw) > _TRY_PLAIN_BYTES
+    for side in (first,) if is_alone else (first, None):
         model, stream = ans.encode(as_bytes(raw), side, is_signed=contexts.is_signed)
         packed = pack(model, is_quick=is_quick)
         front = bytes([Mode.ANS]) + varint(len(model)) + varint(len(packed))
@@ -156,7 +162,7 @@ def _ans(raw: bytes, contexts: Contexts, *, is_quick: bool) -> bytes:
     return min(found, key=len)
 
 
-def _unans(cursor: Cursor, size: int, read: Reader, side: Callable[[], Bytes] | None) -> bytes:
+def _unans(cursor: Cursor, size: int, read: Reader, sides: Sides | None) -> bytes:
     model_size, packed_size = cursor.number(), cursor.number()
     if not 1 <= model_size <= ans.MAX_MODEL_BYTES:
         raise CorruptDeltaError("an entropy coder's tables are too large")
@@ -164,7 +170,8 @@ def _unans(cursor: Cursor, size: int, read: Reader, side: Callable[[], Bytes] | 
     if packed[:1] == bytes([Mode.ANS]):
         raise CorruptDeltaError("an entropy coder's tables are packed by itself")
     model = unpack(packed, model_size, read)
-    return ans.decode(model, cursor.take(cursor.remaining), size, side).tobytes()
+    first = None if sides is None else lambda: sides()[0]
+    return ans.decode(model, cursor.take(cursor.remaining), size, first).tobytes()
 
 
 def zstd_compress(raw: bytes, dictionary: bytes = b"", level: int = _LEVEL) -> bytes:

@@ -151,8 +151,8 @@ class Known:
         """Unpack all of them. High planes first: they are the context of the lower ones."""
         for stream in sorted(packed, reverse=True):
             size, content = packed[stream]
-            side = partial(self.side, stream)
-            self.streams[stream] = as_bytes(unpack(content, size, self.read, side))
+            sides = partial(self.sides, stream)
+            self.streams[stream] = as_bytes(unpack(content, size, self.read, sides))
 
     def contexts(self, stream: Stream) -> Contexts | None:
         """For packing `stream`; None when it does not hold numbers."""
@@ -160,13 +160,13 @@ class Known:
             case Stream.OPERATIONS | Stream.LITERAL:
                 return None
             case Stream.FRESH:
-                return Contexts(None, is_signed=True)
+                return Contexts((), is_signed=True)
             case Stream.RESIDUAL:
-                return Contexts(self.side(stream), is_signed=True)
-        return Contexts(self.side(stream), is_signed=False)
+                return Contexts(self.sides(stream), is_signed=True)
+        return Contexts(self.sides(stream), is_signed=False)
 
-    def side(self, stream: Stream) -> Bytes:
-        """One byte below 32 for each byte of `stream`, from the old file and the higher planes."""
+    def sides(self, stream: Stream) -> tuple[Bytes, ...]:
+        """`Contexts.sides` of `stream`, from the old file and the higher planes."""
         if stream < Stream.RESIDUAL:
             raise CorruptDeltaError("a stream has no contexts")
         if stream is Stream.RESIDUAL:
@@ -175,7 +175,7 @@ class Known:
                 for operation in self.plan
                 if Stream.RESIDUAL in streams_of(operation)
             ]
-            return np.concatenate(parts)
+            return (np.concatenate(parts),)
         plane = stream - Stream.PLANE0
         taken = dict.fromkeys(Stream, 0)
         parts = []
@@ -191,7 +191,7 @@ class Known:
                 parts.append(_plane_side(counts[stream], plane, higher, is_plain=is_plain))
             for each, count in counts.items():
                 taken[each] += count
-        return np.concatenate(parts)
+        return (np.concatenate(parts),)
 
 
 def _residual_side(operation: Operation, read: Reader, block: bytes) -> Bytes:
