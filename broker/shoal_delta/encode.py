@@ -82,7 +82,8 @@ def quick_size(old: bytes, new: bytes, *, workers: int | None = None) -> int:
 
     No delta is made and nothing is applied. `bases.estimate` says how near it comes.
     """
-    return _Encoder(old, new, None, workers or min(4, os.cpu_count() or 1)).quick_size()
+    workers = workers or min(4, os.cpu_count() or 1)
+    return _Encoder(old, new, "fast", None, workers).quick_size()
 
 
 class _Encoder:
@@ -139,7 +140,7 @@ class _Encoder:
         quick = zstandard.ZstdCompressor(compression_params=parameters).compress(self._new)
         return 2 * best < len(quick)
 
-    def _packed(self, plan: Plan) -> bytes:
+    def _packed(self, plan: Plan, *, is_quick: bool = False) -> bytes:
         read = reader_of(self._old)
         cuts = list(_cut(plan.operations))
         done = 0
@@ -154,6 +155,7 @@ class _Encoder:
                 read=read,
                 block=plan.block,
                 dictionary=plan.dictionary(cut.start, cut.size),
+                is_quick=is_quick,
             )
 
         block = b""

@@ -20,14 +20,13 @@ from shoal_delta.arithmetic import (
     as_bytes,
     differences,
     from_planes,
-    magnitude_classes,
     planes,
-    rescaled,
     undo_differences,
 )
 from shoal_delta.coders import Contexts, Reader, Span, pack, unpack
+from shoal_delta.contexts import plane_side, predicted, residual_side
 from shoal_delta.errors import CorruptDeltaError
-from shoal_delta.operations import SCALED, WIDTH, Kind, Operation
+from shoal_delta.operations import WIDTH, Kind, Operation
 from shoal_delta.wire import Cursor
 
 
@@ -47,9 +46,6 @@ class Stream(IntEnum):
 _BYTE_STREAM = {Kind.LITERAL: Stream.LITERAL, Kind.FRESH: Stream.FRESH}
 _FLOATS = frozenset({Kind.FLOAT16, Kind.FLOAT32})
 _PLAIN_PLANES = frozenset({Kind.PLANES16, Kind.PLANES32})
-# The eighth of a weight that is not rescaled.
-_EXACT = 4
-_BIT_LENGTHS = np.array([value.bit_length() for value in range(256)], dtype=np.uint8)
 
 
 def encode(
@@ -97,7 +93,7 @@ def demands(
         case Kind.LITERAL | Kind.FRESH:
             return [(_BYTE_STREAM[kind], piece)]
         case Kind.SUBTRACT | Kind.SCALED_S8 | Kind.SCALED_U8:
-            residual = as_bytes(piece) - _predicted(operation, read, block)
+            residual = as_bytes(piece) - predicted(operation, read, block)
             return [(Stream.RESIDUAL, residual.tobytes())]
         case _:
             parts = (
@@ -171,12 +167,11 @@ class Known:
             raise CorruptDeltaError("a stream has no contexts")
         if stream is Stream.RESIDUAL:
             parts = [
-                _residual_side(operation, self.read, self.block)
+                residual_side(operation, self.read, self.block)
                 for operation in self.plan
                 if Stream.RESIDUAL in streams_of(operation)
             ]
             return (np.concatenate(parts),)
-        plane = stream - Stream.PLANE0
         taken = dict.fromkeys(Stream, 0)
         parts = []
         for operation in self.plan:
@@ -187,38 +182,10 @@ class Known:
                     for above, count in counts.items()
                     if above > stream
                 ]
-                is_plain = operation.kind in _PLAIN_PLANES
-                parts.append(_plane_side(counts[stream], plane, higher, is_plain=is_plain))
+                parts.append(plane_side(operation, stream - Stream.PLANE0, higher, self.read))
             for each, count in counts.items():
                 taken[each] += count
         return (np.concatenate(parts),)
-
-
-def _residual_side(operation: Operation, read: Reader, block: bytes) -> Bytes:
-    """Eighths of the rounding, and 8 x how large the old weight was."""
-    old = as_bytes(read(operation.source, operation.size))
-    scaling = operation.scaling
-    if scaling is None:
-        return (magnitude_classes(old, 0, is_signed=True) << 3 | _EXACT).astype(np.uint8)
-    is_signed = operation.kind is Kind.SCALED_S8
-    size = magnitude_classes(old, scaling.old_zero_point, is_signed=is_signed)
-    return (size << 3 | _rescaled(operation, read, block)[1]).astype(np.uint8)
-
-
-def _plane_side(count: int, plane: int, higher: Sequence[Bytes], *, is_plain: bool) -> Bytes:
-    """How many bits the next plane's byte has, and 9 x whether a plane above that is not zero.
-
-    `higher` are the planes above, the next one first. The highest plane has 18; elements without a
-    base have 19 and more, by plane.
-    """
-    if is_plain:
-        return np.full(count, 19 + plane, dtype=np.uint8)
-    if not higher:
-        return np.full(count, 18, dtype=np.uint8)
-    side = _BIT_LENGTHS[higher[0]]
-    for above in higher[1:]:
-        side = np.where(above > 0, side % 9 + 9, side)
-    return side.astype(np.uint8)
 
 
 def opened(
@@ -263,7 +230,7 @@ def _made(operation: Operation, parts: list[Bytes], read: Reader, block: bytes) 
         case Kind.LITERAL | Kind.FRESH:
             return parts[0].tobytes()
         case Kind.SUBTRACT | Kind.SCALED_S8 | Kind.SCALED_U8:
-            return (_predicted(operation, read, block) + parts[0]).tobytes()
+            return (predicted(operation, read, block) + parts[0]).tobytes()
         case Kind.PLANES16 | Kind.PLANES32:
             return from_planes(np.stack(parts))
         case Kind.INTEGER16 | Kind.INTEGER32 | Kind.FLOAT16 | Kind.FLOAT32:
@@ -272,28 +239,6 @@ def _made(operation: Operation, parts: list[Bytes], read: Reader, block: bytes) 
     assert_never(operation.kind)
 
 
-def _predicted(operation: Operation, read: Reader, block: bytes) -> Bytes:
-    if operation.kind not in SCALED:
-        return as_bytes(read(operation.source, operation.size))
-    return _rescaled(operation, read, block)[0]
-
-
-def _rescaled(operation: Operation, read: Reader, block: bytes) -> tuple[Bytes, Bytes]:
-    scaling = operation.scaling
-    if scaling is None:
-        raise CorruptDeltaError("a rescaled weight tensor has no scales")
-    size = 4 * scaling.channels
-    return rescaled(
-        as_bytes(read(operation.source, operation.size)),
-        is_signed=operation.kind is Kind.SCALED_S8,
-        zero_points=(scaling.old_zero_point, scaling.new_zero_point),
-        scales=(
-            read(scaling.old_scales, size),
-            block[scaling.new_scales : scaling.new_scales + size],
-        ),
-        first=scaling.first,
-        inner=scaling.inner,
-    )
 
 
 def _no_old_file(_offset: int, _size: int) -> bytes:
