@@ -10,11 +10,16 @@ import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
+Ratios = tuple[Integers, Integers]
+"""By what each channel is multiplied, and by what it is divided."""
 
 _BLOCK = 1 << 16
 _LEVELS = 256
 # Scales further apart than this are not the same channel any more, and 64 bits would not do.
-_MAX_SHIFT = 15
+MAX_SHIFT = 15
+# The same for 32-bit integers.
+MAX_INTEGER_SHIFT = 6
+_BIAS = 127
 _HIDDEN_BIT = 1 << 23
 _INFINITY = 0xFF
 
@@ -73,20 +78,18 @@ def rescaled(
     *,
     is_signed: bool,
     zero_points: tuple[int, int],
-    scales: tuple[bytes, bytes],
+    ratios: Ratios,
     first: int,
     inner: int,
 ) -> tuple[Bytes, Bytes]:
-    """What each old weight becomes on the new scale, and how it was rounded.
+    """What each old weight becomes when its channel grows, and how it was rounded.
 
-    The weight is round((q - zp) * old / new) + zp', clamped; halves round up. How it was rounded is
+    The weight is round((q - zp) * n / d) + zp', clamped; halves round up. How it was rounded is
     the fraction in eighths: 0 just rounded up, 4 exact, 7 almost rounded up.
 
-    `zero_points` and `scales` are (old, new); scales are float32, little endian, one a channel. A
-    channel keeps its weights (ratio 1) when one of its scales is not a normal positive number or
-    they are more than 2^15 apart.
+    `zero_points` are (old, new); element `i` belongs to channel ((`first` + i) // `inner`) % channels.
     """
-    multiplier, divisor = _ratios(*scales)
+    multiplier, divisor = ratios
     weight = np.empty(old.size, dtype=np.uint8)
     fraction = np.empty(old.size, dtype=np.uint8)
     is_table = multiplier.size * _LEVELS < old.size
@@ -138,15 +141,57 @@ def magnitude_classes(old: Bytes, zero_point: int, *, is_signed: bool) -> Bytes:
     ]
 
 
-def _ratios(old: bytes, new: bytes) -> tuple[Integers, Integers]:
-    """Old scale / new scale of each channel as a fraction of integers below 2^40."""
+def rescaled_integers(old: bytes, ratios: Ratios, first: int, inner: int) -> bytes:
+    """Little-endian 32-bit integers times their channel's ratio; halves round up; modulo 2^32."""
+    values = np.frombuffer(old, dtype="<i4").astype(np.int64)
+    out = np.empty(values.size, dtype="<u4")
+    multiplier, divisor = ratios
+    for start in range(0, values.size, _BLOCK):
+        block = values[start : start + _BLOCK]
+        element = np.arange(first + start, first + start + block.size, dtype=np.int64)
+        channel = (element // inner) % multiplier.size
+        m, d = multiplier[channel], divisor[channel]
+        out[start : start + block.size] = (2 * block * m + d) // (2 * d) & 0xFFFFFFFF
+    return out.tobytes()
+
+
+def products(factors: bytes, factor: bytes) -> bytes:
+    """Float32 numbers times one other, rounded to nearest even, as IEEE 754 has it.
+
+    Zero where one of the two, or the product, is no normal positive number.
+    """
+    (mantissa, exponent, fit), (other, other_exponent, other_fit) = map(_parts, (factors, factor))
+    product = mantissa * other
+    shift = 23 + (product >> 47)
+    half = (1 << shift - 1) - 1 + (product >> shift & 1)
+    rounded = (product + half) >> shift
+    carry = rounded >> 24
+    raised = exponent + other_exponent - _BIAS + (shift - 23) + carry
+    fit = fit & other_fit & (raised > 0) & (raised < _INFINITY)
+    bits = raised << 23 | (rounded >> carry) & (_HIDDEN_BIT - 1)
+    return np.where(fit, bits, 0).astype("<u4").tobytes()
+
+
+def gain_ratios(codes: bytes, bits: int) -> Ratios:
+    """Gains 1 + code / 2^`bits` (signed bytes) as fractions."""
+    one = np.int64(1 << bits)
+    gains = np.frombuffer(codes, dtype=np.int8).astype(np.int64) + one
+    return gains, np.full_like(gains, one)
+
+
+def scale_ratios(old: bytes, new: bytes, max_shift: int = MAX_SHIFT) -> Ratios:
+    """Old scale / new scale (float32, little endian) of each channel, as integers below 2^40.
+
+    1 / 1 when one of a channel's scales is not a normal positive number, or their exponents are more
+    than `max_shift` apart.
+    """
     (before, before_exponent, before_fit), (after, after_exponent, after_fit) = map(
         _parts, (old, new)
     )
     shift = before_exponent - after_exponent
-    fit = before_fit & after_fit & (np.abs(shift) <= _MAX_SHIFT)
-    multiplier = before << np.clip(shift, 0, _MAX_SHIFT)
-    divisor = after << np.clip(-shift, 0, _MAX_SHIFT)
+    fit = before_fit & after_fit & (np.abs(shift) <= max_shift)
+    multiplier = before << np.clip(shift, 0, max_shift)
+    divisor = after << np.clip(-shift, 0, max_shift)
     return np.where(fit, multiplier, 1), np.where(fit, divisor, 1)
 
 

@@ -9,13 +9,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shoal_delta.arithmetic import Bytes, as_bytes, magnitude_classes, rescaled
+from shoal_delta.arithmetic import (
+    MAX_SHIFT,
+    Bytes,
+    Ratios,
+    as_bytes,
+    gain_ratios,
+    magnitude_classes,
+    rescaled,
+    scale_ratios,
+)
 from shoal_delta.coders import Reader
 from shoal_delta.errors import CorruptDeltaError
-from shoal_delta.operations import SCALED, WIDTH, Kind, Operation
+from shoal_delta.operations import WIDTH, Gains, Kind, Operation, Scaling
 
 # The eighth of a weight that is not rescaled.
 _EXACT = 4
+FRACTION = np.uint8(7)
+"""The bits of a residual's side that say how its prediction was rounded."""
+_SIGNED = frozenset({Kind.SCALED_S8, Kind.GAINED_S8})
 _BIT_LENGTHS = np.array([value.bit_length() for value in range(256)], dtype=np.uint8)
 # float32: 2^-20; weights of a network do not differ much below.
 _LEAST_EXPONENT = 107
@@ -25,22 +37,34 @@ _LONG_BEGUN = 31
 _FIRST_PLAIN = 19
 
 
-def predicted(operation: Operation, read: Reader, block: bytes) -> Bytes:
+def predicted(operation: Operation, read: Reader, block: bytes | bytearray) -> Bytes:
     """What the residuals of `operation` are added to."""
-    if operation.kind not in SCALED:
+    if operation.kind is Kind.SUBTRACT:
         return as_bytes(read(operation.source, operation.size))
     return _rescaled(operation, read, block)[0]
 
 
-def residual_side(operation: Operation, read: Reader, block: bytes) -> Bytes:
+def residual_side(operation: Operation, read: Reader, block: bytes | bytearray) -> Bytes:
     """Eighths of the rounding, and 8 x how large the old weight was."""
     old = as_bytes(read(operation.source, operation.size))
-    scaling = operation.scaling
-    if scaling is None:
+    channels = operation.scaling or operation.gains
+    if channels is None:
         return (magnitude_classes(old, 0, is_signed=True) << 3 | _EXACT).astype(np.uint8)
-    is_signed = operation.kind is Kind.SCALED_S8
-    size = magnitude_classes(old, scaling.old_zero_point, is_signed=is_signed)
+    is_signed = operation.kind in _SIGNED
+    size = magnitude_classes(old, channels.old_zero_point, is_signed=is_signed)
     return (size << 3 | _rescaled(operation, read, block)[1]).astype(np.uint8)
+
+
+def ratios_of(
+    channels: Scaling | Gains, read: Reader, block: bytes | bytearray, max_shift: int
+) -> Ratios:
+    """By how much each channel grows."""
+    if isinstance(channels, Gains):
+        codes = bytes(block[channels.codes : channels.codes + channels.channels])
+        return gain_ratios(codes, channels.bits)
+    size = 4 * channels.channels
+    new = bytes(block[channels.new_scales : channels.new_scales + size])
+    return scale_ratios(read(channels.old_scales, size), new, max_shift)
 
 
 def plane_side(operation: Operation, plane: int, higher: Sequence[Bytes], read: Reader) -> Bytes:
@@ -78,19 +102,15 @@ def _element_sizes(old: bytes, kind: Kind) -> Bytes:
     return size.astype(np.uint8)
 
 
-def _rescaled(operation: Operation, read: Reader, block: bytes) -> tuple[Bytes, Bytes]:
-    scaling = operation.scaling
-    if scaling is None:
+def _rescaled(operation: Operation, read: Reader, block: bytes | bytearray) -> tuple[Bytes, Bytes]:
+    channels = operation.scaling or operation.gains
+    if channels is None:
         raise CorruptDeltaError("a rescaled weight tensor has no scales")
-    size = 4 * scaling.channels
     return rescaled(
         as_bytes(read(operation.source, operation.size)),
-        is_signed=operation.kind is Kind.SCALED_S8,
-        zero_points=(scaling.old_zero_point, scaling.new_zero_point),
-        scales=(
-            read(scaling.old_scales, size),
-            block[scaling.new_scales : scaling.new_scales + size],
-        ),
-        first=scaling.first,
-        inner=scaling.inner,
+        is_signed=operation.kind in _SIGNED,
+        zero_points=(channels.old_zero_point, channels.new_zero_point),
+        ratios=ratios_of(channels, read, block, MAX_SHIFT),
+        first=channels.first,
+        inner=channels.inner,
     )

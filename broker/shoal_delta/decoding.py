@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shoal_delta import segment, solid
+from shoal_delta import segment, solid, views
 from shoal_delta.coders import Reader
 from shoal_delta.container import (
     Header,
@@ -18,6 +18,8 @@ from shoal_delta.container import (
     header_size,
 )
 from shoal_delta.errors import CorruptDeltaError
+from shoal_delta.views import Views
+from shoal_delta.wire import Cursor
 
 _CHUNK_BYTES = 1 << 20
 
@@ -50,21 +52,34 @@ def decode_body(header: Header, delta: Reader, old: Reader, *, skip: int = 0) ->
     return _segmented(header, delta, old, skip)
 
 
-def decode_global_block(header: Header, delta: Reader, old: Reader) -> bytes:
-    """The global block, unpacked; empty when there is none."""
+def global_segment(header: Header, delta: Reader) -> tuple[Views, bytes]:
+    """The views, and the segment that makes the global block (empty when there is none)."""
     if header.global_size == 0:
-        return b""
-    return segment.decode(
-        delta(header.body_at, header.global_coded_size),
+        return Views((), header.old_size), b""
+    cursor = Cursor(delta(header.body_at, header.global_coded_size))
+    seen = views.decode(cursor, header.old_size)
+    return seen, cursor.take(cursor.remaining)
+
+
+def decode_global_block(header: Header, delta: Reader, old: Reader) -> tuple[bytes, Views]:
+    """The global block, unpacked (empty when there is none), and the views in front of it."""
+    seen, coded = global_segment(header, delta)
+    if header.global_size == 0:
+        return b"", seen
+    block = segment.decode(
+        coded,
         0,
         header.global_size,
-        read=old,
-        old_size=header.old_size,
+        read=seen.reader(old),
+        old_size=seen.end,
+        is_global=True,
     )
+    return block, seen
 
 
 def _segmented(header: Header, delta: Reader, old: Reader, skip: int) -> Decoded:
-    block = decode_global_block(header, delta, old)
+    block, seen = decode_global_block(header, delta, old)
+    base = seen.reader(old)
     coded_at, start = header.body_at + header.global_coded_size, 0
     for index, entry in enumerate(header.segments):
         if index >= skip and entry.copy_from is not None:
@@ -74,8 +89,8 @@ def _segmented(header: Header, delta: Reader, old: Reader, skip: int) -> Decoded
                 delta(coded_at, entry.coded_size),
                 start,
                 entry.size,
-                read=old,
-                old_size=header.old_size,
+                read=base,
+                old_size=seen.end,
                 block=block,
             )
             yield entry, iter((content,))

@@ -10,12 +10,12 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import zstandard
 
-from shoal_delta import segment, solid
+from shoal_delta import segment, solid, views
 from shoal_delta.apply import Progress, apply
 from shoal_delta.container import Layout, Segment, encode_header
 from shoal_delta.decoding import reader_of
@@ -123,7 +123,8 @@ class _Encoder:
         solids = [
             self._solid(plan.operations)
             for plan in plans
-            if len(list(_cut(plan.operations))) > 1
+            if len(list(_cut(plan.operations, len(self._old)))) > 1
+            and not plan.views.views
             and solid.KINDS.issuperset(operation.kind for operation in plan.operations)
         ]
         if len(self._new) > SEGMENT_BYTES and not self._is_hopeless(len(segmented)):
@@ -141,8 +142,8 @@ class _Encoder:
         return 2 * best < len(quick)
 
     def _packed(self, plan: Plan, *, is_quick: bool = False) -> bytes:
-        read = reader_of(self._old)
-        cuts = list(_cut(plan.operations))
+        read = plan.views.reader(reader_of(self._old))
+        cuts = list(_cut(plan.operations, len(self._old)))
         done = 0
 
         def pack(cut: _Cut) -> bytes:
@@ -160,7 +161,9 @@ class _Encoder:
 
         block = b""
         if plan.block:
-            block = segment.encode(list(plan.block_operations), plan.block, 0, read=read)
+            block = views.encode(plan.views) + segment.encode(
+                list(plan.block_operations), plan.block, 0, read=read, block=plan.block
+            )
         bodies, segments = [], []
         with ThreadPoolExecutor(self._workers) as pool:
             for cut, body in zip(cuts, pool.map(pack, cuts), strict=True):
@@ -189,21 +192,21 @@ class _Encoder:
         )
 
 
-def _cut(operations: Sequence[Operation]) -> Iterator[_Cut]:
+def _cut(operations: Sequence[Operation], old_size: int) -> Iterator[_Cut]:
     """The operations as segments of about `SEGMENT_BYTES`, long copies as segments of their own."""
     is_short = sum(operation.size for operation in operations) <= SEGMENT_BYTES
     is_one_copy = len(operations) == 1
     start, size, pending = 0, 0, list[Operation]()
     for operation in operations:
         left = operation
-        if operation.kind is Kind.COPY and (
-            is_one_copy or (operation.size >= _MIN_COPY_SEGMENT_BYTES and not is_short)
-        ):
+        is_long = is_one_copy or (operation.size >= _MIN_COPY_SEGMENT_BYTES and not is_short)
+        # What a view shows is gathered, piece by piece.
+        if operation.kind is Kind.COPY and is_long and left.source + left.size <= old_size:
             if pending:
                 yield _Cut(start, size, tuple(pending), is_copy=False)
                 start, size, pending = start + size, 0, []
             while left.size:
-                head, left = _split(left, min(left.size, _MAX_COPY_SEGMENT_BYTES))
+                head, left = left.split(min(left.size, _MAX_COPY_SEGMENT_BYTES))
                 yield _Cut(start, head.size, (head,), is_copy=True)
                 start += head.size
             continue
@@ -214,19 +217,8 @@ def _cut(operations: Sequence[Operation]) -> Iterator[_Cut]:
                 yield _Cut(start, size, tuple(pending), is_copy=False)
                 start, size, pending = start + size, 0, []
                 continue
-            head, left = _split(left, min(left.size, room))
+            head, left = left.split(min(left.size, room))
             pending.append(head)
             size += head.size
     if pending:
         yield _Cut(start, size, tuple(pending), is_copy=False)
-
-
-def _split(operation: Operation, size: int) -> tuple[Operation, Operation]:
-    scaling = operation.scaling
-    rest = replace(
-        operation,
-        size=operation.size - size,
-        source=operation.source + size,
-        scaling=replace(scaling, first=scaling.first + size) if scaling is not None else None,
-    )
-    return replace(operation, size=size), rest

@@ -30,7 +30,7 @@ def promising(plans: Sequence[Plan], old: bytes, new: bytes, count: int) -> list
 
 def estimated_bytes(plan: Plan, old: bytes, new: bytes) -> int:
     """About how many bytes the plan's streams take, headers left out."""
-    read, position = reader_of(old), 0
+    read, position = plan.views.reader(reader_of(old)), 0
     streams: dict[Stream, list[bytes]] = {}
     for operation in plan.operations:
         piece = new[position : position + operation.size]

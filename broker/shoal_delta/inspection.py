@@ -16,12 +16,13 @@ import numpy.typing as npt
 from shoal_delta.arithmetic import Bytes
 from shoal_delta.coders import Reader, mode_name
 from shoal_delta.container import DEFAULT_MAX_OUTPUT_BYTES, VERSION, Header, Layout, Segment
-from shoal_delta.decoding import decode_global_block, read_header, reader_of
+from shoal_delta.decoding import decode_global_block, global_segment, read_header, reader_of
 from shoal_delta.errors import WrongBaseError
 from shoal_delta.onnx_wire import Tensor, walk
 from shoal_delta.operations import FROM_OLD, Kind, Operation
 from shoal_delta.segment import Known, Stream, opened, streams_of
 from shoal_delta.solid import opened as opened_solid
+from shoal_delta.views import Views
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +94,18 @@ def inspect(
     if old is not None and not hashlib.sha256(old).digest().startswith(header.old_digest):
         raise WrongBaseError("the old file is not the one this delta was made from")
     model = walk(old) if old is not None else None
+    seen, coded = global_segment(header, read)
     shares = _Shares(
         model.tensors if model is not None else (),
-        header.old_size,
-        reader_of(old) if old is not None else None,
-        decode_global_block(header, read, reader_of(old)) if old is not None else b"",
+        seen,
+        seen.reader(reader_of(old)) if old is not None else None,
+        decode_global_block(header, read, reader_of(old))[0] if old is not None else b"",
     )
     at = header.body_at
     if header.global_size:
-        block = read(at, header.global_coded_size)
-        shares.segment(block, 0, Segment(header.global_size, None, len(block)), 0, is_global=True)
+        shares.segment(
+            coded, 0, Segment(header.global_size, None, len(coded)), None, is_global=True
+        )
         at += header.global_coded_size
     segments, start = [], 0
     for entry in header.segments:
@@ -138,7 +141,7 @@ class _Shares:
     """Adds up, by tensor, what operations make and what they cost."""
 
     old_tensors: Sequence[Tensor]
-    old_size: int
+    views: Views
     read_old: Reader | None
     block: bytes
     _modes: dict[str, list[str]] = field(default_factory=dict)
@@ -156,9 +159,15 @@ class _Shares:
             self._coded[name] = self._coded.get(name, 0.0) + share
 
     def segment(
-        self, data: bytes, start: int, entry: Segment, global_size: int, *, is_global: bool = False
+        self,
+        data: bytes,
+        start: int,
+        entry: Segment,
+        global_size: int | None,
+        *,
+        is_global: bool = False,
     ) -> tuple[StreamInfo, ...]:
-        plan, packed = opened(data, start, entry.size, self.old_size, global_size)
+        plan, packed = opened(data, start, entry.size, self.views.end, global_size)
         left = len(data) - sum(len(content) for _, content in packed.values())
         costs = [left / len(plan)] * len(plan)
         taken = dict.fromkeys(Stream, 0)
@@ -209,6 +218,10 @@ class _Shares:
         if operation.kind not in FROM_OLD:
             return [("", operation.size)]
         start, end = operation.source, operation.source + operation.size
+        shown = self.views.origin(start)
+        if shown != start:
+            names = [tensor.name for tensor in self.old_tensors if tensor.offset == shown]
+            return [(names[0] if names else "", operation.size)]
         first = bisect_right(self.old_tensors, start, key=lambda t: t.offset + t.size)
         parts, named = [], 0
         for tensor in self.old_tensors[first:]:

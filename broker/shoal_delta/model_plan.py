@@ -7,52 +7,28 @@ estimated the smallest.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
-from shoal_delta import segment
 from shoal_delta.arithmetic import as_bytes
 from shoal_delta.coders import MAX_DICTIONARY_BYTES, Span
-from shoal_delta.container import MAX_GLOBAL_BYTES
 from shoal_delta.decoding import reader_of
-from shoal_delta.onnx_wire import (
-    BFLOAT16,
-    FLOAT,
-    FLOAT16,
-    INT16,
-    INT32,
-    UINT16,
-    Model,
-    Tensor,
-    walk,
-)
-from shoal_delta.operations import WIDTH, Kind, Operation
+from shoal_delta.global_block import GlobalBlock, product_factors
+from shoal_delta.lineup import lined_up
+from shoal_delta.onnx_wire import INT32, SCALED_TYPES, Model, Tensor, walk
+from shoal_delta.operations import Kind, Operation
 from shoal_delta.plan import (
     MIN_COPY_BYTES,
     Plan,
     changed_runs,
     common_prefix,
     common_suffix,
-    cost_bits,
     merged,
 )
-from shoal_delta.rescaling import SCALED_KIND, Rescaling, rescaling
 from shoal_delta.tensor_match import match_tensors
+from shoal_delta.tensor_plan import BASED, TensorPlanner
 
-# What each element type is tried as, besides plain subtraction and no base at all.
-_BASED = {
-    FLOAT: Kind.FLOAT32,
-    INT32: Kind.INTEGER32,
-    FLOAT16: Kind.FLOAT16,
-    BFLOAT16: Kind.FLOAT16,
-    INT16: Kind.INTEGER16,
-    UINT16: Kind.INTEGER16,
-}
-_FRESH = {2: Kind.PLANES16, 4: Kind.PLANES32}
 # Smaller ones that are no numbers of the network (shapes, axes) belong to the skeleton.
 _MIN_TENSOR_BYTES = 32
-# Below this a histogram says more about its table than about the values: take the old one as base.
-_MIN_STATISTICS_BYTES = 64
-_SCALING_COST_BITS = 16 * 8
 _WHOLE_FILE_DICTIONARY_BYTES = 1 << 20
 _MIN_DICTIONARY_SPAN_BYTES = 512
 _MAX_DICTIONARY_SPANS = 32
@@ -72,102 +48,46 @@ class _Planner:
     new: bytes
     before: Model
     after: Model
-    _block: bytearray = field(default_factory=bytearray)
-    _block_operations: list[Operation] = field(default_factory=list)
-    _scales_at: dict[int, int] = field(default_factory=dict)
 
     def plan(self) -> Plan:
         old_tensors, new_tensors = _worthwhile(self.before), _worthwhile(self.after)
-        matches = match_tensors(self.old, self.new, old_tensors, new_tensors)
-        pieces = _pieces(old_tensors, len(self.old))
-        piece_before = dict(zip((t.offset for t in old_tensors), pieces, strict=False))
-        # Weights first: they decide which scales must stand in the global block.
+        files, models = (self.old, self.new), (self.before, self.after)
+        matches = match_tensors(files, models, old_tensors, new_tensors)
+        bases, views = lined_up(files, self.after, matches)
+        block = GlobalBlock(
+            self.new,
+            views.reader(reader_of(self.old)),
+            bases,
+            product_factors(self.new, self.after),
+        )
+        tensors = TensorPlanner(files, models, matches, bases, block)
         built = {
-            t.offset: self._tensor(t, matches.get(t.offset))
-            for t in sorted(new_tensors, key=lambda t: t.dtype not in SCALED_KIND)
+            t.offset: tensors.operations(t)
+            for t in sorted(new_tensors, key=lambda t: _turn(t, block))
         }
+        old_pieces, new_pieces = (
+            _pieces(old_tensors, len(self.old)),
+            _pieces(new_tensors, len(self.new)),
+        )
+        piece_before = dict(zip((t.offset for t in old_tensors), old_pieces, strict=False))
         operations: list[Operation] = []
-        for tensor, piece in zip(new_tensors, _pieces(new_tensors, len(self.new)), strict=False):
+        for tensor, piece in zip(new_tensors, new_pieces, strict=False):
             match = matches.get(tensor.offset)
             base = piece_before[match.offset] if match is not None else (0, 0)
             operations += self._skeleton(base, piece)
             operations += built[tensor.offset]
-        operations += self._skeleton(pieces[-1], _pieces(new_tensors, len(self.new))[-1])
-        spans = self._dictionary(pieces)
+        operations += self._skeleton(old_pieces[-1], new_pieces[-1])
+        spans = self._dictionary(old_pieces)
+        if views.views and not block.content:
+            # Views stand in front of the block: there must be one.
+            block.place_codes(b"\0")
         return Plan(
             merged(operations),
             lambda _start, _size: spans,
-            bytes(self._block),
-            tuple(self._block_operations),
+            bytes(block.content),
+            tuple(block.operations),
+            views,
         )
-
-    def _tensor(self, tensor: Tensor, match: Tensor | None) -> list[Operation]:
-        if tensor.offset in self._scales_at:
-            return [Operation(Kind.GLOBAL, tensor.size, self._scales_at[tensor.offset])]
-        if match is None:
-            return [self._fresh(tensor, tensor.offset, tensor.size)]
-        width = WIDTH.get(_BASED.get(tensor.dtype, Kind.COPY), 1)
-        size = min(tensor.size, match.size)
-        size -= size % width
-        rest = tensor.size - size
-        operations = [self._based(tensor, match, size)] if size else []
-        if rest:
-            operations.append(self._fresh(tensor, tensor.offset + size, rest))
-        return operations
-
-    def _based(self, tensor: Tensor, match: Tensor, size: int) -> Operation:
-        before = self.old[match.offset : match.offset + size]
-        after = self.new[tensor.offset : tensor.offset + size]
-        if before == after:
-            return Operation(Kind.COPY, size, match.offset)
-        typed = _BASED.get(tensor.dtype)
-        if size < _MIN_STATISTICS_BYTES:
-            return Operation(typed or Kind.SUBTRACT, size, match.offset)
-        ways = [Operation(Kind.SUBTRACT, size, match.offset)]
-        if typed is not None:
-            ways.append(Operation(typed, size, match.offset))
-        ways.append(self._fresh(tensor, tensor.offset, size))
-        best, cost = self._cheapest(ways, after, b"")
-        move = rescaling((self.old, self.new), (self.before, self.after), (match, tensor))
-        if move is None:
-            return best
-        scales = self.new[move.new_scale.offset : move.new_scale.offset + move.new_scale.size]
-        scaled = Operation(move.kind, size, match.offset, move.scaling)
-        _, scaled_cost = self._cheapest([scaled], after, scales)
-        at = self._place(move, scales) if scaled_cost + _SCALING_COST_BITS < cost else None
-        if at is None:
-            return best
-        return replace(scaled, scaling=replace(move.scaling, new_scales=at))
-
-    def _fresh(self, tensor: Tensor, start: int, size: int) -> Operation:
-        plain = Operation(Kind.FRESH, size)
-        kind = _FRESH.get(WIDTH.get(_BASED.get(tensor.dtype, Kind.COPY), 1))
-        if kind is None or size % WIDTH[kind]:
-            return plain
-        after = self.new[start : start + size]
-        return self._cheapest([Operation(kind, size), plain], after, b"")[0]
-
-    def _cheapest(
-        self, ways: list[Operation], after: bytes, scales: bytes
-    ) -> tuple[Operation, int]:
-        read = reader_of(self.old)
-        costs = [
-            sum(cost_bits(as_bytes(data)) for _, data in segment.demands(way, after, read, scales))
-            for way in ways
-        ]
-        best = costs.index(min(costs))
-        return ways[best], costs[best]
-
-    def _place(self, move: Rescaling, scales: bytes) -> int | None:
-        """Where the new scales stand in the global block; None when it is full."""
-        if move.new_scale.offset not in self._scales_at:
-            if len(self._block) + len(scales) > MAX_GLOBAL_BYTES:
-                return None
-            self._scales_at[move.new_scale.offset] = len(self._block)
-            self._block += scales
-            source = move.old_scale.offset
-            self._block_operations.append(Operation(Kind.FLOAT32, len(scales), source))
-        return self._scales_at[move.new_scale.offset]
 
     def _skeleton(self, base: Span, piece: Span) -> list[Operation]:
         source, before = base[0], self.old[base[0] : sum(base)]
@@ -197,9 +117,18 @@ class _Planner:
         return sorted(spans)
 
 
+def _turn(tensor: Tensor, block: GlobalBlock) -> int:
+    """Whose turn it is: whatever decides what stands in the global block comes before what stands there."""
+    if tensor.dtype in SCALED_TYPES:
+        return 0
+    if tensor.dtype == INT32:
+        return 1
+    return 2 if tensor.offset in block.factors else 3
+
+
 def _worthwhile(model: Model) -> list[Tensor]:
     """The tensors that get operations of their own, in file order."""
-    return [t for t in model.tensors if t.size >= _MIN_TENSOR_BYTES or t.dtype in _BASED]
+    return [t for t in model.tensors if t.size >= _MIN_TENSOR_BYTES or t.dtype in BASED]
 
 
 def _pieces(tensors: Sequence[Tensor], size: int) -> list[Span]:

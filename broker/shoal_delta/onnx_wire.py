@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 FLOAT, UINT8, INT8, UINT16, INT16, INT32 = 1, 2, 3, 4, 5, 6
 FLOAT16, BFLOAT16 = 10, 16
+SCALED_TYPES = frozenset({INT8, UINT8})
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_FIELDS = 1 << 20

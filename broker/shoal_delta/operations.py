@@ -5,7 +5,7 @@ Bytes <-> values and the checks that need no file; the arithmetic stands in `ari
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from shoal_delta.errors import CorruptDeltaError
@@ -13,6 +13,7 @@ from shoal_delta.wire import Cursor, varint, zigzag
 
 MAX_OPERATIONS_BYTES = 1 << 20
 MAX_OPERATIONS = 1 << 16
+MIN_GAIN_BITS, MAX_GAIN_BITS = 8, 14
 _KIND = 0x1F
 _EXPLICIT_SOURCE = 0x20
 _LAST = 0x80
@@ -43,6 +44,13 @@ class Kind(IntEnum):
     SCALED_U8 = 11
     GLOBAL = 12
     """Bytes of the global block."""
+    PRODUCT = 14
+    """Float32 numbers of the global block, each times the same one: the scales of QDQ biases."""
+    SCALED_I32 = 15
+    """Prediction of an integer from the old one and both scales, + zigzag difference, modulo 2^32."""
+    GAINED_S8 = 16
+    """Prediction of a signed weight from the old one and its channel's gain, + residual, modulo 256."""
+    GAINED_U8 = 17
 
 
 WIDTH = {
@@ -52,16 +60,26 @@ WIDTH = {
     Kind.INTEGER32: 4,
     Kind.FLOAT32: 4,
     Kind.PLANES32: 4,
+    Kind.SCALED_I32: 4,
+    Kind.PRODUCT: 4,
 }
-SCALED = frozenset({Kind.SCALED_S8, Kind.SCALED_U8})
-FROM_OLD = SCALED | {
-    Kind.COPY,
-    Kind.SUBTRACT,
-    Kind.INTEGER16,
-    Kind.INTEGER32,
-    Kind.FLOAT16,
-    Kind.FLOAT32,
-}
+SCALED = frozenset({Kind.SCALED_S8, Kind.SCALED_U8, Kind.SCALED_I32})
+GAINED = frozenset({Kind.GAINED_S8, Kind.GAINED_U8})
+FROM_GLOBAL = frozenset({Kind.GLOBAL, Kind.PRODUCT})
+FROM_OLD = (
+    SCALED
+    | GAINED
+    | {
+        Kind.COPY,
+        Kind.SUBTRACT,
+        Kind.INTEGER16,
+        Kind.INTEGER32,
+        Kind.FLOAT16,
+        Kind.FLOAT32,
+    }
+)
+# Their contexts are made before anything else of the segment is.
+_CONTEXTS_FROM_GLOBAL = GAINED | {Kind.SCALED_S8, Kind.SCALED_U8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +100,47 @@ class Scaling:
 
 
 @dataclass(frozen=True, slots=True)
+class Gains:
+    """By how much each channel of a weight tensor grew: 1 + code / 2^`bits`.
+
+    The codes are signed bytes at `codes` in the global block, one a channel; channels as in `Scaling`.
+    """
+
+    first: int
+    inner: int
+    channels: int
+    codes: int
+    bits: int
+    old_zero_point: int
+    new_zero_point: int
+
+
+@dataclass(frozen=True, slots=True)
 class Operation:
-    """`size` bytes of output; `source` is an offset in the old file, or in the global block."""
+    """`size` bytes of output; `source` is an offset in the old file, or in the global block.
+
+    `factor` is where the global block holds the one number of a PRODUCT.
+    """
 
     kind: Kind
     size: int
     source: int = 0
     scaling: Scaling | None = None
+    gains: Gains | None = None
+    factor: int = 0
+
+    def split(self, size: int) -> tuple[Operation, Operation]:
+        """The same work in two: the first `size` bytes, a multiple of the width, and the rest."""
+        first = size // WIDTH.get(self.kind, 1)
+        scaling, gains = self.scaling, self.gains
+        rest = replace(
+            self,
+            size=self.size - size,
+            source=self.source + size,
+            scaling=replace(scaling, first=scaling.first + first) if scaling is not None else None,
+            gains=replace(gains, first=gains.first + first) if gains is not None else None,
+        )
+        return replace(self, size=size), rest
 
 
 def encode(operations: list[Operation], start: int) -> bytes:
@@ -101,7 +153,7 @@ def encode(operations: list[Operation], start: int) -> bytes:
     cursors = {True: start, False: 0}
     for index, operation in enumerate(operations):
         old = operation.kind in FROM_OLD
-        has_source = old or operation.kind is Kind.GLOBAL
+        has_source = old or operation.kind in FROM_GLOBAL
         moved = has_source and operation.source != cursors[old]
         is_last = index == len(operations) - 1
         codes.append(
@@ -120,43 +172,49 @@ def encode(operations: list[Operation], start: int) -> bytes:
             scalings += varint(scaling.new_scales)
             scalings += varint(zigzag(scaling.old_zero_point))
             scalings += varint(zigzag(scaling.new_zero_point))
+        if (gains := operation.gains) is not None:
+            for value in (gains.first, gains.inner, gains.channels, gains.codes, gains.bits):
+                scalings += varint(value)
+            scalings += varint(zigzag(gains.old_zero_point))
+            scalings += varint(zigzag(gains.new_zero_point))
+        if operation.kind is Kind.PRODUCT:
+            scalings += varint(operation.factor)
     return bytes(codes + sizes + sources + scalings)
 
 
-def decode(data: bytes, start: int, size: int, old_size: int, global_size: int) -> list[Operation]:
+def decode(
+    data: bytes, start: int, size: int, old_size: int, global_size: int | None
+) -> list[Operation]:
     """The operations in `data`, which make `size` bytes at `start`.
+
+    A `global_size` of None: they make the global block, and find in it what they have made so far.
 
     Raises:
         CorruptDeltaError: anything points outside the files or does not add up.
     """
     cursor = Cursor(data)
+    is_global = global_size is None
     codes = _codes(cursor)
     sizes = [cursor.number() for _ in codes[1:]]
     sizes.append(size - sum(sizes))
-    cursors, limits = {True: start, False: 0}, {True: old_size, False: global_size}
-    placed: list[tuple[Kind, int, int]] = []
+    cursors, made = {True: start, False: 0}, 0
+    placed: list[tuple[Kind, int, int, dict[bool, int]]] = []
     for code, length in zip(codes, sizes, strict=True):
-        kind = _kind(code)
+        kind = _kind(code, is_global=is_global)
+        limits = {True: old_size, False: made if global_size is None else global_size}
+        made += length
         if length < 1 or length % WIDTH.get(kind, 1):
             raise CorruptDeltaError("an operation's size is not possible")
         source, old = 0, kind in FROM_OLD
-        if old or kind is Kind.GLOBAL:
+        if old or kind in FROM_GLOBAL:
             source = cursors[old] + (cursor.signed() if code & _EXPLICIT_SOURCE else 0)
             if not 0 <= source <= limits[old] - length:
                 raise CorruptDeltaError("an operation reads outside its source")
             cursors[old] = source + length
         elif code & _EXPLICIT_SOURCE:
             raise CorruptDeltaError("an operation without a source names one")
-        placed.append((kind, length, source))
-    operations = [
-        Operation(
-            kind,
-            length,
-            source,
-            _scaling(cursor, kind, source, limits) if kind in SCALED else None,
-        )
-        for kind, length, source in placed
-    ]
+        placed.append((kind, length, source, limits))
+    operations = [_operation(cursor, *place) for place in placed]
     if cursor.remaining:
         raise CorruptDeltaError("something follows a segment's operations")
     return operations
@@ -171,34 +229,73 @@ def _codes(cursor: Cursor) -> list[int]:
     return codes
 
 
-def _kind(code: int) -> Kind:
+def _kind(code: int, *, is_global: bool) -> Kind:
     try:
         kind = Kind(code & _KIND)
     except ValueError as exc:
         raise CorruptDeltaError(f"operation {code} is not known") from exc
     if code & ~(_KIND | _EXPLICIT_SOURCE | _LAST):
         raise CorruptDeltaError(f"operation {code} is not known")
+    if is_global and kind in _CONTEXTS_FROM_GLOBAL:
+        raise CorruptDeltaError("the global block holds weights")
     return kind
+
+
+def _operation(
+    cursor: Cursor, kind: Kind, size: int, source: int, limits: dict[bool, int]
+) -> Operation:
+    """The operation with what stands behind its source."""
+    if kind in SCALED:
+        return Operation(kind, size, source, _scaling(cursor, kind, source, limits))
+    if kind in GAINED:
+        return Operation(kind, size, source, gains=_gains(cursor, kind, limits))
+    factor = 0
+    if kind is Kind.PRODUCT:
+        factor = cursor.number()
+        if factor > limits[False] - 4:
+            raise CorruptDeltaError("a product's factor is not in the global block")
+    return Operation(kind, size, source, factor=factor)
 
 
 def _scaling(cursor: Cursor, kind: Kind, source: int, limits: dict[bool, int]) -> Scaling:
     first, inner, channels = cursor.number(), cursor.number(), cursor.number()
     old_scales, new_scales = source + cursor.signed(), cursor.number()
     old_zero_point, new_zero_point = cursor.signed(), cursor.signed()
-    low, high = value_range(kind)
     if (
         inner == 0
         or channels == 0
         or max(first, inner) > max(limits.values())
         or not 0 <= old_scales <= limits[True] - 4 * channels
         or new_scales > limits[False] - 4 * channels
-        or not low <= min(old_zero_point, new_zero_point)
-        or not max(old_zero_point, new_zero_point) <= high
+        or not _are_zero_points(kind, old_zero_point, new_zero_point)
     ):
         raise CorruptDeltaError("a weight tensor's scales are not possible")
     return Scaling(first, inner, channels, old_scales, new_scales, old_zero_point, new_zero_point)
 
 
+def _gains(cursor: Cursor, kind: Kind, limits: dict[bool, int]) -> Gains:
+    first, inner, channels = cursor.number(), cursor.number(), cursor.number()
+    codes, bits = cursor.number(), cursor.number()
+    old_zero_point, new_zero_point = cursor.signed(), cursor.signed()
+    if (
+        inner == 0
+        or channels == 0
+        or max(first, inner) > limits[True]
+        or codes > limits[False] - channels
+        or not MIN_GAIN_BITS <= bits <= MAX_GAIN_BITS
+        or not _are_zero_points(kind, old_zero_point, new_zero_point)
+    ):
+        raise CorruptDeltaError("a weight tensor's gains are not possible")
+    return Gains(first, inner, channels, codes, bits, old_zero_point, new_zero_point)
+
+
+def _are_zero_points(kind: Kind, *values: int) -> bool:
+    low, high = value_range(kind)
+    return all(low <= value <= high for value in values)
+
+
 def value_range(kind: Kind) -> tuple[int, int]:
-    """The least and the greatest weight of a SCALED kind."""
-    return (-128, 127) if kind is Kind.SCALED_S8 else (0, 255)
+    """The least and the greatest zero point of a SCALED or GAINED kind."""
+    if kind is Kind.SCALED_I32:
+        return 0, 0
+    return (-128, 127) if kind in {Kind.SCALED_S8, Kind.GAINED_S8} else (0, 255)

@@ -7,17 +7,21 @@ integers, so that every machine makes the same choice.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 import numpy as np
 
+from shoal_delta.ans_model import LOG_FRACTION_BITS, log2
 from shoal_delta.arithmetic import Bytes, as_bytes
 from shoal_delta.coders import MAX_DICTIONARY_BYTES, Span
 from shoal_delta.matcher import Match, matches
 from shoal_delta.operations import FROM_OLD, Kind, Operation
+from shoal_delta.views import Views
 
 MIN_COPY_BYTES = 16
+_SYMBOLS = 256
+_SYMBOL_BITS = 6
 _MERGEABLE = frozenset({Kind.COPY, Kind.SUBTRACT, Kind.LITERAL, Kind.FRESH})
 
 
@@ -32,6 +36,7 @@ class Plan:
     dictionary: Callable[[int, int], Sequence[Span]]
     block: bytes = b""
     block_operations: tuple[Operation, ...] = ()
+    views: Views = field(default_factory=Views)
 
 
 def generic_plans(old: bytes, new: bytes) -> list[Plan]:
@@ -152,15 +157,17 @@ def common_suffix(old: bytes, new: bytes) -> int:
     return size - 1 - int(changed[-1]) if changed.size else size
 
 
-def cost_bits(symbols: Bytes) -> int:
-    """About how many bits an entropy coder without contexts takes, its table included."""
-    counts = [int(count) for count in np.bincount(symbols.reshape(-1), minlength=256) if count]
-    total = symbols.size
-    bits = sum(count * (_log2(total) - _log2(count)) for count in counts)
-    return (bits >> 8) + 6 * len(counts)
+def cost_bits(symbols: Bytes, side: Bytes | None = None) -> int:
+    """About how many bits an entropy coder takes, its table included.
 
-
-def _log2(value: int) -> int:
-    """log2 in 1/256, the mantissa's part linear: exact enough to compare, the same everywhere."""
-    whole = value.bit_length() - 1
-    return (whole << 8) + ((value << 8 >> whole) - 256)
+    With `side`, each symbol has one of a few contexts; what their own tables take is not counted.
+    """
+    counts = np.bincount(symbols.reshape(-1), minlength=_SYMBOLS)
+    table_bits = _SYMBOL_BITS * int(np.count_nonzero(counts))
+    if side is not None:
+        both = side.astype(np.int64) << 8 | symbols
+        counts = np.bincount(both, minlength=_SYMBOLS * (int(side.max(initial=0)) + 1))
+    rows = counts.astype(np.int64).reshape(-1, _SYMBOLS)
+    totals = rows.sum(axis=1)
+    bits = (totals * log2(totals)).sum() - (rows * log2(rows)).sum()
+    return (int(bits) >> LOG_FRACTION_BITS) + table_bits

@@ -16,17 +16,20 @@ import numpy as np
 
 from shoal_delta import framing, operations
 from shoal_delta.arithmetic import (
+    MAX_INTEGER_SHIFT,
     Bytes,
     as_bytes,
     differences,
     from_planes,
     planes,
+    products,
+    rescaled_integers,
     undo_differences,
 )
 from shoal_delta.coders import Contexts, Reader, Span, pack, unpack
-from shoal_delta.contexts import plane_side, predicted, residual_side
+from shoal_delta.contexts import plane_side, predicted, ratios_of, residual_side
 from shoal_delta.errors import CorruptDeltaError
-from shoal_delta.operations import WIDTH, Kind, Operation
+from shoal_delta.operations import GAINED, WIDTH, Kind, Operation
 from shoal_delta.wire import Cursor
 
 
@@ -44,6 +47,7 @@ class Stream(IntEnum):
 
 
 _BYTE_STREAM = {Kind.LITERAL: Stream.LITERAL, Kind.FRESH: Stream.FRESH}
+_RESIDUAL = GAINED | {Kind.SUBTRACT, Kind.SCALED_S8, Kind.SCALED_U8}
 _FLOATS = frozenset({Kind.FLOAT16, Kind.FLOAT32})
 _PLAIN_PLANES = frozenset({Kind.PLANES16, Kind.PLANES32})
 
@@ -59,6 +63,8 @@ def encode(
     is_quick: bool = False,
 ) -> bytes:
     """The segment that makes `new` (of the file's offset `start`) by `plan`.
+
+    The global block's own segment is made with the whole `block`.
 
     `is_quick` packs for an estimate: the same streams, not the smallest.
     """
@@ -88,11 +94,11 @@ def demands(
     """What `operation` must find in the streams to make `piece`."""
     kind = operation.kind
     match kind:
-        case Kind.COPY | Kind.GLOBAL:
+        case Kind.COPY | Kind.GLOBAL | Kind.PRODUCT:
             return []
         case Kind.LITERAL | Kind.FRESH:
             return [(_BYTE_STREAM[kind], piece)]
-        case Kind.SUBTRACT | Kind.SCALED_S8 | Kind.SCALED_U8:
+        case _ if kind in _RESIDUAL:
             residual = as_bytes(piece) - predicted(operation, read, block)
             return [(Stream.RESIDUAL, residual.tobytes())]
         case _:
@@ -100,7 +106,7 @@ def demands(
                 planes(piece, WIDTH[kind])
                 if kind in _PLAIN_PLANES
                 else differences(
-                    read(operation.source, operation.size),
+                    _base(operation, read, block),
                     piece,
                     WIDTH[kind],
                     is_float=kind in _FLOATS,
@@ -110,14 +116,21 @@ def demands(
 
 
 def decode(
-    data: bytes, start: int, size: int, *, read: Reader, old_size: int, block: bytes = b""
+    data: bytes,
+    start: int,
+    size: int,
+    *,
+    read: Reader,
+    old_size: int,
+    block: bytes = b"",
+    is_global: bool = False,
 ) -> bytes:
-    """The `size` bytes of the new file at `start`.
+    """The `size` bytes of the new file at `start`, or with `is_global` the global block.
 
     Raises:
         CorruptDeltaError: `data` is not a segment of that size.
     """
-    plan, packed = opened(data, start, size, old_size, len(block))
+    plan, packed = opened(data, start, size, old_size, None if is_global else len(block))
     known = Known(plan, read, block)
     known.unpack(packed)
     taken = dict.fromkeys(Stream, 0)
@@ -130,7 +143,7 @@ def decode(
     out = bytearray()
     for operation in plan:
         parts = [take(stream, count) for stream, count in streams_of(operation).items()]
-        out += _made(operation, parts, read, block)
+        out += _made(operation, parts, read, out if is_global else block)
     return bytes(out)
 
 
@@ -189,7 +202,7 @@ class Known:
 
 
 def opened(
-    data: bytes, start: int, size: int, old_size: int, block_size: int
+    data: bytes, start: int, size: int, old_size: int, block_size: int | None
 ) -> tuple[list[Operation], dict[Stream, tuple[int, bytes]]]:
     """A segment's operations, and its other streams still packed: (size unpacked, packed bytes).
 
@@ -213,32 +226,44 @@ def opened(
 def streams_of(operation: Operation) -> dict[Stream, int]:
     """How many bytes of which streams an operation takes."""
     kind = operation.kind
-    if kind in {Kind.COPY, Kind.GLOBAL}:
+    if kind in {Kind.COPY, Kind.GLOBAL, Kind.PRODUCT}:
         return {}
     if (width := WIDTH.get(kind)) is not None:
         return {Stream(Stream.PLANE0 + k): operation.size // width for k in range(width)}
     return {_BYTE_STREAM.get(kind, Stream.RESIDUAL): operation.size}
 
 
-def _made(operation: Operation, parts: list[Bytes], read: Reader, block: bytes) -> bytes:
+def _made(
+    operation: Operation, parts: list[Bytes], read: Reader, block: bytes | bytearray
+) -> bytes:
     source, end = operation.source, operation.source + operation.size
     match operation.kind:
         case Kind.COPY:
             return read(source, operation.size)
         case Kind.GLOBAL:
-            return block[source:end]
+            return bytes(block[source:end])
+        case Kind.PRODUCT:
+            factor = bytes(block[operation.factor : operation.factor + 4])
+            return products(bytes(block[source:end]), factor)
         case Kind.LITERAL | Kind.FRESH:
             return parts[0].tobytes()
-        case Kind.SUBTRACT | Kind.SCALED_S8 | Kind.SCALED_U8:
+        case Kind.SUBTRACT | Kind.SCALED_S8 | Kind.SCALED_U8 | Kind.GAINED_S8 | Kind.GAINED_U8:
             return (predicted(operation, read, block) + parts[0]).tobytes()
         case Kind.PLANES16 | Kind.PLANES32:
             return from_planes(np.stack(parts))
-        case Kind.INTEGER16 | Kind.INTEGER32 | Kind.FLOAT16 | Kind.FLOAT32:
-            old = read(source, operation.size)
+        case Kind.INTEGER16 | Kind.INTEGER32 | Kind.FLOAT16 | Kind.FLOAT32 | Kind.SCALED_I32:
+            old = _base(operation, read, block)
             return undo_differences(old, np.stack(parts), is_float=operation.kind in _FLOATS)
     assert_never(operation.kind)
 
 
+def _base(operation: Operation, read: Reader, block: bytes | bytearray) -> bytes:
+    """What wider elements are the difference to."""
+    old, scaling = read(operation.source, operation.size), operation.scaling
+    if scaling is None:
+        return old
+    ratios = ratios_of(scaling, read, block, MAX_INTEGER_SHIFT)
+    return rescaled_integers(old, ratios, scaling.first, scaling.inner)
 
 
 def _no_old_file(_offset: int, _size: int) -> bytes:

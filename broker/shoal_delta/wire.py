@@ -52,6 +52,10 @@ class Cursor:
         self.position = start + size
         return self._data[start : self.position]
 
+    def peek(self) -> int | None:
+        """The next byte, which stays; None at the end."""
+        return self._data[self.position] if self.remaining else None
+
     def byte(self) -> int:
         """The next byte."""
         return self.take(1)[0]
