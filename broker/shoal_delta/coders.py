@@ -13,7 +13,7 @@ from enum import IntEnum
 
 import zstandard
 
-from shoal_delta import ans
+from shoal_delta import ans, mixing
 from shoal_delta.arithmetic import Bytes, as_bytes
 from shoal_delta.errors import CorruptDeltaError
 from shoal_delta.wire import Cursor, varint
@@ -58,6 +58,8 @@ _QUICK_LEVEL = 3
 # Its tables take more than this: not worth trying on less.
 _MIN_ANS_BYTES = 128
 _SPARSE_SHIFT = 7
+# Shorter, and the board's time is worth more than what is left to win.
+_MIN_MIXED_BYTES = 192
 # Up to here it is also tried without what the old file tells: fewer tables.
 _TRY_PLAIN_BYTES = 128 << 10
 _MIN_DICTIONARY_BYTES = 4096
@@ -76,13 +78,15 @@ class Mode(IntEnum):
     """4..7: a raw LZMA1 stream without header."""
     ANS = 8
     """Interleaved rANS with contexts: see `ans`."""
+    MIXED = 16
+    """Text after spans of the old file, bit by bit: see `mixing`."""
 
 
 def mode_name(mode: int) -> str:
     """What people call the mode: "raw", "run", "zstd", "zstd-dictionary", "lzma"."""
     if Mode.LZMA < mode < Mode.ANS:
         mode = Mode.LZMA
-    return Mode(mode).name.lower().replace("_", "-") if mode <= Mode.ANS else str(mode)
+    return Mode(mode).name.lower().replace("_", "-") if mode in set(Mode) else str(mode)
 
 
 def pack(
@@ -92,9 +96,11 @@ def pack(
     read: Reader | None = None,
     contexts: Contexts | None = None,
     is_quick: bool = False,
+    prime: Sequence[Span] = (),
 ) -> bytes:
     """The smallest way to say `raw` (not empty): mode byte and packed bytes. Ties: the lower mode.
 
+    `prime` says where in the old file text like this one stands, when `raw` is text.
     `contexts` are for numbers (residuals, planes of elements), which the entropy coder is tried on.
     `is_quick` tries zstd and that one only, at a low level: to compare plans, not to send.
     """
@@ -108,9 +114,18 @@ def pack(
         candidates += _lzma_ways(raw)
     # Where almost nothing changed, long matches are shorter and quicker than any symbol by symbol.
     best = min(candidates, key=len)
+    if prime and read is not None and not is_quick and len(best) >= _MIN_MIXED_BYTES:
+        best = min([best, *_mixed(raw, prime, read)], key=len)
     if contexts is None or len(raw) < _MIN_ANS_BYTES or len(best) <= len(raw) >> _SPARSE_SHIFT:
         return best
     return min(best, _ans(raw, contexts, is_quick=is_quick), key=len)
+
+
+def _mixed(raw: bytes, spans: Sequence[Span], read: Reader) -> list[bytes]:
+    if len(raw) + sum(size for _, size in spans) > mixing.MAX_BYTES:
+        return []
+    text = b"".join(read(*span) for span in spans)
+    return [bytes([Mode.MIXED]) + _spans_said(spans) + mixing.encode(raw, text)]
 
 
 def _lzma_ways(raw: bytes) -> list[bytes]:
@@ -143,6 +158,9 @@ def unpack(packed: bytes, size: int, read: Reader, sides: Sides | None = None) -
             raw = _unlzma(cursor.take(cursor.remaining), size, PROPERTIES[mode - Mode.LZMA])
         case Mode.ANS:
             raw = _unans(cursor, size, read, sides)
+        case Mode.MIXED:
+            text = _dictionary(cursor, read, mixing.MAX_BYTES - size)
+            raw = mixing.decode(cursor.take(cursor.remaining), size, text)
         case _:
             raise CorruptDeltaError(f"a stream is packed in mode {mode}, which is not known")
     if len(raw) != size:
@@ -254,15 +272,19 @@ def _unlzma(packed: bytes, size: int, properties: tuple[int, int, int]) -> bytes
 
 
 def _pack_with_dictionary(raw: bytes, spans: Sequence[Span], read: Reader, level: int) -> bytes:
-    out = bytearray([Mode.ZSTD_DICTIONARY]) + varint(len(spans))
-    end = 0
+    front = bytes([Mode.ZSTD_DICTIONARY]) + _spans_said(spans)
+    return front + zstd_compress(raw, b"".join(read(*span) for span in spans), level)
+
+
+def _spans_said(spans: Sequence[Span]) -> bytes:
+    out, end = bytearray(varint(len(spans))), 0
     for offset, size in spans:
         out += varint(offset - end) + varint(size)
         end = offset + size
-    return bytes(out) + zstd_compress(raw, b"".join(read(*span) for span in spans), level)
+    return bytes(out)
 
 
-def _dictionary(cursor: Cursor, read: Reader) -> bytes:
+def _dictionary(cursor: Cursor, read: Reader, limit: int = MAX_DICTIONARY_BYTES) -> bytes:
     count = cursor.number()
     if not 1 <= count <= MAX_DICTIONARY_SPANS:
         raise CorruptDeltaError("a dictionary has too many pieces")
@@ -273,7 +295,7 @@ def _dictionary(cursor: Cursor, read: Reader) -> bytes:
         spans.append((offset, size))
         end = offset + size
         total += size
-    if total > MAX_DICTIONARY_BYTES:
+    if total > limit:
         raise CorruptDeltaError("a dictionary is too large")
     return b"".join(read(*span) for span in spans)
 

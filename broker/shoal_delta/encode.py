@@ -157,6 +157,7 @@ class _Encoder:
                 block=plan.block,
                 dictionary=plan.dictionary(cut.start, cut.size),
                 is_quick=is_quick,
+                prime=plan.prime,
             )
 
         block = b""

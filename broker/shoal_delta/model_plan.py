@@ -9,21 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shoal_delta.arithmetic import as_bytes
+from shoal_delta import mixing
 from shoal_delta.coders import MAX_DICTIONARY_BYTES, Span
 from shoal_delta.decoding import reader_of
 from shoal_delta.global_block import GlobalBlock, product_factors
 from shoal_delta.lineup import lined_up
 from shoal_delta.onnx_wire import INT32, SCALED_TYPES, Model, Tensor, walk
-from shoal_delta.operations import Kind, Operation
-from shoal_delta.plan import (
-    MIN_COPY_BYTES,
-    Plan,
-    changed_runs,
-    common_prefix,
-    common_suffix,
-    merged,
-)
+from shoal_delta.operations import Operation
+from shoal_delta.plan import Plan, merged
+from shoal_delta.skeleton import Skeleton
 from shoal_delta.tensor_match import match_tensors
 from shoal_delta.tensor_plan import BASED, TensorPlanner
 
@@ -32,6 +26,7 @@ _MIN_TENSOR_BYTES = 32
 _WHOLE_FILE_DICTIONARY_BYTES = 1 << 20
 _MIN_DICTIONARY_SPAN_BYTES = 512
 _MAX_DICTIONARY_SPANS = 32
+_MIN_PRIME_SPAN_BYTES = 100
 
 
 def model_plan(old: bytes, new: bytes) -> Plan | None:
@@ -65,18 +60,13 @@ class _Planner:
             t.offset: tensors.operations(t)
             for t in sorted(new_tensors, key=lambda t: _turn(t, block))
         }
-        old_pieces, new_pieces = (
-            _pieces(old_tensors, len(self.old)),
-            _pieces(new_tensors, len(self.new)),
-        )
-        piece_before = dict(zip((t.offset for t in old_tensors), old_pieces, strict=False))
+        old_pieces = _pieces(old_tensors, len(self.old))
+        skeleton = Skeleton((self.old, self.new), (self.before, self.after), matches)
         operations: list[Operation] = []
-        for tensor, piece in zip(new_tensors, new_pieces, strict=False):
-            match = matches.get(tensor.offset)
-            base = piece_before[match.offset] if match is not None else (0, 0)
-            operations += self._skeleton(base, piece)
+        for tensor, piece in zip(new_tensors, _pieces(new_tensors, len(self.new)), strict=False):
+            operations += skeleton.operations(piece)
             operations += built[tensor.offset]
-        operations += self._skeleton(old_pieces[-1], new_pieces[-1])
+        operations += skeleton.operations(_pieces(new_tensors, len(self.new))[-1])
         spans = self._dictionary(old_pieces)
         if views.views and not block.content:
             # Views stand in front of the block: there must be one.
@@ -87,22 +77,18 @@ class _Planner:
             bytes(block.content),
             tuple(block.operations),
             views,
+            self._prime(old_pieces),
         )
 
-    def _skeleton(self, base: Span, piece: Span) -> list[Operation]:
-        source, before = base[0], self.old[base[0] : sum(base)]
-        after = self.new[piece[0] : sum(piece)]
-        if len(before) == len(after):
-            return changed_runs(as_bytes(before), as_bytes(after), source, Kind.LITERAL)
-        front = common_prefix(before, after)
-        front = front if front >= MIN_COPY_BYTES else 0
-        back = common_suffix(before[front:], after[front:])
-        back = back if back >= MIN_COPY_BYTES else 0
-        return [
-            Operation(Kind.COPY, front, source),
-            Operation(Kind.LITERAL, len(after) - front - back),
-            Operation(Kind.COPY, back, source + len(before) - back),
-        ]
+    def _prime(self, pieces: Sequence[Span]) -> list[Span]:
+        """The old graph without what is scattered between small tensors."""
+        spans: list[Span] = []
+        left = mixing.MAX_BYTES // 2
+        for offset, size in sorted(pieces, key=lambda piece: -piece[1])[:_MAX_DICTIONARY_SPANS]:
+            if size >= _MIN_PRIME_SPAN_BYTES and left:
+                spans.append((offset, min(size, left)))
+                left -= spans[-1][1]
+        return sorted(spans)
 
     def _dictionary(self, pieces: Sequence[Span]) -> list[Span]:
         """The old graph; of a small file all of it, which is shorter to say."""

@@ -46,6 +46,15 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Message:
+    """An initializer's whole field: what stands from `start` to `end` in the file."""
+
+    name: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """The tensors of a file in file order, and the small integers among the initializers."""
 
@@ -53,6 +62,8 @@ class Model:
     by_name: dict[str, Tensor]
     integers: dict[str, tuple[int, ...]]
     """The values of int8/uint8 initializers that do not stand in one piece (zero points often), by name."""
+    messages: tuple[Message, ...]
+    """All initializers in file order."""
 
 
 class _NotAModelError(Exception):
@@ -71,14 +82,18 @@ def _model(data: bytes) -> Model | None:
     tensors: list[Tensor] = []
     integers: dict[str, tuple[int, ...]] = {}
     quantised: dict[str, tuple[str, str, int | None]] = {}
+    messages: list[Message] = []
     for number, kind, _, start, end in _fields(data, 0, len(data)):
         if (number, kind) != (7, _BYTES):  # ModelProto.graph
             continue
+        begin = start
         for inner, inner_kind, _, at, stop in _fields(data, start, end):
             if (inner, inner_kind) == (5, _BYTES):  # GraphProto.initializer
-                _tensor(data, at, stop, tensors, integers)
+                name = _tensor(data, at, stop, tensors, integers)
+                messages.append(Message(name, begin, stop))
             elif (inner, inner_kind) == (1, _BYTES):  # GraphProto.node
                 _node(data, at, stop, quantised)
+            begin = stop
     if not tensors:
         return None
     found = []
@@ -96,7 +111,8 @@ def _model(data: bytes) -> Model | None:
                 axis,
             )
         )
-    return Model(tuple(found), {tensor.name: tensor for tensor in found}, integers)
+    by_name = {tensor.name: tensor for tensor in found}
+    return Model(tuple(found), by_name, integers, tuple(messages))
 
 
 def _by_name(name: str) -> tuple[str, str, int | None]:
@@ -111,7 +127,7 @@ def _tensor(
     end: int,
     tensors: list[Tensor],
     integers: dict[str, tuple[int, ...]],
-) -> None:
+) -> str:
     dims: list[int] = []
     values: list[int] = []
     dtype, name, span = 0, "", (0, 0)
@@ -135,6 +151,7 @@ def _tensor(
         tensors.append(Tensor(name, dtype, tuple(dims), *span))
     elif values and dtype in {INT8, UINT8}:
         integers[name] = tuple(_signed(value) for value in values)
+    return name
 
 
 def _node(

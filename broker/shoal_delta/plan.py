@@ -29,7 +29,8 @@ _MERGEABLE = frozenset({Kind.COPY, Kind.SUBTRACT, Kind.LITERAL, Kind.FRESH})
 class Plan:
     """Operations that make the new file from front to end, and those that make the global block.
 
-    `dictionary(start, size)` says which spans of the old file help to pack that stretch's literals.
+    `dictionary(start, size)` says which spans of the old file help to pack that stretch's literals, `prime`
+    where in it text of their kind stands.
     """
 
     operations: tuple[Operation, ...]
@@ -37,6 +38,7 @@ class Plan:
     block: bytes = b""
     block_operations: tuple[Operation, ...] = ()
     views: Views = field(default_factory=Views)
+    prime: Sequence[Span] = ()
 
 
 def generic_plans(old: bytes, new: bytes) -> list[Plan]:

@@ -61,6 +61,7 @@ def encode(
     block: bytes = b"",
     dictionary: Sequence[Span] = (),
     is_quick: bool = False,
+    prime: Sequence[Span] = (),
 ) -> bytes:
     """The segment that makes `new` (of the file's offset `start`) by `plan`.
 
@@ -84,7 +85,16 @@ def encode(
     for stream, data in raw.items():
         spans = dictionary if stream is Stream.LITERAL else ()
         contexts = known.contexts(stream)
-        packed.append(pack(data, dictionary=spans, read=read, contexts=contexts, is_quick=is_quick))
+        packed.append(
+            pack(
+                data,
+                dictionary=spans,
+                read=read,
+                contexts=contexts,
+                is_quick=is_quick,
+                prime=prime if stream is Stream.LITERAL else (),
+            )
+        )
     return framing.joined(len(raw[Stream.OPERATIONS]), packed)
 
 

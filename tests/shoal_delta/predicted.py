@@ -10,6 +10,9 @@ from shoal_delta.decoding import reader_of
 from shoal_delta.operations import Gains, Kind, Operation, Scaling
 from shoal_delta.views import AxisMap, View, Views
 
+# Long enough for the coder of text.
+GRAPH = b"".join(b"layer%d.conv_%d(%d) -> " % (k % 7, k, k * k * 7919 % 1000) for k in range(40))
+
 
 def old_file() -> bytes:
     """900 bytes of a pattern, then four float32 scales."""
@@ -41,7 +44,7 @@ def predicted(old: bytes) -> tuple[bytes, bytes]:
         Operation(Kind.FRESH, 4),
     ]
     plan = [
-        Operation(Kind.LITERAL, 20),
+        Operation(Kind.LITERAL, len(GRAPH)),
         Operation(Kind.GAINED_S8, 540, matrix, gains=Gains(0, 5, 4, 36, 10, 0, 1)),
         Operation(Kind.COPY, 128, turned),
         Operation(Kind.GAINED_U8, 100, 10, gains=Gains(7, 25, 4, 36, 8, 9, 0)),
@@ -51,11 +54,11 @@ def predicted(old: bytes) -> tuple[bytes, bytes]:
     ]
     size = sum(operation.size for operation in plan)
     moved = np.random.default_rng(3).integers(-1, 2, size).astype(np.uint8)
-    base = (read(matrix, 540) + read(turned, 128) + old)[:size]
-    new = (np.frombuffer(base, np.uint8) + moved).tobytes()
-    new = new[:560] + read(turned, 128) + new[688:-16] + block[20:36]
+    base = (read(matrix, 540) + read(turned, 128) + old * 2)[: size - len(GRAPH)]
+    new = (np.frombuffer(base, np.uint8) + moved[len(GRAPH) :]).tobytes()
+    new = GRAPH + new[:540] + read(turned, 128) + new[668:-16] + block[20:36]
     coded = views.encode(seen) + segment.encode(block_plan, block, 0, read=read, block=block)
-    body = segment.encode(plan, new, 0, read=read, block=block)
+    body = segment.encode(plan, new, 0, read=read, block=block, prime=[(0, 60)])
     header = encode_header(
         Layout.SEGMENTED,
         sizes=(len(old), len(new)),
