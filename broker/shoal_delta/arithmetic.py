@@ -12,6 +12,12 @@ Bytes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
 Ratios = tuple[Integers, Integers]
 """By what each channel is multiplied, and by what it is divided."""
+Patterns = npt.NDArray[np.uint32]
+"""Bit patterns of float32 numbers."""
+Updates = npt.NDArray[np.int16]
+"""By how much weights are expected to move, in 1/256 of a step."""
+
+UPDATE_BITS = 8
 
 _BLOCK = 1 << 16
 _LEVELS = 256
@@ -81,6 +87,7 @@ def rescaled(
     ratios: Ratios,
     first: int,
     inner: int,
+    update: Updates | None = None,
 ) -> tuple[Bytes, Bytes]:
     """What each old weight becomes when its channel grows, and how it was rounded.
 
@@ -88,48 +95,53 @@ def rescaled(
     the fraction in eighths: 0 just rounded up, 4 exact, 7 almost rounded up.
 
     `zero_points` are (old, new); element `i` belongs to channel ((`first` + i) // `inner`) % channels.
+    `update` is added before rounding, in 1/256; the rescaled weight is then first rounded to 1/256,
+    halves up.
     """
     multiplier, divisor = ratios
+    if update is not None:
+        multiplier = multiplier << UPDATE_BITS
     weight = np.empty(old.size, dtype=np.uint8)
     fraction = np.empty(old.size, dtype=np.uint8)
-    is_table = multiplier.size * _LEVELS < old.size
-    if is_table:
-        # So many weights a channel that it is cheaper to rescale every level once.
+    # So many weights a channel that it is cheaper to rescale every level once.
+    table = None
+    if multiplier.size * _LEVELS < old.size:
         levels = np.tile(np.arange(_LEVELS, dtype=np.uint8), (multiplier.size, 1))
-        tables = [
-            part.reshape(-1)
-            for part in _rescaled(
-                levels, multiplier[:, None], divisor[:, None], zero_points, is_signed=is_signed
-            )
-        ]
+        table = _quotient(
+            levels, multiplier[:, None], divisor[:, None], zero_points[0], is_signed=is_signed
+        )
     for start in range(0, old.size, _BLOCK):
         block = old[start : start + _BLOCK]
         element = np.arange(first + start, first + start + block.size, dtype=np.int64)
         channel = (element // inner) % multiplier.size
         here = slice(start, start + block.size)
-        if is_table:
-            index = channel * _LEVELS + block
-            weight[here], fraction[here] = (table[index] for table in tables)
+        if table is not None:
+            whole, eighths = table[0][channel, block], table[1][channel, block]
         else:
-            weight[here], fraction[here] = _rescaled(
-                block, multiplier[channel], divisor[channel], zero_points, is_signed=is_signed
+            whole, eighths = _quotient(
+                block, multiplier[channel], divisor[channel], zero_points[0], is_signed=is_signed
             )
+        if update is not None:
+            whole, eighths = rounded(whole, update[here])
+        low, high = (-128, 127) if is_signed else (0, 255)
+        weight[here] = np.clip(whole + zero_points[1], low, high).astype(np.uint8)
+        fraction[here] = eighths
     return weight, fraction
 
 
-def _rescaled(
-    old: Bytes,
-    multiplier: Integers,
-    divisor: Integers,
-    zero_points: tuple[int, int],
-    *,
-    is_signed: bool,
-) -> tuple[Bytes, Bytes]:
-    low, high = (-128, 127) if is_signed else (0, 255)
-    centred = (old.view(np.int8) if is_signed else old).astype(np.int64) - zero_points[0]
+def rounded(whole: Integers, update: Updates) -> tuple[Integers, Bytes]:
+    """Numbers and updates in 1/256, added and rounded (halves up), and how, in eighths."""
+    half_up = whole + update + (1 << UPDATE_BITS - 1)
+    part = (half_up & (1 << UPDATE_BITS) - 1) >> UPDATE_BITS - 3
+    return half_up >> UPDATE_BITS, part.astype(np.uint8)
+
+
+def _quotient(
+    old: Bytes, multiplier: Integers, divisor: Integers, zero_point: int, *, is_signed: bool
+) -> tuple[Integers, Bytes]:
+    centred = (old.view(np.int8) if is_signed else old).astype(np.int64) - zero_point
     whole, part = np.divmod(2 * centred * multiplier + divisor, 2 * divisor)
-    weight = np.clip(whole + zero_points[1], low, high).astype(np.uint8)
-    return weight, ((part << 3) // (2 * divisor)).astype(np.uint8)
+    return whole, ((part << 3) // (2 * divisor)).astype(np.uint8)
 
 
 def magnitude_classes(old: Bytes, zero_point: int, *, is_signed: bool) -> Bytes:

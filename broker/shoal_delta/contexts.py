@@ -10,17 +10,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from shoal_delta.arithmetic import (
+    MAX_INTEGER_SHIFT,
     MAX_SHIFT,
     Bytes,
+    Patterns,
     Ratios,
+    Updates,
     as_bytes,
     gain_ratios,
     magnitude_classes,
     rescaled,
+    rescaled_integers,
     scale_ratios,
 )
 from shoal_delta.coders import Reader
 from shoal_delta.errors import CorruptDeltaError
+from shoal_delta.low_rank import added, direction_classes, fixed_updates, moved, update_classes
 from shoal_delta.operations import WIDTH, Gains, Kind, Operation, Scaling
 
 # The eighth of a weight that is not rescaled.
@@ -37,25 +42,70 @@ _LONG_BEGUN = 31
 _FIRST_PLAIN = 19
 
 
-def predicted(operation: Operation, read: Reader, block: bytes | bytearray) -> Bytes:
-    """What the residuals of `operation` are added to."""
-    if operation.kind is Kind.SUBTRACT:
-        return as_bytes(read(operation.source, operation.size))
-    return _rescaled(operation, read, block)[0]
-
-
-def residual_side(operation: Operation, read: Reader, block: bytes | bytearray) -> Bytes:
-    """Eighths of the rounding, and 8 x how large the old weight was."""
+def predicted(operation: Operation, read: Reader, block: bytes | bytearray) -> tuple[Bytes, Bytes]:
+    """The weights as they are expected, and how they were rounded, in eighths (4: not at all)."""
     old = as_bytes(read(operation.source, operation.size))
+    update = None if operation.low_rank is None else _update(operation, block)
     channels = operation.scaling or operation.gains
-    if channels is None:
-        return (magnitude_classes(old, 0, is_signed=True) << 3 | _EXACT).astype(np.uint8)
-    is_signed = operation.kind in _SIGNED
-    size = magnitude_classes(old, channels.old_zero_point, is_signed=is_signed)
-    return (size << 3 | _rescaled(operation, read, block)[1]).astype(np.uint8)
+    if channels is not None:
+        return rescaled(
+            old,
+            is_signed=operation.kind in _SIGNED,
+            zero_points=(channels.old_zero_point, channels.new_zero_point),
+            ratios=_ratios_of(channels, read, block, MAX_SHIFT),
+            first=channels.first,
+            inner=channels.inner,
+            update=update,
+        )
+    if operation.kind is not Kind.SUBTRACT:
+        raise CorruptDeltaError("a rescaled weight tensor has no scales")
+    if update is not None:
+        return added(old, update)
+    return old, np.full(old.size, _EXACT, dtype=np.uint8)
 
 
-def ratios_of(
+def expected(operation: Operation, read: Reader, block: bytes | bytearray) -> tuple[Bytes, Bytes]:
+    """The weights as they are expected, and the side of their residuals.
+
+    The side is eighths of the rounding, and 8 x how large the old weight was, or its low-rank update.
+    """
+    weights, fraction = predicted(operation, read, block)
+    if operation.low_rank is not None:
+        size = update_classes(_update(operation, block))
+    else:
+        channels = operation.scaling or operation.gains
+        size = magnitude_classes(
+            as_bytes(read(operation.source, operation.size)),
+            0 if channels is None else channels.old_zero_point,
+            is_signed=channels is None or operation.kind in _SIGNED,
+        )
+    return weights, (size << 3 | fraction).astype(np.uint8)
+
+
+def expected_floats(operation: Operation, read: Reader, block: bytes | bytearray) -> Patterns:
+    """The numbers a STEPPED32 counts from."""
+    old = np.frombuffer(read(operation.source, operation.size), dtype="<u4")
+    return old if operation.low_rank is None else moved(old, operation.low_rank, bytes(block))
+
+
+def steps_side(operation: Operation, block: bytes | bytearray) -> Bytes:
+    """Which way and how far each number is expected to move: 0 to 14; 15 when nothing tells."""
+    count = operation.size // WIDTH[operation.kind]
+    if operation.low_rank is None:
+        return np.full(count, 15, dtype=np.uint8)
+    return direction_classes(operation.low_rank, count, operation.cell - 127, bytes(block))
+
+
+def base_of(operation: Operation, read: Reader, block: bytes | bytearray) -> bytes:
+    """What wider elements are the difference to."""
+    old, scaling = read(operation.source, operation.size), operation.scaling
+    if scaling is None:
+        return old
+    ratios = _ratios_of(scaling, read, block, MAX_INTEGER_SHIFT)
+    return rescaled_integers(old, ratios, scaling.first, scaling.inner)
+
+
+def _ratios_of(
     channels: Scaling | Gains, read: Reader, block: bytes | bytearray, max_shift: int
 ) -> Ratios:
     """By how much each channel grows."""
@@ -102,15 +152,7 @@ def _element_sizes(old: bytes, kind: Kind) -> Bytes:
     return size.astype(np.uint8)
 
 
-def _rescaled(operation: Operation, read: Reader, block: bytes | bytearray) -> tuple[Bytes, Bytes]:
-    channels = operation.scaling or operation.gains
-    if channels is None:
-        raise CorruptDeltaError("a rescaled weight tensor has no scales")
-    return rescaled(
-        as_bytes(read(operation.source, operation.size)),
-        is_signed=operation.kind in _SIGNED,
-        zero_points=(channels.old_zero_point, channels.new_zero_point),
-        ratios=ratios_of(channels, read, block, MAX_SHIFT),
-        first=channels.first,
-        inner=channels.inner,
-    )
+def _update(operation: Operation, block: bytes | bytearray) -> Updates:
+    if operation.low_rank is None:
+        raise CorruptDeltaError("an operation has no low-rank update")
+    return fixed_updates(operation.low_rank, operation.size, bytes(block))

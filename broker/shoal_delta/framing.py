@@ -13,8 +13,11 @@ from shoal_delta.errors import CorruptDeltaError
 from shoal_delta.wire import Cursor, varint
 
 
-def joined(operations_size: int, packed: Sequence[bytes]) -> bytes:
-    """The streams of a segment, the operations (of `operations_size` bytes unpacked) first."""
+def joined(operations_size: int, packed: Sequence[bytes], bits_size: int | None = None) -> bytes:
+    """The streams of a segment, the operations (of `operations_size` bytes unpacked) first.
+
+    `bits_size` stands behind them: the size unpacked of the one stream that they do not tell.
+    """
     out = bytearray()
     for index, stream in enumerate(packed):
         out.append(stream[0])
@@ -24,6 +27,8 @@ def joined(operations_size: int, packed: Sequence[bytes]) -> bytes:
         if not is_last and stream[0] not in {Mode.RAW, Mode.RUN}:
             out += varint(len(stream) - 1)
         out += stream[1:]
+        if index == 0 and bits_size is not None:
+            out += varint(bits_size)
     return bytes(out)
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from shoal_delta.arithmetic import products
 from shoal_delta.coders import Reader
 from shoal_delta.container import MAX_GLOBAL_BYTES
+from shoal_delta.low_rank_fit import Factors as LowRankFactors
 from shoal_delta.onnx_wire import FLOAT, SCALED_TYPES, Model, Tensor
 from shoal_delta.operations import Kind, Operation
 
@@ -56,6 +57,20 @@ class GlobalBlock:
     def place_codes(self, codes: bytes) -> int | None:
         """Where `codes` (signed bytes) stand from now on; None when there is no room."""
         return self._add(codes, Operation(Kind.FRESH, len(codes)))
+
+    def place_factors(self, factors: LowRankFactors) -> bool:
+        """Let the factors of a low-rank update follow what is here; False when there is no room."""
+        if len(self.content) + len(factors.data) > MAX_GLOBAL_BYTES:
+            return False
+        rank = factors.low_rank.rank
+        kind = Kind.PLANES16 if factors.low_rank.width == 2 else Kind.FRESH  # noqa: PLR2004 - bytes
+        self.content += factors.data
+        self.operations += [
+            Operation(kind, len(factors.left)),
+            Operation(Kind.FRESH, rank),
+            Operation(kind, len(factors.right) - rank),
+        ]
+        return True
 
     def _add(self, content: bytes, operation: Operation) -> int | None:
         at = len(self.content)

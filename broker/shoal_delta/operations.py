@@ -8,7 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
+from shoal_delta import low_rank as low_ranks
 from shoal_delta.errors import CorruptDeltaError
+from shoal_delta.float_steps import MAX_CELL, MIN_CELL
+from shoal_delta.low_rank import LowRank
 from shoal_delta.wire import Cursor, varint, zigzag
 
 MAX_OPERATIONS_BYTES = 1 << 20
@@ -16,6 +19,7 @@ MAX_OPERATIONS = 1 << 16
 MIN_GAIN_BITS, MAX_GAIN_BITS = 8, 14
 _KIND = 0x1F
 _EXPLICIT_SOURCE = 0x20
+_LOW_RANK = 0x40
 _LAST = 0x80
 
 
@@ -44,6 +48,8 @@ class Kind(IntEnum):
     SCALED_U8 = 11
     GLOBAL = 12
     """Bytes of the global block."""
+    STEPPED32 = 13
+    """Steps from the prediction of a 32-bit float, in cells of one width: see `float_steps`."""
     PRODUCT = 14
     """Float32 numbers of the global block, each times the same one: the scales of QDQ biases."""
     SCALED_I32 = 15
@@ -60,11 +66,14 @@ WIDTH = {
     Kind.INTEGER32: 4,
     Kind.FLOAT32: 4,
     Kind.PLANES32: 4,
+    Kind.STEPPED32: 4,
     Kind.SCALED_I32: 4,
     Kind.PRODUCT: 4,
 }
 SCALED = frozenset({Kind.SCALED_S8, Kind.SCALED_U8, Kind.SCALED_I32})
 GAINED = frozenset({Kind.GAINED_S8, Kind.GAINED_U8})
+PREDICTED = GAINED | {Kind.SCALED_S8, Kind.SCALED_U8, Kind.SUBTRACT, Kind.STEPPED32}
+"""What may have a low-rank update."""
 FROM_GLOBAL = frozenset({Kind.GLOBAL, Kind.PRODUCT})
 FROM_OLD = (
     SCALED
@@ -76,6 +85,7 @@ FROM_OLD = (
         Kind.INTEGER32,
         Kind.FLOAT16,
         Kind.FLOAT32,
+        Kind.STEPPED32,
     }
 )
 # Their contexts are made before anything else of the segment is.
@@ -128,17 +138,24 @@ class Operation:
     scaling: Scaling | None = None
     gains: Gains | None = None
     factor: int = 0
+    low_rank: LowRank | None = None
+    """Added to the prediction."""
+    cell: int = MIN_CELL
+    """Of a STEPPED32: a cell's width is 2^(`cell` - 127)."""
 
     def split(self, size: int) -> tuple[Operation, Operation]:
         """The same work in two: the first `size` bytes, a multiple of the width, and the rest."""
         first = size // WIDTH.get(self.kind, 1)
-        scaling, gains = self.scaling, self.gains
+        scaling, gains, low_rank = self.scaling, self.gains, self.low_rank
         rest = replace(
             self,
             size=self.size - size,
             source=self.source + size,
             scaling=replace(scaling, first=scaling.first + first) if scaling is not None else None,
             gains=replace(gains, first=gains.first + first) if gains is not None else None,
+            low_rank=(
+                replace(low_rank, first=low_rank.first + first) if low_rank is not None else None
+            ),
         )
         return replace(self, size=size), rest
 
@@ -147,39 +164,47 @@ def encode(operations: list[Operation], start: int) -> bytes:
     """Operations as bytes; `start` is the output offset, where both cursors begin.
 
     Like stands with like, which packs better: all codes, then all sizes but the last one, then
-    sources, then scalings.
+    sources, then what else an operation has.
     """
-    codes, sizes, sources, scalings = bytearray(), bytearray(), bytearray(), bytearray()
+    codes, sizes, sources, details = bytearray(), bytearray(), bytearray(), bytearray()
     cursors = {True: start, False: 0}
     for index, operation in enumerate(operations):
         old = operation.kind in FROM_OLD
         has_source = old or operation.kind in FROM_GLOBAL
         moved = has_source and operation.source != cursors[old]
+        flags = _EXPLICIT_SOURCE if moved else 0
+        flags |= 0 if operation.low_rank is None else _LOW_RANK
         is_last = index == len(operations) - 1
-        codes.append(
-            operation.kind | (_EXPLICIT_SOURCE if moved else 0) | (_LAST if is_last else 0)
-        )
+        codes.append(operation.kind | flags | (_LAST if is_last else 0))
         if not is_last:
             sizes += varint(operation.size)
         if moved:
             sources += varint(zigzag(operation.source - cursors[old]))
         if has_source:
             cursors[old] = operation.source + operation.size
-        if (scaling := operation.scaling) is not None:
-            for value in (scaling.first, scaling.inner, scaling.channels):
-                scalings += varint(value)
-            scalings += varint(zigzag(scaling.old_scales - operation.source))
-            scalings += varint(scaling.new_scales)
-            scalings += varint(zigzag(scaling.old_zero_point))
-            scalings += varint(zigzag(scaling.new_zero_point))
-        if (gains := operation.gains) is not None:
-            for value in (gains.first, gains.inner, gains.channels, gains.codes, gains.bits):
-                scalings += varint(value)
-            scalings += varint(zigzag(gains.old_zero_point))
-            scalings += varint(zigzag(gains.new_zero_point))
-        if operation.kind is Kind.PRODUCT:
-            scalings += varint(operation.factor)
-    return bytes(codes + sizes + sources + scalings)
+        details += _details(operation)
+    return bytes(codes + sizes + sources + details)
+
+
+def _details(operation: Operation) -> bytes:
+    """What stands behind all sources: scaling, gains, factor, cell, low-rank update."""
+    out = bytearray()
+    if (scaling := operation.scaling) is not None:
+        for value in (scaling.first, scaling.inner, scaling.channels):
+            out += varint(value)
+        out += varint(zigzag(scaling.old_scales - operation.source)) + varint(scaling.new_scales)
+        out += varint(zigzag(scaling.old_zero_point)) + varint(zigzag(scaling.new_zero_point))
+    if (gains := operation.gains) is not None:
+        for value in (gains.first, gains.inner, gains.channels, gains.codes, gains.bits):
+            out += varint(value)
+        out += varint(zigzag(gains.old_zero_point)) + varint(zigzag(gains.new_zero_point))
+    if operation.kind is Kind.PRODUCT:
+        out += varint(operation.factor)
+    if operation.kind is Kind.STEPPED32:
+        out.append(operation.cell)
+    if operation.low_rank is not None:
+        out += low_ranks.encode(operation.low_rank)
+    return bytes(out)
 
 
 def decode(
@@ -198,7 +223,7 @@ def decode(
     sizes = [cursor.number() for _ in codes[1:]]
     sizes.append(size - sum(sizes))
     cursors, made = {True: start, False: 0}, 0
-    placed: list[tuple[Kind, int, int, dict[bool, int]]] = []
+    placed: list[tuple[int, Operation, dict[bool, int]]] = []
     for code, length in zip(codes, sizes, strict=True):
         kind = _kind(code, is_global=is_global)
         limits = {True: old_size, False: made if global_size is None else global_size}
@@ -213,8 +238,8 @@ def decode(
             cursors[old] = source + length
         elif code & _EXPLICIT_SOURCE:
             raise CorruptDeltaError("an operation without a source names one")
-        placed.append((kind, length, source, limits))
-    operations = [_operation(cursor, *place) for place in placed]
+        placed.append((code, Operation(kind, length, source), limits))
+    operations = [_completed(cursor, *place) for place in placed]
     if cursor.remaining:
         raise CorruptDeltaError("something follows a segment's operations")
     return operations
@@ -234,27 +259,39 @@ def _kind(code: int, *, is_global: bool) -> Kind:
         kind = Kind(code & _KIND)
     except ValueError as exc:
         raise CorruptDeltaError(f"operation {code} is not known") from exc
-    if code & ~(_KIND | _EXPLICIT_SOURCE | _LAST):
-        raise CorruptDeltaError(f"operation {code} is not known")
-    if is_global and kind in _CONTEXTS_FROM_GLOBAL:
+    if is_global and (kind in _CONTEXTS_FROM_GLOBAL or code & _LOW_RANK):
         raise CorruptDeltaError("the global block holds weights")
+    if code & _LOW_RANK and kind not in PREDICTED:
+        raise CorruptDeltaError("an operation that predicts nothing has a low-rank update")
     return kind
 
 
-def _operation(
-    cursor: Cursor, kind: Kind, size: int, source: int, limits: dict[bool, int]
-) -> Operation:
-    """The operation with what stands behind its source."""
+def _completed(cursor: Cursor, code: int, bare: Operation, limits: dict[bool, int]) -> Operation:
+    """The operation with what stands behind all sources."""
+    operation = _with_details(cursor, bare, limits)
+    if not code & _LOW_RANK:
+        return operation
+    elements = operation.size // WIDTH.get(operation.kind, 1)
+    return replace(operation, low_rank=low_ranks.decode(cursor, elements, limits[False]))
+
+
+def _with_details(cursor: Cursor, bare: Operation, limits: dict[bool, int]) -> Operation:
+    kind = bare.kind
     if kind in SCALED:
-        return Operation(kind, size, source, _scaling(cursor, kind, source, limits))
+        return replace(bare, scaling=_scaling(cursor, kind, bare.source, limits))
     if kind in GAINED:
-        return Operation(kind, size, source, gains=_gains(cursor, kind, limits))
-    factor = 0
+        return replace(bare, gains=_gains(cursor, kind, limits))
     if kind is Kind.PRODUCT:
         factor = cursor.number()
         if factor > limits[False] - 4:
             raise CorruptDeltaError("a product's factor is not in the global block")
-    return Operation(kind, size, source, factor=factor)
+        return replace(bare, factor=factor)
+    if kind is Kind.STEPPED32:
+        cell = cursor.byte()
+        if not MIN_CELL <= cell <= MAX_CELL:
+            raise CorruptDeltaError("a float's cell is not possible")
+        return replace(bare, cell=cell)
+    return bare
 
 
 def _scaling(cursor: Cursor, kind: Kind, source: int, limits: dict[bool, int]) -> Scaling:

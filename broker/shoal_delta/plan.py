@@ -133,6 +133,8 @@ def merged(operations: Sequence[Operation]) -> tuple[Operation, ...]:
             last is not None
             and last.kind is operation.kind
             and last.kind in _MERGEABLE
+            and last.low_rank is None
+            and operation.low_rank is None
             and (last.kind not in FROM_OLD or last.source + last.size == operation.source)
         ):
             out[-1] = Operation(last.kind, last.size + operation.size, last.source)

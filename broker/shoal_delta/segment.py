@@ -14,20 +14,25 @@ from typing import assert_never
 
 import numpy as np
 
-from shoal_delta import framing, operations
+from shoal_delta import float_steps, framing, operations
 from shoal_delta.arithmetic import (
-    MAX_INTEGER_SHIFT,
     Bytes,
     as_bytes,
     differences,
     from_planes,
     planes,
     products,
-    rescaled_integers,
     undo_differences,
 )
 from shoal_delta.coders import Contexts, Reader, Span, pack, unpack
-from shoal_delta.contexts import plane_side, predicted, ratios_of, residual_side
+from shoal_delta.contexts import (
+    base_of,
+    expected,
+    expected_floats,
+    plane_side,
+    predicted,
+    steps_side,
+)
 from shoal_delta.errors import CorruptDeltaError
 from shoal_delta.operations import GAINED, WIDTH, Kind, Operation
 from shoal_delta.wire import Cursor
@@ -44,6 +49,9 @@ class Stream(IntEnum):
     PLANE1 = 5
     PLANE2 = 6
     PLANE3 = 7
+    STEPS = 8
+    BITS = 9
+    """Of stepped floats; how many there are, only the steps tell."""
 
 
 _BYTE_STREAM = {Kind.LITERAL: Stream.LITERAL, Kind.FRESH: Stream.FRESH}
@@ -78,24 +86,26 @@ def encode(
             streams[stream].append(data)
         position += operation.size
     raw = {
-        stream: b"".join(pieces) for stream, pieces in zip(Stream, streams, strict=True) if pieces
+        stream: joined
+        for stream, pieces in zip(Stream, streams, strict=True)
+        if (joined := b"".join(pieces))
     }
     known = Known(plan, read, block, {stream: as_bytes(data) for stream, data in raw.items()})
     packed = []
     for stream, data in raw.items():
-        spans = dictionary if stream is Stream.LITERAL else ()
-        contexts = known.contexts(stream)
         packed.append(
             pack(
                 data,
-                dictionary=spans,
+                dictionary=dictionary if stream is Stream.LITERAL else (),
                 read=read,
-                contexts=contexts,
-                is_quick=is_quick,
+                contexts=known.contexts(stream),
+                # Bits are as good as random: not worth more than a look.
+                is_quick=is_quick or stream is Stream.BITS,
                 prime=prime if stream is Stream.LITERAL else (),
             )
         )
-    return framing.joined(len(raw[Stream.OPERATIONS]), packed)
+    bits_size = len(raw.get(Stream.BITS, b"")) if Stream.STEPS in raw else None
+    return framing.joined(len(raw[Stream.OPERATIONS]), packed, bits_size)
 
 
 def demands(
@@ -109,14 +119,20 @@ def demands(
         case Kind.LITERAL | Kind.FRESH:
             return [(_BYTE_STREAM[kind], piece)]
         case _ if kind in _RESIDUAL:
-            residual = as_bytes(piece) - predicted(operation, read, block)
+            residual = as_bytes(piece) - predicted(operation, read, block)[0]
             return [(Stream.RESIDUAL, residual.tobytes())]
+        case Kind.STEPPED32:
+            new = np.frombuffer(piece, dtype="<u4")
+            steps, bits = float_steps.encode(
+                expected_floats(operation, read, block), new, operation.cell
+            )
+            return [(Stream.STEPS, steps.tobytes()), (Stream.BITS, bits)]
         case _:
             parts = (
                 planes(piece, WIDTH[kind])
                 if kind in _PLAIN_PLANES
                 else differences(
-                    _base(operation, read, block),
+                    base_of(operation, read, block),
                     piece,
                     WIDTH[kind],
                     is_float=kind in _FLOATS,
@@ -151,9 +167,18 @@ def decode(
         return known.streams[stream][at : at + count]
 
     out = bytearray()
+    bits = known.streams.get(Stream.BITS, as_bytes(b""))
     for operation in plan:
         parts = [take(stream, count) for stream, count in streams_of(operation).items()]
-        out += _made(operation, parts, read, out if is_global else block)
+        if operation.kind is Kind.STEPPED32:
+            numbers = expected_floats(operation, read, block)
+            numbers, used = float_steps.decode(numbers, parts[0], bits, operation.cell)
+            out += numbers.tobytes()
+            bits = bits[used:]
+        else:
+            out += _made(operation, parts, read, out if is_global else block)
+    if bits.size:
+        raise CorruptDeltaError("a segment has more bits of numbers than its numbers need")
     return bytes(out)
 
 
@@ -176,7 +201,7 @@ class Known:
     def contexts(self, stream: Stream) -> Contexts | None:
         """For packing `stream`; None when it does not hold numbers."""
         match stream:
-            case Stream.OPERATIONS | Stream.LITERAL:
+            case Stream.OPERATIONS | Stream.LITERAL | Stream.BITS:
                 return None
             case Stream.FRESH:
                 return Contexts((), is_signed=True)
@@ -186,11 +211,18 @@ class Known:
 
     def sides(self, stream: Stream) -> tuple[Bytes, ...]:
         """`Contexts.sides` of `stream`, from the old file and the higher planes."""
-        if stream < Stream.RESIDUAL:
+        if stream < Stream.RESIDUAL or stream is Stream.BITS:
             raise CorruptDeltaError("a stream has no contexts")
+        if stream is Stream.STEPS:
+            parts = [
+                steps_side(operation, self.block)
+                for operation in self.plan
+                if operation.kind is Kind.STEPPED32
+            ]
+            return (np.concatenate(parts),)
         if stream is Stream.RESIDUAL:
             parts = [
-                residual_side(operation, self.read, self.block)
+                expected(operation, self.read, self.block)[1]
                 for operation in self.plan
                 if Stream.RESIDUAL in streams_of(operation)
             ]
@@ -226,6 +258,11 @@ def opened(
     for operation in plan:
         for stream, count in streams_of(operation).items():
             wanted[stream] = wanted.get(stream, 0) + count
+    # How many bits stepped floats need, only their steps tell.
+    if Stream.STEPS in wanted and (bits_size := cursor.number()):
+        if bits_size > float_steps.MAX_BITS // 8 * wanted[Stream.STEPS]:
+            raise CorruptDeltaError("the streams are not what the operations need")
+        wanted[Stream.BITS] = bits_size
     streams = sorted(wanted)
     contents = framing.streams_in(cursor, [wanted[stream] for stream in streams])
     return plan, {
@@ -238,6 +275,8 @@ def streams_of(operation: Operation) -> dict[Stream, int]:
     kind = operation.kind
     if kind in {Kind.COPY, Kind.GLOBAL, Kind.PRODUCT}:
         return {}
+    if kind is Kind.STEPPED32:
+        return {Stream.STEPS: operation.size // WIDTH[kind]}
     if (width := WIDTH.get(kind)) is not None:
         return {Stream(Stream.PLANE0 + k): operation.size // width for k in range(width)}
     return {_BYTE_STREAM.get(kind, Stream.RESIDUAL): operation.size}
@@ -258,22 +297,15 @@ def _made(
         case Kind.LITERAL | Kind.FRESH:
             return parts[0].tobytes()
         case Kind.SUBTRACT | Kind.SCALED_S8 | Kind.SCALED_U8 | Kind.GAINED_S8 | Kind.GAINED_U8:
-            return (predicted(operation, read, block) + parts[0]).tobytes()
+            return (predicted(operation, read, block)[0] + parts[0]).tobytes()
         case Kind.PLANES16 | Kind.PLANES32:
             return from_planes(np.stack(parts))
         case Kind.INTEGER16 | Kind.INTEGER32 | Kind.FLOAT16 | Kind.FLOAT32 | Kind.SCALED_I32:
-            old = _base(operation, read, block)
+            old = base_of(operation, read, block)
             return undo_differences(old, np.stack(parts), is_float=operation.kind in _FLOATS)
+        case Kind.STEPPED32:
+            raise AssertionError("made where its bits are")
     assert_never(operation.kind)
-
-
-def _base(operation: Operation, read: Reader, block: bytes | bytearray) -> bytes:
-    """What wider elements are the difference to."""
-    old, scaling = read(operation.source, operation.size), operation.scaling
-    if scaling is None:
-        return old
-    ratios = ratios_of(scaling, read, block, MAX_INTEGER_SHIFT)
-    return rescaled_integers(old, ratios, scaling.first, scaling.inner)
 
 
 def _no_old_file(_offset: int, _size: int) -> bytes:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 
-from shoal_delta import contexts, segment
+import numpy as np
+
+from shoal_delta import contexts, float_plan, low_rank_plan, segment
 from shoal_delta.arithmetic import as_bytes
 from shoal_delta.global_block import Factors, GlobalBlock, content_of, product_factors
 from shoal_delta.onnx_wire import BFLOAT16, FLOAT, FLOAT16, INT16, INT32, UINT16, Model, Tensor
-from shoal_delta.operations import WIDTH, Kind, Operation, Scaling
+from shoal_delta.operations import PREDICTED, WIDTH, Kind, Operation, Scaling
 from shoal_delta.plan import cost_bits
 from shoal_delta.rescaling import GAINED_KIND, SCALED_KIND, channels_of, gain_codes, scale_of
 
@@ -93,6 +96,10 @@ class TensorPlanner:
         ways = [self._tried(Operation(Kind.SUBTRACT, size, base.offset), after)]
         if typed is not None:
             ways.append(self._tried(Operation(typed, size, base.offset), after))
+        if typed is Kind.FLOAT32:
+            patterns = (np.frombuffer(data, dtype="<u4") for data in (before, after))
+            cell, _ = float_plan.cheapest_cell(*patterns)
+            ways.append(self._tried(Operation(Kind.STEPPED32, size, base.offset, cell=cell), after))
         if size >= _MIN_STATISTICS_BYTES:
             ways.append(self._fresh(tensor, tensor.offset, size))
         elif typed is not None:
@@ -103,8 +110,24 @@ class TensorPlanner:
         for way in sorted(ways, key=lambda way: way.cost):
             operation = self._settled(way)
             if operation is not None:
-                return operation
+                return self._with_low_rank(operation, tensor, after)
         raise AssertionError("a tensor cannot be made at all")
+
+    def _with_low_rank(self, operation: Operation, tensor: Tensor, after: bytes) -> Operation:
+        """The operation with a low-rank update when it pays."""
+        shape = low_rank_plan.matrix_shape(tensor.dims)
+        elements = operation.size // WIDTH.get(operation.kind, 1)
+        if operation.kind not in PREDICTED or shape is None or prod(shape) != elements:
+            return operation
+        attempt = (
+            low_rank_plan.float_attempt
+            if operation.kind is Kind.STEPPED32
+            else low_rank_plan.byte_attempt
+        )
+        best = attempt(operation, shape, after, self.block.read, bytes(self.block.content))
+        if best is None or not self.block.place_factors(best[1]):
+            return operation
+        return best[0]
 
     def _fresh(self, tensor: Tensor, start: int, size: int) -> _Way:
         after = self.files[1][start : start + size]
@@ -194,7 +217,7 @@ class TensorPlanner:
             values = as_bytes(data)
             if stream is segment.Stream.RESIDUAL:
                 cost += cost_bits(
-                    values, contexts.residual_side(operation, read, block) & contexts.FRACTION
+                    values, contexts.expected(operation, read, block)[1] & contexts.FRACTION
                 )
             else:
                 cost += cost_bits(values)

@@ -11,6 +11,7 @@ import runpy
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -157,6 +158,12 @@ def _solid(way: Callable[[bytes], bytes]) -> bytes:
     return _delta(Layout.SOLID, new, [Segment(len(new), None, len(body))], body)
 
 
+def _of(file: str, name: str) -> Callable[[bytes], Any]:
+    """By path: run as a program there is no package of tests around this file."""
+    found: Callable[[bytes], Any] = runpy.run_path(str(Path(__file__).with_name(file)))[name]
+    return found
+
+
 def golden() -> dict[str, dict[str, str]]:
     """name: sha256 of the new file, and the delta in hexadecimal."""
     deltas = {f"segmented-{name}": _segmented(pack) for name, pack in WAYS.items()}
@@ -164,9 +171,8 @@ def golden() -> dict[str, dict[str, str]]:
     for name in ("raw", "zstd", "lzma-0", "lzma-1", "lzma-2", "lzma-3"):
         deltas[f"solid-{name}"] = _solid(WAYS[name])
     same = [Segment(len(OLD), None, copy_from=0)]
-    # By path: run as a program there is no package of tests around this file.
-    made = runpy.run_path(str(Path(__file__).with_name("predicted.py")))
-    deltas["predicted"] = made["predicted"](OLD)[0]
+    deltas["predicted"] = _of("predicted.py", "predicted")(OLD)[0]
+    deltas["low-rank"] = _of("golden_low_rank.py", "delta")(OLD)
     deltas["same"] = _delta(Layout.SEGMENTED, OLD, same, b"")
     return {
         name: {"sha256": hashlib.sha256(apply(OLD, delta)).hexdigest(), "delta": delta.hex()}
