@@ -19,7 +19,7 @@ from shoal_delta.container import DEFAULT_MAX_OUTPUT_BYTES, VERSION, Header, Lay
 from shoal_delta.decoding import decode_global_block, global_segment, read_header, reader_of
 from shoal_delta.errors import WrongBaseError
 from shoal_delta.onnx_wire import Tensor, walk
-from shoal_delta.operations import FROM_OLD, Kind, Operation
+from shoal_delta.operations import FROM_OLD, WIDTH, Kind, Operation
 from shoal_delta.segment import Known, Stream, opened, streams_of
 from shoal_delta.solid import opened as opened_solid
 from shoal_delta.views import Views
@@ -184,6 +184,10 @@ class _Shares:
                 whole = bits[stream].sum()
                 share = bits[stream][at : at + count].sum() / whole
                 costs[index] += len(packed[stream][1]) * float(share)
+            if Stream.STEPS in streams_of(operation) and Stream.BITS in packed:
+                # How many bits each number takes, only the steps tell: all count the same.
+                stepped = packed[Stream.STEPS][0] * WIDTH[operation.kind]
+                costs[index] += len(packed[Stream.BITS][1]) * operation.size / stepped
         for operation, cost in zip(plan, costs, strict=True):
             self.add(operation, cost, is_global=is_global)
         return tuple(
