@@ -11,18 +11,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+import numpy as np
+import numpy.typing as npt
 import zstandard
 
-from shoal_delta import ans, mixing
+from shoal_delta import ans, mixing, row_streams
 from shoal_delta.arithmetic import Bytes, as_bytes
 from shoal_delta.errors import CorruptDeltaError
 from shoal_delta.wire import Cursor, varint
 
 Reader = Callable[[int, int], bytes]
 """`read(offset, size)` of the old file: exactly `size` bytes, or a `CorruptDeltaError`."""
-
-Sides = Callable[[], tuple[Bytes, ...]]
-"""`Contexts.sides`, made when a coder asks for them."""
 
 Span = tuple[int, int]
 """(offset, size) in the old file."""
@@ -32,16 +31,23 @@ Span = tuple[int, int]
 class Contexts:
     """What is known of numbers before they are unpacked: `sides`, arrays of one byte a number.
 
-    The first, if there is one, is below 32 and serves every entropy coder. Further ones serve the
-    mixing coder only and are below 64: each is a context of its own and, with what has just been
-    decoded, a context of two. An array pays when it is informative given the others; classes
-    should be numbered so that neighbours are alike. The decoder must be able to make the same ones.
+    The first, if there is one, is below 32 and is the context of mode 8; no coder uses more.
     `is_signed`: they are small near 0 and 255, not only near 0.
+
+    Only the row coder (mode 9) uses what follows, and only of streams that have `matrices`: for each
+    the count of numbers and how many columns a row has (0: not known; a decoder need not know). They
+    fill the stream one after the other. `expected` is what each number should be, in 1/16, from -128
+    to 127: a prediction with its fraction belongs here, whatever it comes from.
     """
 
     sides: tuple[Bytes, ...]
     is_signed: bool
+    matrices: tuple[tuple[int, int], ...] = ()
+    expected: npt.NDArray[np.int8] | None = None
 
+
+Known = Callable[[], Contexts]
+"""The contexts of a stream, made when its coder asks for them."""
 
 MAX_DICTIONARY_SPANS = 64
 MAX_DICTIONARY_BYTES = 4 << 20
@@ -60,6 +66,8 @@ _MIN_ANS_BYTES = 128
 _SPARSE_SHIFT = 7
 # Shorter, and the board's time is worth more than what is left to win.
 _MIN_MIXED_BYTES = 192
+# What is learned from fewer numbers does not show.
+_MIN_ROWS_BYTES = 512
 # Up to here it is also tried without what the old file tells: fewer tables.
 _TRY_PLAIN_BYTES = 128 << 10
 _MIN_DICTIONARY_BYTES = 4096
@@ -78,6 +86,8 @@ class Mode(IntEnum):
     """4..7: a raw LZMA1 stream without header."""
     ANS = 8
     """Interleaved rANS with contexts: see `ans`."""
+    ROWS = 9
+    """Weight updates predicted from the rows before: see `row_coder`."""
     MIXED = 16
     """Text after spans of the old file, bit by bit: see `mixing`."""
 
@@ -97,12 +107,14 @@ def pack(
     contexts: Contexts | None = None,
     is_quick: bool = False,
     prime: Sequence[Span] = (),
+    is_slow_allowed: bool = True,
 ) -> bytes:
     """The smallest way to say `raw` (not empty): mode byte and packed bytes. Ties: the lower mode.
 
     `prime` says where in the old file text like this one stands, when `raw` is text.
     `contexts` are for numbers (residuals, planes of elements), which the entropy coder is tried on.
     `is_quick` tries zstd and that one only, at a low level: to compare plans, not to send.
+    `is_slow_allowed`: the row coder is tried too, which unpacks some 0.2 MB a second.
     """
     if raw.count(raw[0]) == len(raw):
         return bytes([Mode.RUN, raw[0]])
@@ -118,7 +130,11 @@ def pack(
         best = min([best, *_mixed(raw, prime, read)], key=len)
     if contexts is None or len(raw) < _MIN_ANS_BYTES or len(best) <= len(raw) >> _SPARSE_SHIFT:
         return best
-    return min(best, _ans(raw, contexts, is_quick=is_quick), key=len)
+    coded = [best, _ans(raw, contexts, is_quick=is_quick)]
+    is_enough = len(raw) >= _MIN_ROWS_BYTES and is_slow_allowed and not is_quick
+    if contexts.matrices and is_enough:
+        coded += _rows(raw, contexts, min(map(len, coded)))
+    return min(coded, key=len)
 
 
 def _mixed(raw: bytes, spans: Sequence[Span], read: Reader) -> list[bytes]:
@@ -136,8 +152,8 @@ def _lzma_ways(raw: bytes) -> list[bytes]:
     return [bytes([Mode.LZMA + i]) + _lzma(raw, PROPERTIES[i]) for i in choices]
 
 
-def unpack(packed: bytes, size: int, read: Reader, sides: Sides | None = None) -> bytes:
-    """The `size` bytes that `packed` stands for; `sides()` gives `Contexts.sides`.
+def unpack(packed: bytes, size: int, read: Reader, known: Known | None = None) -> bytes:
+    """The `size` bytes that `packed` stands for; `known()` gives the stream's contexts.
 
     Raises:
         CorruptDeltaError: it stands for something else.
@@ -157,7 +173,9 @@ def unpack(packed: bytes, size: int, read: Reader, sides: Sides | None = None) -
         case _ if Mode.LZMA <= mode < Mode.LZMA + len(PROPERTIES):
             raw = _unlzma(cursor.take(cursor.remaining), size, PROPERTIES[mode - Mode.LZMA])
         case Mode.ANS:
-            raw = _unans(cursor, size, read, sides)
+            raw = _unans(cursor, size, read, known)
+        case Mode.ROWS:
+            raw = _unrows(cursor, read, known)
         case Mode.MIXED:
             text = _dictionary(cursor, read, mixing.MAX_BYTES - size)
             raw = mixing.decode(cursor.take(cursor.remaining), size, text)
@@ -174,22 +192,45 @@ def _ans(raw: bytes, contexts: Contexts, *, is_quick: bool) -> bytes:
     is_alone = first is None or is_quick or len(raw) > _TRY_PLAIN_BYTES
     for side in (first,) if is_alone else (first, None):
         model, stream = ans.encode(as_bytes(raw), side, is_signed=contexts.is_signed)
-        packed = pack(model, is_quick=is_quick)
-        front = bytes([Mode.ANS]) + varint(len(model)) + varint(len(packed))
-        found.append(front + packed + stream)
+        found.append(_with_model(Mode.ANS, model, stream, is_quick=is_quick))
     return min(found, key=len)
 
 
-def _unans(cursor: Cursor, size: int, read: Reader, sides: Sides | None) -> bytes:
-    model_size, packed_size = cursor.number(), cursor.number()
-    if not 1 <= model_size <= ans.MAX_MODEL_BYTES:
-        raise CorruptDeltaError("an entropy coder's tables are too large")
-    packed = cursor.take(packed_size)
-    if packed[:1] == bytes([Mode.ANS]):
-        raise CorruptDeltaError("an entropy coder's tables are packed by itself")
-    model = unpack(packed, model_size, read)
-    first = None if sides is None else lambda: sides()[0]
+def _unans(cursor: Cursor, size: int, read: Reader, known: Known | None) -> bytes:
+    model = _model(cursor, read, ans.MAX_MODEL_BYTES)
+    first = None if known is None else lambda: known().sides[0]
     return ans.decode(model, cursor.take(cursor.remaining), size, first).tobytes()
+
+
+def _rows(raw: bytes, contexts: Contexts, beat: int) -> list[bytes]:
+    coded = row_streams.encode(as_bytes(raw), contexts.matrices, contexts.expected, beat)
+    return [] if coded is None else [_with_model(Mode.ROWS, *coded)]
+
+
+def _unrows(cursor: Cursor, read: Reader, known: Known | None) -> bytes:
+    model = _model(cursor, read, row_streams.MAX_MODEL_BYTES)
+    contexts = known() if known is not None else None
+    if contexts is None or not contexts.matrices:
+        raise CorruptDeltaError("a row coder's stream has no matrices")
+    sizes = [size for size, _ in contexts.matrices]
+    stream = cursor.take(cursor.remaining)
+    return row_streams.decode(model, stream, sizes, contexts.expected).tobytes()
+
+
+def _with_model(mode: Mode, model: bytes, stream: bytes, *, is_quick: bool = False) -> bytes:
+    packed = pack(model, is_quick=is_quick)
+    return bytes([mode]) + varint(len(model)) + varint(len(packed)) + packed + stream
+
+
+def _model(cursor: Cursor, read: Reader, max_bytes: int) -> bytes:
+    """An entropy coder's model, unpacked."""
+    size, packed_size = cursor.number(), cursor.number()
+    if not 1 <= size <= max_bytes:
+        raise CorruptDeltaError("an entropy coder's model is too large")
+    packed = cursor.take(packed_size)
+    if packed[:1] and packed[0] >= Mode.ANS:
+        raise CorruptDeltaError("an entropy coder's model is packed by one")
+    return unpack(packed, size, read)
 
 
 def zstd_compress(raw: bytes, dictionary: bytes = b"", level: int = _LEVEL) -> bytes:

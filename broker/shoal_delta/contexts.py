@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from shoal_delta.arithmetic import (
     MAX_INTEGER_SHIFT,
@@ -23,7 +24,7 @@ from shoal_delta.arithmetic import (
     rescaled_integers,
     scale_ratios,
 )
-from shoal_delta.coders import Reader
+from shoal_delta.coders import Contexts, Reader
 from shoal_delta.errors import CorruptDeltaError
 from shoal_delta.low_rank import added, direction_classes, fixed_updates, moved, update_classes
 from shoal_delta.operations import WIDTH, Gains, Kind, Operation, Scaling
@@ -80,6 +81,32 @@ def expected(operation: Operation, read: Reader, block: bytes | bytearray) -> tu
             is_signed=channels is None or operation.kind in _SIGNED,
         )
     return weights, (size << 3 | fraction).astype(np.uint8)
+
+
+def residual_contexts(
+    plan: Sequence[Operation], read: Reader, block: bytes | bytearray
+) -> Contexts:
+    """Of the residuals that the operations of `plan` take, one after the other."""
+    sides = [expected(operation, read, block)[1] for operation in plan]
+    fractions = [
+        _lost(side) if _is_rounded(operation) else np.zeros(side.size, dtype=np.int8)
+        for operation, side in zip(plan, sides, strict=True)
+    ]
+    return Contexts(
+        (np.concatenate(sides),),
+        is_signed=True,
+        matrices=tuple((operation.size, operation.columns) for operation in plan),
+        expected=np.concatenate(fractions),
+    )
+
+
+def _is_rounded(operation: Operation) -> bool:
+    return operation.kind is not Kind.SUBTRACT or operation.low_rank is not None
+
+
+def _lost(side: Bytes) -> npt.NDArray[np.int8]:
+    """What was lost by rounding, in 1/16 of a step: the middle of the eighth."""
+    return (2 * (side.astype(np.int8) & 7) - 7).astype(np.int8)
 
 
 def expected_floats(operation: Operation, read: Reader, block: bytes | bytearray) -> Patterns:

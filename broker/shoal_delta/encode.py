@@ -37,6 +37,8 @@ _MAX_SEGMENT_OPERATIONS = 16_384
 _TRY_ALL_BYTES = 2 << 20
 _TRIED = 3
 _QUICK_LEVEL = 3
+# Up to here a board may take some seconds for all weights: larger models want 10 MB a second.
+_SLOW_CODER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,8 @@ class _Encoder:
         self, old: bytes, new: bytes, profile: Profile, progress: Progress | None, workers: int
     ) -> None:
         self._old, self._new = old, new
-        self._is_solid_allowed = profile == "small"
+        self._is_small = profile == "small"
+        self._is_slow_allowed = self._is_small and len(new) <= _SLOW_CODER_BYTES
         self._progress = progress or (lambda _done, _total: None)
         self._workers = workers
         self._sizes = (len(old), len(new))
@@ -117,8 +120,12 @@ class _Encoder:
             plans += generic_plans(self._old, self._new)
         count = _TRIED if len(self._new) <= _TRY_ALL_BYTES else 1
         plans = promising(plans, self._old, self._new, count)
+        if model in plans and self._is_slow_allowed:
+            # What factors say, rows may say by themselves, and then the factors are not sent.
+            other = model_plan(self._old, self._new, has_low_rank=False)
+            plans += [other] if other is not None else []
         segmented = min((self._packed(plan) for plan in plans), key=len)
-        if not self._is_solid_allowed:
+        if not self._is_small:
             return segmented
         solids = [
             self._solid(plan.operations)
@@ -157,7 +164,8 @@ class _Encoder:
                 block=plan.block,
                 dictionary=plan.dictionary(cut.start, cut.size),
                 is_quick=is_quick,
-                prime=plan.prime,
+                prime=plan.prime if self._is_small else (),
+                is_slow_allowed=self._is_slow_allowed,
             )
 
         block = b""

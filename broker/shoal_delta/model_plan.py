@@ -7,7 +7,8 @@ estimated the smallest.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
 from shoal_delta import mixing
 from shoal_delta.coders import MAX_DICTIONARY_BYTES, Span
@@ -29,12 +30,15 @@ _MAX_DICTIONARY_SPANS = 32
 _MIN_PRIME_SPAN_BYTES = 100
 
 
-def model_plan(old: bytes, new: bytes) -> Plan | None:
-    """The plan for two models, or None when one of the files is none."""
+def model_plan(old: bytes, new: bytes, *, has_low_rank: bool = True) -> Plan | None:
+    """The plan for two models, or None when one of the files is none.
+
+    Without `has_low_rank` nothing is predicted by factors: the row coder may find the same by itself.
+    """
     before, after = walk(old), walk(new)
     if before is None or after is None:
         return None
-    return _Planner(old, new, before, after).plan()
+    return _Planner(old, new, before, after, has_low_rank).plan()
 
 
 @dataclass(slots=True)
@@ -43,6 +47,7 @@ class _Planner:
     new: bytes
     before: Model
     after: Model
+    has_low_rank: bool
 
     def plan(self) -> Plan:
         old_tensors, new_tensors = _worthwhile(self.before), _worthwhile(self.after)
@@ -55,9 +60,9 @@ class _Planner:
             bases,
             product_factors(self.new, self.after),
         )
-        tensors = TensorPlanner(files, models, matches, bases, block)
+        tensors = TensorPlanner(files, models, matches, bases, block, self.has_low_rank)
         built = {
-            t.offset: tensors.operations(t)
+            t.offset: _with_columns(tensors.operations(t), t)
             for t in sorted(new_tensors, key=lambda t: _turn(t, block))
         }
         old_pieces = _pieces(old_tensors, len(self.old))
@@ -115,6 +120,11 @@ def _turn(tensor: Tensor, block: GlobalBlock) -> int:
 def _worthwhile(model: Model) -> list[Tensor]:
     """The tensors that get operations of their own, in file order."""
     return [t for t in model.tensors if t.size >= _MIN_TENSOR_BYTES or t.dtype in BASED]
+
+
+def _with_columns(operations: list[Operation], tensor: Tensor) -> list[Operation]:
+    columns = prod(tensor.dims[1:]) if len(tensor.dims) > 1 else 0
+    return [replace(operation, columns=columns) for operation in operations]
 
 
 def _pieces(tensors: Sequence[Tensor], size: int) -> list[Span]:

@@ -5,7 +5,7 @@ Bytes <-> values and the checks that need no file; the arithmetic stands in `ari
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from shoal_delta import low_rank as low_ranks
@@ -130,6 +130,8 @@ class Operation:
     """`size` bytes of output; `source` is an offset in the old file, or in the global block.
 
     `factor` is where the global block holds the one number of a PRODUCT.
+    `columns` is how many elements a row of the tensor has (0: not known), for the coder's choice: it
+    is not on the wire.
     """
 
     kind: Kind
@@ -142,6 +144,7 @@ class Operation:
     """Added to the prediction."""
     cell: int = MIN_CELL
     """Of a STEPPED32: a cell's width is 2^(`cell` - 127)."""
+    columns: int = field(default=0, compare=False)
 
     def split(self, size: int) -> tuple[Operation, Operation]:
         """The same work in two: the first `size` bytes, a multiple of the width, and the rest."""

@@ -27,10 +27,10 @@ from shoal_delta.arithmetic import (
 from shoal_delta.coders import Contexts, Reader, Span, pack, unpack
 from shoal_delta.contexts import (
     base_of,
-    expected,
     expected_floats,
     plane_side,
     predicted,
+    residual_contexts,
     steps_side,
 )
 from shoal_delta.errors import CorruptDeltaError
@@ -70,12 +70,14 @@ def encode(
     dictionary: Sequence[Span] = (),
     is_quick: bool = False,
     prime: Sequence[Span] = (),
+    is_slow_allowed: bool = True,
 ) -> bytes:
     """The segment that makes `new` (of the file's offset `start`) by `plan`.
 
     The global block's own segment is made with the whole `block`.
 
-    `is_quick` packs for an estimate: the same streams, not the smallest.
+    `is_quick` packs for an estimate: the same streams, not the smallest. `is_slow_allowed` as in
+    `coders.pack`.
     """
     streams: list[list[bytes]] = [[] for _ in Stream]
     streams[Stream.OPERATIONS].append(operations.encode(plan, start))
@@ -93,15 +95,17 @@ def encode(
     known = Known(plan, read, block, {stream: as_bytes(data) for stream, data in raw.items()})
     packed = []
     for stream, data in raw.items():
+        has_contexts = stream >= Stream.FRESH and stream is not Stream.BITS
         packed.append(
             pack(
                 data,
                 dictionary=dictionary if stream is Stream.LITERAL else (),
                 read=read,
-                contexts=known.contexts(stream),
+                contexts=known.contexts(stream) if has_contexts else None,
                 # Bits are as good as random: not worth more than a look.
                 is_quick=is_quick or stream is Stream.BITS,
                 prime=prime if stream is Stream.LITERAL else (),
+                is_slow_allowed=is_slow_allowed,
             )
         )
     bits_size = len(raw.get(Stream.BITS, b"")) if Stream.STEPS in raw else None
@@ -195,38 +199,28 @@ class Known:
         """Unpack all of them. High planes first: they are the context of the lower ones."""
         for stream in sorted(packed, reverse=True):
             size, content = packed[stream]
-            sides = partial(self.sides, stream)
-            self.streams[stream] = as_bytes(unpack(content, size, self.read, sides))
+            known = partial(self.contexts, stream)
+            self.streams[stream] = as_bytes(unpack(content, size, self.read, known))
 
-    def contexts(self, stream: Stream) -> Contexts | None:
-        """For packing `stream`; None when it does not hold numbers."""
+    def contexts(self, stream: Stream) -> Contexts:
+        """What is known of `stream`, when it holds numbers, from the old file and higher planes."""
         match stream:
             case Stream.OPERATIONS | Stream.LITERAL | Stream.BITS:
-                return None
+                raise CorruptDeltaError("a stream has no contexts")
+            case Stream.STEPS:
+                plan = self._taking(stream)
+                sides = [steps_side(operation, self.block) for operation in plan]
+                return Contexts((np.concatenate(sides),), is_signed=False)
             case Stream.FRESH:
                 return Contexts((), is_signed=True)
             case Stream.RESIDUAL:
-                return Contexts(self.sides(stream), is_signed=True)
-        return Contexts(self.sides(stream), is_signed=False)
+                return residual_contexts(self._taking(stream), self.read, self.block)
+        return Contexts((self._plane_side(stream),), is_signed=False)
 
-    def sides(self, stream: Stream) -> tuple[Bytes, ...]:
-        """`Contexts.sides` of `stream`, from the old file and the higher planes."""
-        if stream < Stream.RESIDUAL or stream is Stream.BITS:
-            raise CorruptDeltaError("a stream has no contexts")
-        if stream is Stream.STEPS:
-            parts = [
-                steps_side(operation, self.block)
-                for operation in self.plan
-                if operation.kind is Kind.STEPPED32
-            ]
-            return (np.concatenate(parts),)
-        if stream is Stream.RESIDUAL:
-            parts = [
-                expected(operation, self.read, self.block)[1]
-                for operation in self.plan
-                if Stream.RESIDUAL in streams_of(operation)
-            ]
-            return (np.concatenate(parts),)
+    def _taking(self, stream: Stream) -> list[Operation]:
+        return [operation for operation in self.plan if stream in streams_of(operation)]
+
+    def _plane_side(self, stream: Stream) -> Bytes:
         taken = dict.fromkeys(Stream, 0)
         parts = []
         for operation in self.plan:
@@ -240,7 +234,7 @@ class Known:
                 parts.append(plane_side(operation, stream - Stream.PLANE0, higher, self.read))
             for each, count in counts.items():
                 taken[each] += count
-        return (np.concatenate(parts),)
+        return np.concatenate(parts)
 
 
 def opened(

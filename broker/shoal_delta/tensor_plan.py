@@ -56,6 +56,7 @@ class TensorPlanner:
     matches: Mapping[int, Tensor]
     bases: Mapping[int, Tensor]
     block: GlobalBlock
+    has_low_rank: bool
     _old_factors: dict[int, Factors] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -117,7 +118,8 @@ class TensorPlanner:
         """The operation with a low-rank update when it pays."""
         shape = low_rank_plan.matrix_shape(tensor.dims)
         elements = operation.size // WIDTH.get(operation.kind, 1)
-        if operation.kind not in PREDICTED or shape is None or prod(shape) != elements:
+        is_possible = operation.kind in PREDICTED and self.has_low_rank
+        if not is_possible or shape is None or prod(shape) != elements:
             return operation
         attempt = (
             low_rank_plan.float_attempt

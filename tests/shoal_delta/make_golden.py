@@ -172,6 +172,7 @@ def golden() -> dict[str, dict[str, str]]:
         deltas[f"solid-{name}"] = _solid(WAYS[name])
     same = [Segment(len(OLD), None, copy_from=0)]
     deltas["predicted"] = _of("predicted.py", "predicted")(OLD)[0]
+    deltas["rows"] = _of("golden_rows.py", "delta")(OLD)
     deltas["low-rank"] = _of("golden_low_rank.py", "delta")(OLD)
     deltas["same"] = _delta(Layout.SEGMENTED, OLD, same, b"")
     return {
