@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal_delta.arithmetic import (
-    MAX_INTEGER_SHIFT,
     MAX_SHIFT,
     Bytes,
     Patterns,
@@ -21,16 +20,15 @@ from shoal_delta.arithmetic import (
     gain_ratios,
     magnitude_classes,
     rescaled,
-    rescaled_integers,
     scale_ratios,
 )
 from shoal_delta.coders import Contexts, Reader
-from shoal_delta.errors import CorruptDeltaError
 from shoal_delta.low_rank import added, direction_classes, fixed_updates, moved, update_classes
 from shoal_delta.operations import WIDTH, Gains, Kind, Operation, Scaling
 
 # The eighth of a weight that is not rescaled.
 _EXACT = 4
+_NO_DIRECTION = 15
 FRACTION = np.uint8(7)
 """The bits of a residual's side that say how its prediction was rounded."""
 _SIGNED = frozenset({Kind.SCALED_S8, Kind.GAINED_S8})
@@ -44,64 +42,72 @@ _FIRST_PLAIN = 19
 
 
 def predicted(operation: Operation, read: Reader, block: bytes | bytearray) -> tuple[Bytes, Bytes]:
-    """The weights as they are expected, and how they were rounded, in eighths (4: not at all)."""
+    """What the residuals of `operation` are added to, and how it was rounded, in eighths."""
+    return _predicted(operation, read, block, _update(operation, block))
+
+
+def _predicted(
+    operation: Operation, read: Reader, block: bytes | bytearray, update: Updates | None
+) -> tuple[Bytes, Bytes]:
     old = as_bytes(read(operation.source, operation.size))
-    update = None if operation.low_rank is None else _update(operation, block)
     channels = operation.scaling or operation.gains
-    if channels is not None:
-        return rescaled(
-            old,
-            is_signed=operation.kind in _SIGNED,
-            zero_points=(channels.old_zero_point, channels.new_zero_point),
-            ratios=_ratios_of(channels, read, block, MAX_SHIFT),
-            first=channels.first,
-            inner=channels.inner,
-            update=update,
-        )
-    if operation.kind is not Kind.SUBTRACT:
-        raise CorruptDeltaError("a rescaled weight tensor has no scales")
-    if update is not None:
-        return added(old, update)
-    return old, np.full(old.size, _EXACT, dtype=np.uint8)
+    if channels is None:
+        if update is not None:
+            return added(old, update)
+        return old, np.full(old.size, _EXACT, dtype=np.uint8)
+    return rescaled(
+        old,
+        is_signed=operation.kind in _SIGNED,
+        zero_points=(channels.old_zero_point, channels.new_zero_point),
+        ratios=channel_ratios(channels, read, block, MAX_SHIFT),
+        first=channels.first,
+        inner=channels.inner,
+        update=update,
+    )
 
 
-def expected(operation: Operation, read: Reader, block: bytes | bytearray) -> tuple[Bytes, Bytes]:
-    """The weights as they are expected, and the side of their residuals.
+def expected(operation: Operation, read: Reader, block: bytes) -> tuple[Bytes, Bytes]:
+    """What the residuals of `operation` are added to, and their side.
 
     The side is eighths of the rounding, and 8 x how large the old weight was, or its low-rank update.
     """
-    weights, fraction = predicted(operation, read, block)
-    if operation.low_rank is not None:
-        size = update_classes(_update(operation, block))
+    update, channels = _update(operation, block), operation.scaling or operation.gains
+    weights, fraction = _predicted(operation, read, block, update)
+    if update is not None:
+        size = update_classes(update)
     else:
-        channels = operation.scaling or operation.gains
-        size = magnitude_classes(
-            as_bytes(read(operation.source, operation.size)),
-            0 if channels is None else channels.old_zero_point,
-            is_signed=channels is None or operation.kind in _SIGNED,
-        )
+        old = as_bytes(read(operation.source, operation.size))
+        is_signed = channels is None or operation.kind in _SIGNED
+        zero_point = 0 if channels is None else channels.old_zero_point
+        size = magnitude_classes(old, zero_point, is_signed=is_signed)
     return weights, (size << 3 | fraction).astype(np.uint8)
 
 
-def residual_contexts(
-    plan: Sequence[Operation], read: Reader, block: bytes | bytearray
-) -> Contexts:
-    """Of the residuals that the operations of `plan` take, one after the other."""
-    sides = [expected(operation, read, block)[1] for operation in plan]
-    fractions = [
-        _lost(side) if _is_rounded(operation) else np.zeros(side.size, dtype=np.int8)
+def residual_contexts(plan: Sequence[Operation], sides: Sequence[Bytes]) -> Contexts:
+    """Of the residuals that the operations of `plan` take, one after the other, with these sides."""
+    centres = [
+        np.zeros(side.size, dtype=np.int8) if _is_exact(operation) else _lost(side)
         for operation, side in zip(plan, sides, strict=True)
     ]
     return Contexts(
         (np.concatenate(sides),),
         is_signed=True,
         matrices=tuple((operation.size, operation.columns) for operation in plan),
-        expected=np.concatenate(fractions),
+        expected=np.concatenate(centres),
     )
 
 
-def _is_rounded(operation: Operation) -> bool:
-    return operation.kind is not Kind.SUBTRACT or operation.low_rank is not None
+def steps_contexts(plan: Sequence[Operation], block: bytes) -> Contexts:
+    """The same of steps."""
+    return Contexts(
+        (np.concatenate([steps_side(operation, block) for operation in plan]),),
+        is_signed=True,
+        matrices=tuple((operation.size // 4, operation.columns) for operation in plan),
+    )
+
+
+def _is_exact(operation: Operation) -> bool:
+    return operation.kind is Kind.SUBTRACT and operation.low_rank is None
 
 
 def _lost(side: Bytes) -> npt.NDArray[np.int8]:
@@ -109,39 +115,18 @@ def _lost(side: Bytes) -> npt.NDArray[np.int8]:
     return (2 * (side.astype(np.int8) & 7) - 7).astype(np.int8)
 
 
-def expected_floats(operation: Operation, read: Reader, block: bytes | bytearray) -> Patterns:
+def expected_floats(operation: Operation, read: Reader, block: bytes) -> Patterns:
     """The numbers a STEPPED32 counts from."""
     old = np.frombuffer(read(operation.source, operation.size), dtype="<u4")
-    return old if operation.low_rank is None else moved(old, operation.low_rank, bytes(block))
+    return old if operation.low_rank is None else moved(old, operation.low_rank, block)
 
 
-def steps_side(operation: Operation, block: bytes | bytearray) -> Bytes:
+def steps_side(operation: Operation, block: bytes) -> Bytes:
     """Which way and how far each number is expected to move: 0 to 14; 15 when nothing tells."""
     count = operation.size // WIDTH[operation.kind]
     if operation.low_rank is None:
-        return np.full(count, 15, dtype=np.uint8)
-    return direction_classes(operation.low_rank, count, operation.cell - 127, bytes(block))
-
-
-def base_of(operation: Operation, read: Reader, block: bytes | bytearray) -> bytes:
-    """What wider elements are the difference to."""
-    old, scaling = read(operation.source, operation.size), operation.scaling
-    if scaling is None:
-        return old
-    ratios = _ratios_of(scaling, read, block, MAX_INTEGER_SHIFT)
-    return rescaled_integers(old, ratios, scaling.first, scaling.inner)
-
-
-def _ratios_of(
-    channels: Scaling | Gains, read: Reader, block: bytes | bytearray, max_shift: int
-) -> Ratios:
-    """By how much each channel grows."""
-    if isinstance(channels, Gains):
-        codes = bytes(block[channels.codes : channels.codes + channels.channels])
-        return gain_ratios(codes, channels.bits)
-    size = 4 * channels.channels
-    new = bytes(block[channels.new_scales : channels.new_scales + size])
-    return scale_ratios(read(channels.old_scales, size), new, max_shift)
+        return np.full(count, _NO_DIRECTION, dtype=np.uint8)
+    return direction_classes(operation.low_rank, count, operation.cell - 127, block)
 
 
 def plane_side(operation: Operation, plane: int, higher: Sequence[Bytes], read: Reader) -> Bytes:
@@ -179,7 +164,18 @@ def _element_sizes(old: bytes, kind: Kind) -> Bytes:
     return size.astype(np.uint8)
 
 
-def _update(operation: Operation, block: bytes | bytearray) -> Updates:
-    if operation.low_rank is None:
-        raise CorruptDeltaError("an operation has no low-rank update")
-    return fixed_updates(operation.low_rank, operation.size, bytes(block))
+def _update(operation: Operation, block: bytes | bytearray) -> Updates | None:
+    low_rank = operation.low_rank
+    return None if low_rank is None else fixed_updates(low_rank, operation.size, bytes(block))
+
+
+def channel_ratios(
+    channels: Scaling | Gains, read: Reader, block: bytes | bytearray, max_shift: int
+) -> Ratios:
+    """By how much each channel's numbers grow."""
+    if isinstance(channels, Gains):
+        codes = bytes(block[channels.codes : channels.codes + channels.channels])
+        return gain_ratios(codes, channels.bits)
+    size = 4 * channels.channels
+    new = bytes(block[channels.new_scales : channels.new_scales + size])
+    return scale_ratios(read(channels.old_scales, size), new, max_shift)

@@ -23,7 +23,7 @@ from shoal_delta.errors import DeltaError, EncodeError
 from shoal_delta.estimate import promising
 from shoal_delta.model_plan import model_plan
 from shoal_delta.operations import WIDTH, Kind, Operation
-from shoal_delta.plan import Plan, generic_plans
+from shoal_delta.plan import SLOW_CODER_BYTES, Plan, generic_plans
 
 Profile = Literal["fast", "small"]
 """What matters: "fast" to make and to apply, resumed at every segment; or "small"."""
@@ -37,8 +37,6 @@ _MAX_SEGMENT_OPERATIONS = 16_384
 _TRY_ALL_BYTES = 2 << 20
 _TRIED = 3
 _QUICK_LEVEL = 3
-# Up to here a board may take some seconds for all weights: larger models want 10 MB a second.
-_SLOW_CODER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +92,7 @@ class _Encoder:
     ) -> None:
         self._old, self._new = old, new
         self._is_small = profile == "small"
-        self._is_slow_allowed = self._is_small and len(new) <= _SLOW_CODER_BYTES
+        self._is_slow_allowed = self._is_small and len(new) <= SLOW_CODER_BYTES
         self._progress = progress or (lambda _done, _total: None)
         self._workers = workers
         self._sizes = (len(old), len(new))
@@ -120,10 +118,6 @@ class _Encoder:
             plans += generic_plans(self._old, self._new)
         count = _TRIED if len(self._new) <= _TRY_ALL_BYTES else 1
         plans = promising(plans, self._old, self._new, count)
-        if model in plans and self._is_slow_allowed:
-            # What factors say, rows may say by themselves, and then the factors are not sent.
-            other = model_plan(self._old, self._new, has_low_rank=False)
-            plans += [other] if other is not None else []
         segmented = min((self._packed(plan) for plan in plans), key=len)
         if not self._is_small:
             return segmented

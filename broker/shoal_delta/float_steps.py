@@ -17,9 +17,10 @@ from shoal_delta.arithmetic import Bytes, Patterns
 from shoal_delta.errors import CorruptDeltaError
 
 MIN_CELL, MAX_CELL = 1, 254
-SAME, ESCAPE = 0, 255
+SAME, ESCAPE = 0, 128
 MAX_BITS = 32
-_MAX_ZIGZAG = 253
+# As signed bytes: 0 is no movement at all, 1 and -1 lead into the cell and into the one below it.
+_FARTHEST_UP, _FARTHEST_DOWN = 126, -127
 _MANTISSA_BITS = 23
 _HIDDEN_BIT = 1 << _MANTISSA_BITS
 _SIGN = 1 << 31
@@ -68,8 +69,8 @@ def decode(expected: Patterns, steps: Bytes, bits: Bytes, cell: int) -> tuple[Pa
     for start in range(0, steps.size, _BLOCK):
         here = slice(start, start + _BLOCK)
         step, base = steps[here], expected[here]
-        zigzag = step.astype(np.int64) - 1
-        target = _places(base, cell).cells + ((zigzag >> 1) ^ -(zigzag & 1))
+        far = step.view(np.int8).astype(np.int64)
+        target = _places(base, cell).cells + far - (far > 0)
         count = np.where(target < 0, -target - 1, target)
         sizes = _cell_bits(count, cell)
         sizes[step == SAME], sizes[step == ESCAPE] = 0, MAX_BITS
@@ -85,9 +86,8 @@ def decode(expected: Patterns, steps: Bytes, bits: Bytes, cell: int) -> tuple[Pa
 def _steps(expected: Patterns, new: Patterns, cell: int) -> tuple[Bytes, Bytes]:
     base, target = _places(expected, cell), _places(new, cell)
     far = target.cells - base.cells
-    zigzag = (far << 1) ^ (far >> 63)
-    is_step = target.are_counted & (zigzag <= _MAX_ZIGZAG)
-    steps = np.where(is_step, zigzag + 1, ESCAPE)
+    is_step = target.are_counted & (far >= _FARTHEST_DOWN) & (far <= _FARTHEST_UP)
+    steps = np.where(is_step, far + (far >= 0), ESCAPE)
     sizes = _cell_bits(np.where(target.cells < 0, -target.cells - 1, target.cells), cell)
     sizes = np.where(is_step, sizes, MAX_BITS)
     is_same = expected == new

@@ -26,6 +26,12 @@ MAX_RIGHT = 1 << 18
 _MAX_UPDATE = (1 << 15) - 1
 _BLOCK = 1 << 16
 _DIRECTION_STEPS = (2, 4, 7, 10, 14, 19, 25)
+# By the bits of an update, so that no array of wide integers is made.
+_UPDATE_CLASSES = np.searchsorted(
+    (64, 128, 256),
+    np.abs(np.arange(1 << 16, dtype=np.uint16).view(np.int16).astype(np.int32)),
+    side="right",
+).astype(np.uint8)
 
 Reals = npt.NDArray[np.float64]
 
@@ -156,7 +162,7 @@ def added(old: Bytes, update: Updates) -> tuple[Bytes, Bytes]:
 
 def update_classes(update: Updates) -> Bytes:
     """How large each update is: 0 below a quarter of a step, 1 below a half, 2 below one, 3 above."""
-    return np.searchsorted((64, 128, 256), np.abs(update), side="right").astype(np.uint8)
+    return _UPDATE_CLASSES[update.view(np.uint16)]
 
 
 def direction_classes(low_rank: LowRank, elements: int, unit: int, block: bytes) -> Bytes:

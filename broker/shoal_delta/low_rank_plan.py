@@ -21,6 +21,8 @@ _RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _PATIENCE = 2
 _MIN_SIDE, _MIN_ELEMENTS = 8, 2048
 _PLACE_BITS = 16 * 8
+# What the row coder saves without being told anything: factors must save more.
+_LEARNED_SHARE = 4
 _FACTOR_BITS = 8
 # The variance of two roundings, the old weight's and the new one's, in 1/256 of a step.
 _ROUNDING = (1 << 2 * UPDATE_BITS) / 6
@@ -45,9 +47,18 @@ def _residuals(residual: Bytes, fraction: Bytes, *, is_exact: bool) -> npt.NDArr
 
 
 def byte_attempt(
-    operation: Operation, shape: tuple[int, int], content: bytes, read: Reader, block: bytes
+    operation: Operation,
+    shape: tuple[int, int],
+    content: bytes,
+    read: Reader,
+    block: bytes,
+    *,
+    is_learned: bool,
 ) -> tuple[Operation, Factors] | None:
-    """The operation on quantised weights with an update whose factors are to follow `block`, if it pays."""
+    """The operation on quantised weights with an update whose factors are to follow `block`, if it pays.
+
+    `is_learned`: the row coder, which learns what it can of the update as it goes, may come after.
+    """
     after = as_bytes(content)
 
     def cost(tried: Factors | None) -> int:
@@ -60,7 +71,10 @@ def byte_attempt(
     weights, fraction = contexts.predicted(operation, read, block)
     matrix = _residuals(after - weights, fraction, is_exact=operation.kind is Kind.SUBTRACT)
     found = basis(matrix.reshape(shape))
-    best = None if found is None else _cheapest(found, cost, cost(None), noise=_ROUNDING, unit=0)
+    budget = cost(None)
+    if is_learned:
+        budget -= budget // _LEARNED_SHARE
+    best = None if found is None else _cheapest(found, cost, budget, noise=_ROUNDING, unit=0)
     if best is None:
         return None
     return replace(operation, low_rank=best.placed(len(block))), best
@@ -95,7 +109,7 @@ def float_attempt(
 
 def _cheapest(found: Basis, cost: Cost, budget: int, *, noise: float, unit: int) -> Factors | None:
     """The factors with which the tensor takes the fewest bits; None: not below `budget`."""
-    best, worse = None, 0
+    best, least, worse = None, None, 0
     for rank in _RANKS:
         if rank > len(found.strengths) or worse == _PATIENCE:
             break
@@ -104,9 +118,9 @@ def _cheapest(found: Basis, cost: Cost, budget: int, *, noise: float, unit: int)
             break
         bits = cost(tried) + _sent_bits(tried) + _PLACE_BITS
         worse += 1
-        if bits < budget:
-            best, budget, worse = tried, bits, 0
-    return best
+        if least is None or bits < least:
+            best, least, worse = tried, bits, 0
+    return best if least is not None and least < budget else None
 
 
 def _sent_bits(tried: Factors) -> int:

@@ -30,15 +30,12 @@ _MAX_DICTIONARY_SPANS = 32
 _MIN_PRIME_SPAN_BYTES = 100
 
 
-def model_plan(old: bytes, new: bytes, *, has_low_rank: bool = True) -> Plan | None:
-    """The plan for two models, or None when one of the files is none.
-
-    Without `has_low_rank` nothing is predicted by factors: the row coder may find the same by itself.
-    """
+def model_plan(old: bytes, new: bytes) -> Plan | None:
+    """The plan for two models, or None when one of the files is none."""
     before, after = walk(old), walk(new)
     if before is None or after is None:
         return None
-    return _Planner(old, new, before, after, has_low_rank).plan()
+    return _Planner(old, new, before, after).plan()
 
 
 @dataclass(slots=True)
@@ -47,7 +44,6 @@ class _Planner:
     new: bytes
     before: Model
     after: Model
-    has_low_rank: bool
 
     def plan(self) -> Plan:
         old_tensors, new_tensors = _worthwhile(self.before), _worthwhile(self.after)
@@ -60,7 +56,7 @@ class _Planner:
             bases,
             product_factors(self.new, self.after),
         )
-        tensors = TensorPlanner(files, models, matches, bases, block, self.has_low_rank)
+        tensors = TensorPlanner(files, models, matches, bases, block)
         built = {
             t.offset: _with_columns(tensors.operations(t), t)
             for t in sorted(new_tensors, key=lambda t: _turn(t, block))

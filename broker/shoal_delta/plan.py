@@ -20,6 +20,8 @@ from shoal_delta.operations import FROM_OLD, Kind, Operation
 from shoal_delta.views import Views
 
 MIN_COPY_BYTES = 16
+SLOW_CODER_BYTES = 1 << 20
+"""Up to here a board may take some seconds for all weights: larger models want 10 MB a second."""
 _SYMBOLS = 256
 _SYMBOL_BITS = 6
 _MERGEABLE = frozenset({Kind.COPY, Kind.SUBTRACT, Kind.LITERAL, Kind.FRESH})

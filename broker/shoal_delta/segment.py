@@ -10,28 +10,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
-from typing import assert_never
 
 import numpy as np
 
 from shoal_delta import float_steps, framing, operations
 from shoal_delta.arithmetic import (
+    MAX_INTEGER_SHIFT,
     Bytes,
     as_bytes,
     differences,
     from_planes,
     planes,
     products,
+    rescaled_integers,
     undo_differences,
 )
 from shoal_delta.coders import Contexts, Reader, Span, pack, unpack
 from shoal_delta.contexts import (
-    base_of,
+    channel_ratios,
+    expected,
     expected_floats,
     plane_side,
     predicted,
     residual_contexts,
-    steps_side,
+    steps_contexts,
 )
 from shoal_delta.errors import CorruptDeltaError
 from shoal_delta.operations import GAINED, WIDTH, Kind, Operation
@@ -136,7 +138,7 @@ def demands(
                 planes(piece, WIDTH[kind])
                 if kind in _PLAIN_PLANES
                 else differences(
-                    base_of(operation, read, block),
+                    _base(operation, read, block),
                     piece,
                     WIDTH[kind],
                     is_float=kind in _FLOATS,
@@ -172,9 +174,11 @@ def decode(
 
     out = bytearray()
     bits = known.streams.get(Stream.BITS, as_bytes(b""))
-    for operation in plan:
+    for index, operation in enumerate(plan):
         parts = [take(stream, count) for stream, count in streams_of(operation).items()]
-        if operation.kind is Kind.STEPPED32:
+        if operation.kind in _RESIDUAL:
+            out += (known.expected(index)[0] + parts[0]).tobytes()
+        elif operation.kind is Kind.STEPPED32:
             numbers = expected_floats(operation, read, block)
             numbers, used = float_steps.decode(numbers, parts[0], bits, operation.cell)
             out += numbers.tobytes()
@@ -194,6 +198,13 @@ class Known:
     read: Reader
     block: bytes
     streams: dict[Stream, Bytes] = field(default_factory=dict)
+    _expected: dict[int, tuple[Bytes, Bytes]] = field(default_factory=dict)
+
+    def expected(self, index: int) -> tuple[Bytes, Bytes]:
+        """`contexts.expected` of an operation, made once."""
+        if index not in self._expected:
+            self._expected[index] = expected(self.plan[index], self.read, self.block)
+        return self._expected[index]
 
     def unpack(self, packed: Mapping[Stream, tuple[int, bytes]]) -> None:
         """Unpack all of them. High planes first: they are the context of the lower ones."""
@@ -207,18 +218,19 @@ class Known:
         match stream:
             case Stream.OPERATIONS | Stream.LITERAL | Stream.BITS:
                 raise CorruptDeltaError("a stream has no contexts")
-            case Stream.STEPS:
-                plan = self._taking(stream)
-                sides = [steps_side(operation, self.block) for operation in plan]
-                return Contexts((np.concatenate(sides),), is_signed=False)
             case Stream.FRESH:
                 return Contexts((), is_signed=True)
             case Stream.RESIDUAL:
-                return residual_contexts(self._taking(stream), self.read, self.block)
+                taking = self._taking(stream)
+                sides = [self.expected(index)[1] for index in taking]
+                return residual_contexts([self.plan[index] for index in taking], sides)
+            case Stream.STEPS:
+                taking = self._taking(stream)
+                return steps_contexts([self.plan[index] for index in taking], self.block)
         return Contexts((self._plane_side(stream),), is_signed=False)
 
-    def _taking(self, stream: Stream) -> list[Operation]:
-        return [operation for operation in self.plan if stream in streams_of(operation)]
+    def _taking(self, stream: Stream) -> list[int]:
+        return [i for i, operation in enumerate(self.plan) if stream in streams_of(operation)]
 
     def _plane_side(self, stream: Stream) -> Bytes:
         taken = dict.fromkeys(Stream, 0)
@@ -290,16 +302,21 @@ def _made(
             return products(bytes(block[source:end]), factor)
         case Kind.LITERAL | Kind.FRESH:
             return parts[0].tobytes()
-        case Kind.SUBTRACT | Kind.SCALED_S8 | Kind.SCALED_U8 | Kind.GAINED_S8 | Kind.GAINED_U8:
-            return (predicted(operation, read, block)[0] + parts[0]).tobytes()
         case Kind.PLANES16 | Kind.PLANES32:
             return from_planes(np.stack(parts))
         case Kind.INTEGER16 | Kind.INTEGER32 | Kind.FLOAT16 | Kind.FLOAT32 | Kind.SCALED_I32:
-            old = base_of(operation, read, block)
+            old = _base(operation, read, block)
             return undo_differences(old, np.stack(parts), is_float=operation.kind in _FLOATS)
-        case Kind.STEPPED32:
-            raise AssertionError("made where its bits are")
-    assert_never(operation.kind)
+    raise AssertionError("made where what is known of it is")
+
+
+def _base(operation: Operation, read: Reader, block: bytes | bytearray) -> bytes:
+    """What wider elements are the difference to."""
+    old, scaling = read(operation.source, operation.size), operation.scaling
+    if scaling is None:
+        return old
+    ratios = channel_ratios(scaling, read, block, MAX_INTEGER_SHIFT)
+    return rescaled_integers(old, ratios, scaling.first, scaling.inner)
 
 
 def _no_old_file(_offset: int, _size: int) -> bytes:

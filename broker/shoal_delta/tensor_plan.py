@@ -8,12 +8,13 @@ from math import prod
 
 import numpy as np
 
-from shoal_delta import contexts, float_plan, low_rank_plan, segment
+from shoal_delta import float_plan, low_rank_plan, segment
 from shoal_delta.arithmetic import as_bytes
+from shoal_delta.contexts import predicted
 from shoal_delta.global_block import Factors, GlobalBlock, content_of, product_factors
 from shoal_delta.onnx_wire import BFLOAT16, FLOAT, FLOAT16, INT16, INT32, UINT16, Model, Tensor
 from shoal_delta.operations import PREDICTED, WIDTH, Kind, Operation, Scaling
-from shoal_delta.plan import cost_bits
+from shoal_delta.plan import SLOW_CODER_BYTES, cost_bits
 from shoal_delta.rescaling import GAINED_KIND, SCALED_KIND, channels_of, gain_codes, scale_of
 
 # What each element type is tried as, besides plain subtraction and no base at all.
@@ -56,7 +57,6 @@ class TensorPlanner:
     matches: Mapping[int, Tensor]
     bases: Mapping[int, Tensor]
     block: GlobalBlock
-    has_low_rank: bool
     _old_factors: dict[int, Factors] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -118,15 +118,16 @@ class TensorPlanner:
         """The operation with a low-rank update when it pays."""
         shape = low_rank_plan.matrix_shape(tensor.dims)
         elements = operation.size // WIDTH.get(operation.kind, 1)
-        is_possible = operation.kind in PREDICTED and self.has_low_rank
-        if not is_possible or shape is None or prod(shape) != elements:
+        if operation.kind not in PREDICTED or shape is None or prod(shape) != elements:
             return operation
-        attempt = (
-            low_rank_plan.float_attempt
-            if operation.kind is Kind.STEPPED32
-            else low_rank_plan.byte_attempt
-        )
-        best = attempt(operation, shape, after, self.block.read, bytes(self.block.content))
+        read, block = self.block.read, bytes(self.block.content)
+        if operation.kind is Kind.STEPPED32:
+            best = low_rank_plan.float_attempt(operation, shape, after, read, block)
+        else:
+            is_learned = len(self.files[1]) <= SLOW_CODER_BYTES
+            best = low_rank_plan.byte_attempt(
+                operation, shape, after, read, block, is_learned=is_learned
+            )
         if best is None or not self.block.place_factors(best[1]):
             return operation
         return best[0]
@@ -218,9 +219,9 @@ class TensorPlanner:
         for stream, data in segment.demands(operation, after, read, block):
             values = as_bytes(data)
             if stream is segment.Stream.RESIDUAL:
-                cost += cost_bits(
-                    values, contexts.expected(operation, read, block)[1] & contexts.FRACTION
-                )
+                cost += cost_bits(values, predicted(operation, read, block)[1])
+            elif stream is segment.Stream.BITS:
+                cost += 8 * len(data)
             else:
                 cost += cost_bits(values)
         return _Way(operation, cost)
