@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-long bench bench-bus bench-broker bench-delta delta-corpus delta-test-pairs peers lock digits picture ansible-env clean
+.PHONY: help setup demo test check test-long bench bench-bus bench-broker bench-delta delta-corpus delta-test-pairs peers lock digits picture ansible-env quantize-env clean
 
 PY := .venv/bin/python
 
@@ -54,8 +54,11 @@ delta-test-pairs: ## train the small pairs of tests/shoal_delta/pairs anew
 peers:
 	@sh tools/setup-peers || echo "amqtt is not measured: .venv-peers could not be made" >&2
 
+quantize-env: setup ## make the environment of `shoal release build` (ARGS=--full: torch and optimum, 2-3 GB)
+	@$(PY) -m shoal_fleet.release_build.environment .venv-quantize $(ARGS)
+
 lock: ## resolve requirements/*.txt anew (needs uv)
 	@sh tools/lock
 
 clean: ## remove .venv and caches
-	rm -rf .venv .venv-ansible .venv-peers .venv-serving-peers .venv-bench-delta .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	rm -rf .venv .venv-ansible .venv-peers .venv-serving-peers .venv-bench-delta .venv-quantize .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -223,6 +223,12 @@ async def read_release(parts: Parts, release: str) -> Answer:
     return _release_view(await parts.releases.find(release))
 
 
+@router.get("/api/releases/{release}/report")
+async def read_report(parts: Parts, release: str) -> dict[str, str]:
+    """The texts of the report that came with a release, by file name."""
+    return await parts.releases.report(await parts.releases.find(release))
+
+
 @router.get("/api/releases/{release}/cost")
 async def read_cost(
     parts: Parts, release: str, group: Annotated[str, Query(max_length=256)] = ""

@@ -7,9 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from shoal_fleet.cli_output import AsJson, clock, print_json, print_table, size, target
-from shoal_fleet.errors import FleetError, UsageError
-from shoal_fleet.release_directory import pack, read_spec
+from shoal_fleet.cli_output import (
+    AsJson,
+    clock,
+    print_json,
+    print_table,
+    printable,
+    segment,
+    size,
+    target,
+)
+from shoal_fleet.cli_release_build import build
+from shoal_fleet.release_directory import REPORT_FILES, pack, read_spec, reports_in
 
 release_app = typer.Typer(help="Add, list and make model releases.", no_args_is_help=True)
 
@@ -24,7 +33,8 @@ def add(
     """Add the release in a directory: release.toml, the model file and the golden file."""
     spec = read_spec(directory)
     pieces = pack(directory, spec)
-    total_bytes = sum((directory / name).stat().st_size for name in spec.files)
+    files = (*spec.files, *reports_in(directory))
+    total_bytes = sum((directory / name).stat().st_size for name in files)
     with target(context).connect() as client:
         if sys.stderr.isatty() and not as_json:
             added = client.upload("/api/releases", _with_progress(pieces, total_bytes))
@@ -55,68 +65,35 @@ def list_releases(context: typer.Context, *, as_json: AsJson = False) -> None:
     )
 
 
-@release_app.command(
-    "quantize", epilog="Example: shoal release quantize ./minilm-fp32 -o ./minilm-int8"
-)
-def quantize_model(
-    source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="An ONNX file, or a directory with a model.")
-    ],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="New directory.")],
-    board: Annotated[
-        str, typer.Option("--target", help="arm64, avx2, avx512 or avx512_vnni.")
-    ] = "arm64",
-    calibration: Annotated[
-        Path | None,
-        typer.Option(help=".npz with real inputs, [n, ...] by input name: static quantisation."),
-    ] = None,
+@release_app.command("report", epilog="Example: shoal release report digits@1.2.0")
+def report(
+    context: typer.Context,
+    release: Annotated[str, typer.Argument(help="name@version, or the beginning of an id.")],
     *,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Write its files there.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make an INT8 model.onnx in OUT; it needs `pip install 'shoal[quantize]'`."""
-    from shoal_fleet import quantize as quantization  # noqa: PLC0415 - it can take gigabytes to load
-
-    try:
-        target_name = next((name for name in quantization.TARGETS if name == board), None)
-        if target_name is None:
-            raise UsageError(f"--target {board!r} is none of {', '.join(quantization.TARGETS)}")
-        items = None if calibration is None else _calibration(calibration)
-        report = quantization.quantize(source, output, target=target_name, calibration=items)
-    except quantization.QuantizeError as exc:
-        raise FleetError(str(exc)) from exc
+    """Print how a built release was made small, and how good it is."""
+    path = f"/api/releases/{segment(release)}/report"
+    with target(context).connect() as client:
+        files = client.get(path)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            if name in REPORT_FILES:
+                (output / name).write_text(text, encoding="utf-8")
     if as_json:
-        print_json(
-            {
-                "model": str(report.model),
-                "mode": report.mode,
-                "source_bytes": report.source_bytes,
-                "model_bytes": report.model_bytes,
-                "int8_nodes": report.int8_nodes,
-                "float_matmuls": report.float_matmuls,
-            }
-        )
-        return
-    typer.echo(
-        f"{report.model}: {report.mode}, {size(report.source_bytes)} -> {size(report.model_bytes)},"
-        f" {report.int8_nodes} nodes in INT8, {report.float_matmuls} left in float"
-    )
+        print_json(files)
+    else:
+        typer.echo("\n".join(map(printable, files["report.md"].splitlines())))
 
 
-def _calibration(path: Path) -> list[dict[str, Any]]:
-    """The items of an .npz: row k of every array is item k."""
-    import numpy as np  # noqa: PLC0415 - only here
-
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            inputs = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError) as exc:
-        raise FleetError(f"{path}: is not an .npz of inputs: {exc}") from exc
-    counts = {len(values) if values.ndim else 0 for values in inputs.values()}
-    if len(counts) != 1:
-        raise FleetError(f"{path}: the inputs do not have the same number of items")
-    return [
-        {name: values[index] for name, values in inputs.items()} for index in range(counts.pop())
-    ]
+release_app.command(
+    "build",
+    epilog="Example: shoal release build v2.onnx --spec digits.toml --calibration inputs.npz -o out",
+)(build)
 
 
 def _row(row: dict[str, Any]) -> tuple[str, ...]:

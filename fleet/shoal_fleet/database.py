@@ -146,6 +146,15 @@ class ReleaseRow(FleetBase):
     added_ms: Mapped[int]
 
 
+class ReportRow(FleetBase):
+    """One file of the report that came with a release."""
+
+    __tablename__ = "reports"
+    release: Mapped[bytes] = mapped_column(ForeignKey("releases.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    content: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class DeltaRow(FleetBase):
     """A delta that was built; `blob` NULL: none that is worth sending."""
 

@@ -13,10 +13,19 @@ from shoal_contract.release import MAX_FILE_BYTES, SPEC_FILE, ReleaseSpec, parse
 from shoal_fleet.errors import ReleaseError
 
 PIECE_BYTES: Final = 1 << 20
+REPORT_FILES: Final = ("report.md", "report.json", "report.svg")
+"""What `shoal release build` found out. The controller keeps it; it is no part of what boards get."""
+
+MAX_REPORT_BYTES: Final = 1 << 20
+
+
+def reports_in(directory: Path) -> tuple[str, ...]:
+    """Which of the report's files are there."""
+    return tuple(name for name in REPORT_FILES if (directory / name).is_file())
 
 
 def read_spec(directory: Path) -> ReleaseSpec:
-    """release.toml of a directory that holds the release's files and nothing else.
+    """release.toml of a directory that holds the release's files, perhaps a report, and nothing else.
 
     Raises:
         ReleaseError: a file is missing, is too many or too large, or release.toml is wrong.
@@ -32,6 +41,7 @@ def read_spec(directory: Path) -> ReleaseSpec:
                 raise ReleaseError(f"{SPEC_FILE} names {name}, which is not a file here")
             if not 0 < path.stat().st_size <= MAX_FILE_BYTES:
                 raise ReleaseError(f"{name} is empty or larger than {MAX_FILE_BYTES} bytes")
+        _take_report(present)
     except OSError as exc:
         raise ReleaseError(f"{directory}: cannot be read: {exc.strerror}") from exc
     except ContractError as exc:
@@ -41,13 +51,24 @@ def read_spec(directory: Path) -> ReleaseSpec:
     return spec
 
 
+def _take_report(present: dict[str, Path]) -> None:
+    for name in REPORT_FILES:
+        path = present.pop(name, None)
+        if path is None:
+            continue
+        if path.is_symlink() or not path.is_file():
+            raise ReleaseError(f"{name} is not a file here")
+        if path.stat().st_size > MAX_REPORT_BYTES:
+            raise ReleaseError(f"{name} is larger than {MAX_REPORT_BYTES} bytes")
+
+
 def pack(directory: Path, spec: ReleaseSpec) -> Iterator[bytes]:
-    """The release's files as a tar, piece by piece.
+    """The release's files and its report as a tar, piece by piece.
 
     Raises:
         ReleaseError: a file cannot be read.
     """
-    for name in spec.files:
+    for name in (*spec.files, *reports_in(directory)):
         path = directory / name
         try:
             with path.open("rb") as file:

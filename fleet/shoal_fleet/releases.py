@@ -19,15 +19,15 @@ from shoal_contract.messages import BlobRef, Manifest
 from shoal_fleet.blob_store import BlobStore
 from shoal_fleet.child import run_module
 from shoal_fleet.clock import now_ms
-from shoal_fleet.database import Database, ReleaseRow
+from shoal_fleet.database import Database, ReleaseRow, ReportRow
 from shoal_fleet.errors import ConflictError, NotFoundError, ReleaseError, StateError
-from shoal_fleet.release_directory import read_spec
+from shoal_fleet.release_directory import REPORT_FILES, read_spec, reports_in
 from shoal_fleet.scratch import scratch_folder
 
 log = structlog.get_logger(__name__)
 
 MAX_UPLOAD_BYTES: Final = release.MAX_FILE_BYTES + (64 << 20)
-MAX_FILES: Final = 3
+MAX_FILES: Final = 3 + len(REPORT_FILES)
 CHECK_TIMEOUT_S: Final = 300.0
 MIN_PREFIX: Final = 4
 ANNOUNCEMENT_BYTES: Final = 2048
@@ -131,6 +131,21 @@ class Releases:
         titles = ", ".join(item.title for item in known[:5]) or "none yet"
         raise NotFoundError(f"there is no release {text!r} (there is: {titles})")
 
+    async def report(self, item: Release) -> dict[str, str]:
+        """The texts of the report that came with the release, by file name.
+
+        Raises:
+            NotFoundError: none came with it.
+        """
+        async with self._database.read() as session:
+            rows = await session.scalars(select(ReportRow).where(ReportRow.release == item.id))
+            found = {row.name: row.content.decode("utf-8", "replace") for row in rows}
+        if REPORT_FILES[0] not in found:
+            raise NotFoundError(
+                f"{item.title} came without a report (shoal release build makes one)"
+            )
+        return found
+
     async def bases(self, name: str, *, limit: int) -> list[bytes]:
         """Model files of the newest releases of this name."""
         newest = [item for item in await self.list_all() if item.name == name]
@@ -159,6 +174,10 @@ class Releases:
         spec = read_spec(directory)
         files = {
             name: await asyncio.to_thread((directory / name).read_bytes) for name in spec.files
+        }
+        reports = {
+            name: await asyncio.to_thread((directory / name).read_bytes)
+            for name in reports_in(directory)
         }
         manifest = await asyncio.to_thread(release.build_manifest, spec, files)
         refs = {name: await self._store.add(content) for name, content in files.items()}
@@ -191,6 +210,9 @@ class Releases:
                 )
             if known is None:
                 session.add(row)
+                await session.flush()
+            for name, content in reports.items():
+                await session.merge(ReportRow(release=row.id, name=name, content=content))
         added = _release(known or row)
         log.info("release added", release=added.title, id=added.id.hex()[:12], new=known is None)
         return added
@@ -235,7 +257,7 @@ def _unpack(archive: Path, directory: Path) -> None:
         with tarfile.open(archive, "r:") as tar:
             for count, member in enumerate(tar, start=1):
                 if count > MAX_FILES:
-                    raise ReleaseError(f"a release has {MAX_FILES} files; there are more")
+                    raise ReleaseError(f"a release has at most {MAX_FILES} files; there are more")
                 if not member.isreg() or Path(member.name).name != member.name:
                     raise ReleaseError(f"{member.name[:80]!r} is not a plain file")
                 if member.size > release.MAX_FILE_BYTES:

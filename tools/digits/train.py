@@ -24,9 +24,9 @@ for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np  # noqa: E402 - the thread count has to stand first
 import onnx  # noqa: E402
 import zstandard  # noqa: E402
-from network import Schedule, initial_weights, train  # noqa: E402
-from onnx_export import dequantised, quantised, requantised  # noqa: E402
-from release_files import labels, pictures, write_release  # noqa: E402
+from network import Schedule, Weights, initial_weights, train  # noqa: E402
+from onnx_export import INPUT, dequantised, float_model, quantised, requantised  # noqa: E402
+from release_files import labels, npz, pictures, write_release  # noqa: E402
 
 from shoal_fleet.digits import HELD_OUT_FROM, Scan, scans  # noqa: E402
 
@@ -44,13 +44,21 @@ def main() -> int:
         epilog="example: python tools/digits/train.py --out fleet/shoal_fleet/digits",
     )
     parser.add_argument("--out", type=Path, required=True, help="the directory for v1/ and v2/")
+    parser.add_argument(
+        "--float",
+        dest="float_out",
+        type=Path,
+        help="also write v2 before it is quantised, with inputs, for `shoal release build`",
+    )
     options = parser.parse_args()
     # quantize_static advises to fold BatchNorm first; there is none.
     logging.getLogger().setLevel(logging.ERROR)
 
     table = scans()
     held_out = table[HELD_OUT_FROM:]
-    first, second = build(table[:HELD_OUT_FROM])
+    first, second, tuned = build(table[:HELD_OUT_FROM])
+    if options.float_out is not None:
+        write_floats(options.float_out, tuned, table)
     golden = one_of_each(table[:FIRST_ROWS])
     for name, version, model, description in (
         ("v1", "1.0.0", first, f"Handwritten digits, trained on {FIRST_ROWS} scans."),
@@ -69,8 +77,8 @@ def main() -> int:
     return 0
 
 
-def build(known: list[Scan]) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """The two INT8 models; `known` are all the scans that may be learnt from, in the table's order."""
+def build(known: list[Scan]) -> tuple[onnx.ModelProto, onnx.ModelProto, Weights]:
+    """The two INT8 models and v2's float weights; `known` are all the scans that may be learnt from, in the table's order."""
     rng = np.random.default_rng(SEED)
     early, all_pictures = pictures(known[:FIRST_ROWS]), pictures(known)
     trained = train(
@@ -78,7 +86,17 @@ def build(known: list[Scan]) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     )
     first = quantised(trained, early)
     tuned = train(dequantised(first), all_pictures, labels(known), schedule=FINE_TUNING, rng=rng)
-    return first, requantised(first, tuned)
+    return first, requantised(first, tuned), tuned
+
+
+def write_floats(folder: Path, weights: Weights, table: list[Scan]) -> None:
+    """digits.onnx in float, inputs.npz to calibrate with, held-out.npz to judge by."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = float_model(weights).SerializeToString(deterministic=True)
+    (folder / "digits.onnx").write_bytes(model)
+    for name, rows in (("inputs", table[:FIRST_ROWS]), ("held-out", table[HELD_OUT_FROM:])):
+        arrays = {INPUT: pictures(rows).astype(np.float32), "labels": labels(rows)}
+        (folder / f"{name}.npz").write_bytes(npz(**arrays))
 
 
 def one_of_each(known: list[Scan]) -> list[Scan]:

