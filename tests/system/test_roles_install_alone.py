@@ -19,13 +19,19 @@ for package in sys.argv[1].split(","):
 print("imported")
 """
 
+# Modules of the release builder's worker: they need onnx.
+WORKERS = (
+    *("float_source", "making", "node_noise", "old_release", "quantisers", "rescale", "running"),
+    *("trial", "worker"),
+)
 # Role -> packages of ours that it uses, and modules in them that need another role's extra.
 ROLES = {
     "agent": ("shoal_contract,shoal_delta,shoal_agent,shoal_broker.session,shoal_broker.cli", ""),
     "bridge": ("shoal_contract,shoal_firmware_bridge", "shoal_contract.signatures"),
     "fleet": (
         "shoal_contract,shoal_delta,shoal_fleet,shoal_broker",
-        "shoal_broker.server.websocket",
+        "shoal_broker.server.websocket,"
+        + ",".join(f"shoal_fleet.release_build.{name}" for name in WORKERS),
     ),
 }
 

@@ -13,6 +13,9 @@ from shoal_fleet.errors import ReleaseBuildError
 from shoal_fleet.release_build.builder import Request, build_release, follow
 from shoal_fleet.release_check import check_directory
 
+# A build is a process of its own, and a polite one.
+pytestmark = pytest.mark.timeout(60)
+
 SPEC = """
 name = "shapes"
 version = "{version}"
@@ -70,6 +73,12 @@ def test_a_built_directory_is_a_release_with_a_report(desk, tmp_path):
     }
     assert check_directory(tmp_path / "one")["golden_items"] == 16
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.slow
+def test_with_the_old_release_the_update_is_smaller_and_the_rest_is_carried(desk, tmp_path):
+    code, _, error = desk.build("v1.onnx", "one", "--spec", tmp_path / "1.0.0.toml")
+    assert code == 0, error
     code, out, error = desk.build(
         *("v2.onnx", "two", "--spec", tmp_path / "1.1.0.toml", "--base", tmp_path / "one"),
         *("--tau", "0.5", "--json"),

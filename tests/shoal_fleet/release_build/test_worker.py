@@ -22,7 +22,7 @@ from tests.shoal_fleet.release_build.float_models import (
 from shoal_fleet.errors import ReleaseBuildError
 from shoal_fleet.release_build import float_source, quantisers
 from shoal_fleet.release_build.job import Job
-from shoal_fleet.release_build.worker import build
+from shoal_fleet.release_build.making import build
 
 
 @pytest.fixture
