@@ -17,6 +17,8 @@ Levels = NDArray[Any]
 NOISE_BOUND: Final = 1.25
 """A channel keeps its old scale up to so many times the noise power of a fresh one (1 dB)."""
 
+# Quantisers divide in float32: on the same scale a weight next to a tie may fall to either side.
+_TIE: Final = 1e-3
 _TINY: Final = 1e-30
 
 
@@ -147,14 +149,13 @@ def on_old_scales(
     )
     steps = grid.steps(np.where(np.isnan(wish), 0.0, wish))
     levels = grid.rounded(steps)
-    if tau > 0:
-        may_stay = (
-            grid.along(kept, weight.ndim)
-            & (np.abs(steps - old_levels) <= 0.5 + tau)
-            & (old_levels >= grid.lowest)
-            & (old_levels <= grid.highest)
-        )
-        levels = np.where(may_stay, old_levels, levels).astype(levels.dtype)
+    may_stay = (
+        grid.along(kept, weight.ndim)
+        & (np.abs(steps - old_levels) <= 0.5 + max(tau, _TIE))
+        & (old_levels >= grid.lowest)
+        & (old_levels <= grid.highest)
+    )
+    levels = np.where(may_stay, old_levels, levels).astype(levels.dtype)
     ratio = grid.noise(wish, levels).sum() / max(float(fresh_noise.sum()), _TINY)
     return Requantised(
         levels=levels,

@@ -48,6 +48,15 @@ def test_weights_that_did_not_move_are_the_same_bytes_on_the_same_scales():
     assert not same[:, 0].all()
 
 
+def test_a_weight_that_did_not_move_is_the_same_byte_however_the_quantiser_rounded_its_tie():
+    grid = Grid(np.array([0.1], np.float32), np.array([0], np.int8), None, -127, 127)
+    ties = (np.float32(0.1) * (np.arange(100) + np.float32(0.5))).astype(np.float32)
+    for offset in (0, 1):
+        old_levels = (np.arange(100) + offset).astype(np.int8)
+        made = on_old_scales(ties, grid, grid, old_levels)
+        assert (made.levels == old_levels).all()
+
+
 def test_a_channel_that_outgrew_its_range_gets_a_new_scale_and_the_others_do_not():
     weight = weights(1)
     old, old_levels = released(weight)
