@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-long bench bench-bus bench-broker bench-delta delta-corpus delta-test-pairs peers lock digits picture ansible-env quantize-env clean
+.PHONY: help setup demo test check test-long bench bench-bus bench-broker bench-delta delta-corpus delta-test-pairs peers lock digits picture ansible-env quantize-env bench-infer clean
 
 PY := .venv/bin/python
 
@@ -42,6 +42,9 @@ bench-broker: setup peers ## measure the embedded broker beside its peers (about
 
 bench-delta: setup delta-corpus ## measure the model delta beside fourteen other tools (about an hour; MINILM=1: with MiniLM)
 	@$(PY) bench/run.py --area delta-pairs $(ARGS)
+
+bench-infer: setup ## measure the inference engine against its goals (about 10 minutes)
+	@$(PY) bench/run.py --area infer $(ARGS)
 
 delta-corpus:
 	@sh tools/setup-bench-delta --nncodec $(if $(MINILM),--minilm)

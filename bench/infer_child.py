@@ -1,7 +1,7 @@
 """`infer_child.py SUBJECT DIRECTORY MODEL SECONDS [RATE]`: one subject of area `infer` in a process of its own.
 
 Prints what it took as JSON. Subjects: loop-1, loop-best (bare ONNX Runtime), engine-thread, engine-process (64 callers
-that ask again at once), open-threads, open-thread, open-process (requests at RATE a second, whether or not the last
+that ask again at once), callers (the same without an engine: what asking costs by itself), open-threads, open-thread, open-process (requests at RATE a second, whether or not the last
 ones are done: a thread a request, or the engine), tight, paced (one at a time; 20 a second), swap.
 """
 
@@ -130,6 +130,36 @@ async def saturated(subject: Asked, seconds: float) -> dict[str, float]:
             await subject.ask(number)
 
     return await _measured(subject, lambda: asyncio.gather(*map(caller, range(CALLERS))))
+
+
+async def callers_alone(seconds: float) -> dict[str, float]:
+    """The callers of `saturated`, answered in batches by nobody."""
+    loop = asyncio.get_running_loop()
+    waiting: list[asyncio.Future[None]] = []
+    latencies_s: list[float] = []
+    until = time.perf_counter() + seconds
+
+    async def ask() -> None:
+        started = time.perf_counter()
+        done = loop.create_future()
+        waiting.append(done)
+        await done
+        latencies_s.append(time.perf_counter() - started)
+
+    async def caller() -> None:
+        while time.perf_counter() < until:
+            await ask()
+
+    async def answer() -> None:
+        while time.perf_counter() < until or waiting:
+            await asyncio.sleep(0)
+            for done in waiting:
+                done.set_result(None)
+            waiting.clear()
+
+    before_s = time.thread_time()
+    await asyncio.gather(answer(), *(caller() for _ in range(CALLERS)))
+    return {"engine_cpu_us": (time.thread_time() - before_s) / len(latencies_s) * 1e6}
 
 
 async def one_at_a_time(subject: Asked, seconds: float, *, pause_s: float) -> dict[str, float]:
@@ -288,6 +318,8 @@ def main(arguments: list[str]) -> int:
     match subject:
         case "loop-1" | "loop-best":
             took = loop(Path(directory), model, float(seconds), is_best=subject == "loop-best")
+        case "callers":
+            took = asyncio.run(callers_alone(float(seconds)))
         case "open-threads":
             took = threads(Path(directory), model, float(seconds), rate)
         case _:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,7 @@ class _Graph:
 def mlp(widths: list[int], seed: int) -> _Graph:
     """Dense layers with ReLU between."""
     graph = _Graph(seed)
-    for inner, outer in itertools.pairwise(widths):
+    for inner, outer in pairwise(widths):
         if graph.nodes:
             graph.add("Relu")
         graph.add("MatMul", inner, outer)
@@ -51,8 +51,8 @@ def mlp(widths: list[int], seed: int) -> _Graph:
 def cnn(seed: int) -> _Graph:
     """Three convolutions of 3 x 3 on 32 x 32 grey pixels, strides of two, a dense layer."""
     graph = _Graph(seed)
-    channels = [1, 16, 32, 64]
-    for inner, outer in itertools.pairwise(channels):
+    channels = [1, 32, 64, 128]
+    for inner, outer in pairwise(channels):
         stride = 1 if inner == 1 else 2
         graph.add(
             "Conv",
@@ -67,7 +67,7 @@ def cnn(seed: int) -> _Graph:
         graph.add("Relu")
     graph.add("GlobalAveragePool")
     graph.add("Flatten")
-    graph.add("MatMul", 64, OUTPUTS)
+    graph.add("MatMul", channels[-1], OUTPUTS)
     return graph
 
 

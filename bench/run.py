@@ -1,7 +1,7 @@
 """`make bench`: measures Shoal beside its peers in one run and prints one table an area.
 
 Loopback only, no root, nothing downloaded. What an area measures stands in bus.py, broker.py,
-delta.py, delta_pairs.py and inference.py; what the figures mean in docs/benchmarks.md.
+delta.py, delta_pairs.py, inference.py and infer.py; what the figures mean in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ PARTS: dict[str, tuple[str, ...]] = {
     "delta": (),
     "delta-pairs": (),
     "inference": (),
+    "infer": (),
 }
-# What needs more than `make setup` is measured when it is asked for.
+# What needs more than `make setup`, or takes long, is measured when it is asked for.
 AREAS = tuple(PARTS)
-DEFAULT_AREAS = tuple(area for area in PARTS if area != "delta-pairs")
+DEFAULT_AREAS = tuple(area for area in PARTS if area not in {"delta-pairs", "infer"})
 QUICK_ROUNDS = 1
 WIDTH = 160
 
@@ -81,7 +82,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="Example: make bench ARGS='--quick --area delta --json bench.json'",
     )
     parser.add_argument(
-        "--area", choices=AREAS, action="append", help="default: all but delta-pairs; repeatable"
+        "--area",
+        choices=AREAS,
+        action="append",
+        help="default: all but delta-pairs and infer; repeatable",
     )
     parser.add_argument(
         "--part",

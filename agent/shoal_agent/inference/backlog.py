@@ -7,7 +7,7 @@ the class above, so that nothing waits for ever. The order therefore never chang
 import asyncio
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
@@ -48,7 +48,7 @@ class Request:
     over: bool = False
     is_running: bool = False
     rows_done: int = 0
-    parts: dict[int, list[Tensor]] = field(default_factory=dict)
+    parts: dict[int, list[Tensor]] | None = None
 
     @property
     def urgency(self) -> float:

@@ -1,6 +1,5 @@
 """One release in ONNX Runtime: load, check against its release.toml, run batches. Only the worker imports this."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -9,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from shoal_agent.inference import measuring
 from shoal_agent.inference.encodings import to_tensor
 from shoal_agent.inference.model_errors import InputError, ModelError, one_line
 from shoal_agent.inference.pace import Point
@@ -18,14 +18,7 @@ from shoal_agent.inference.settings import CPU, WorkerSettings
 from shoal_agent.inference.signature import Form, Signature, TensorInfo
 from shoal_contract.release import FREE, ReleaseSpec, TensorTable
 
-_MEASURED_RUNS: Final = 50
-_MEASURED_S: Final = 1.0
 _GOLDEN_ROWS: Final = 16
-_CALIBRATION_S: Final = 1.0
-"""Wall time: a busy board takes so long, an idle one a tenth of it."""
-_CALIBRATION_RUNS: Final = 5
-_HOPELESS_SHARE: Final = 0.8
-"""Larger batches are not tried once one is so much less productive than the best."""
 _DEFAULTS: Final = WorkerSettings()
 
 
@@ -91,51 +84,22 @@ class Model:
             return False
         return True
 
+    def measure_us(self) -> tuple[int, int]:
+        """p50 and p95 of running one golden input, in microseconds."""
+        return measuring.latency_us(self._golden_run(1))
+
     def calibrate(self, limit: int) -> tuple[Point, ...]:
         """Microseconds by rows of a batch, up to `limit`, of golden inputs; empty: it takes no batches."""
         if not self.spec.batch:
             return ()
-        points: list[Point] = []
-        until = time.perf_counter() + _CALIBRATION_S
-        clock = time.thread_time_ns if self._is_one_thread else time.perf_counter_ns
-        rows = 1
-        while rows <= limit:
-            feed = {
-                name: np.resize(array, (rows, *array.shape[1:]))
-                for name, array in self._golden_feed(0, rows).items()
-            }
-            points.append((rows, self._best_us(feed, until, clock)))
-            rate, best = rows / points[-1][1], max(n / us for n, us in points)
-            if time.perf_counter() > until or rate < _HOPELESS_SHARE * best:
-                break
-            rows = min(rows * 2, limit) if rows < limit else limit + 1
-        return tuple(points)
+        return measuring.calibrate(self._golden_run, limit, is_one_thread=self._is_one_thread)
 
-    def _best_us(self, feed: Mapping[str, Array], until: float, clock_ns: Callable[[], int]) -> int:
-        """The quickest of a few runs: whatever disturbs one makes it slower, never quicker.
-
-        In the thread's own time where there is but one: a busy board is not a slow one.
-        """
-        best_ns = 1 << 62
-        for number in range(_CALIBRATION_RUNS):
-            started = clock_ns()
-            self._outputs(self._output_names, feed)
-            best_ns = min(best_ns, clock_ns() - started)
-            if number and time.perf_counter() > until:
-                break
-        return max(1, best_ns // 1000)
-
-    def measure_us(self) -> tuple[int, int]:
-        """p50 and p95 of running one golden input, in microseconds."""
-        times: list[int] = []
-        feed = self._golden_feed(0, 1)
-        until = time.perf_counter() + _MEASURED_S
-        while len(times) < _MEASURED_RUNS and (not times or time.perf_counter() < until):
-            started = time.perf_counter_ns()
-            self._outputs(self._output_names, feed)
-            times.append((time.perf_counter_ns() - started) // 1000)
-        times.sort()
-        return times[len(times) // 2], times[min(len(times) - 1, len(times) * 95 // 100)]
+    def _golden_run(self, row_count: int) -> Callable[[], object]:
+        """Runs so many golden inputs, some of them more than once if there are fewer."""
+        feed = self._golden_feed(0, row_count)
+        if self.spec.batch:
+            feed = {name: np.resize(x, (row_count, *x.shape[1:])) for name, x in feed.items()}
+        return lambda: self._outputs(self._output_names, feed)
 
     # ------------------------------------------------------------------ running
     @property

@@ -147,9 +147,14 @@ class Router:
         """
         deadline = self._clock() + deadline_s
         try:
-            served = await self._engine.classify(model, items, deadline_s=deadline_s)
+            # Who may be asked instead is not kept waiting for a worker that has to start again.
+            may_go = hops == 0 and bool(self._willing(model, []))
+            served = await self._engine.classify(
+                model, items, deadline_s=deadline_s, retry=not may_go
+            )
         except (NotServingError, QueueFullError, WorkerLostError, ModelFailedError) as exc:
             said = [f"{self._node}: {exc}"]
+            failure = exc
         except InferenceError:
             self.stats.refused += 1
             raise
@@ -160,8 +165,24 @@ class Router:
             elsewhere = await self._ask_around(model, items, deadline, said)
             if elsewhere is not None:
                 return elsewhere
+            if isinstance(failure, WorkerLostError) and may_go:
+                again = await self._once_more(model, items, deadline, said)
+                if again is not None:
+                    return again
         self.stats.refused += 1
         raise NobodyServesError(f"nobody serves {model!r}: " + "; ".join(said))
+
+    async def _once_more(
+        self, model: str, items: Sequence[bytes], deadline: float, said: list[str]
+    ) -> Served | None:
+        """Here after all: nobody else could, and the worker may be back."""
+        try:
+            served = await self._engine.classify(model, items, deadline_s=deadline - self._clock())
+        except InferenceError as exc:
+            said.append(f"{self._node}: {exc}")
+            return None
+        self.stats.served_local += 1
+        return replace(served, by=self._node)
 
     async def answer(self, request: InferRequest) -> InferReply:
         """The reply to a request from a neighbour or from MQTT; a refusal has its reason filled in."""
@@ -180,12 +201,7 @@ class Router:
         self, model: str, items: Sequence[bytes], deadline: float, said: list[str]
     ) -> Served | None:
         """The first answer from elsewhere; what the others said is added to `said`."""
-        candidates = []
-        for peer in self._candidates(model):
-            if self._breaker(peer).is_open:
-                said.append(f"{peer.node or peer.host}: left alone after failures")
-            else:
-                candidates.append(peer)
+        candidates = self._willing(model, said)
         for index, peer in enumerate(candidates):
             left_s = deadline - self._clock()
             if left_s <= 0:
@@ -207,6 +223,16 @@ class Router:
                 self.stats.served_peer += 1
             return served
         return None
+
+    def _willing(self, model: str, said: list[str]) -> list[Peer]:
+        """The candidates that are not left alone for their failures; the others are added to `said`."""
+        willing = []
+        for peer in self._candidates(model):
+            if self._breaker(peer).is_open:
+                said.append(f"{peer.node or peer.host}: left alone after failures")
+            else:
+                willing.append(peer)
+        return willing
 
     def _candidates(self, model: str) -> list[Peer]:
         """Neighbours that announce the model, then upstream ones, each address once."""

@@ -145,9 +145,11 @@ class Release:
         if done is None or done.done():
             return
         request.rows_done += piece.stop - piece.start
-        if request.rows_done == request.rows and not request.parts:
+        if request.rows_done == request.rows and request.parts is None:
             done.set_result(outputs)
             return
+        if request.parts is None:
+            request.parts = {}
         request.parts[piece.start] = outputs
         if request.rows_done == request.rows:
             parts = [request.parts[start] for start in sorted(request.parts)]

@@ -215,3 +215,42 @@ async def test_a_deadline_that_passed_here_is_not_tried_elsewhere(tmp_path):
         with pytest.raises(DeadlineError):
             await a.router.classify("tiny", [tiny.item()], deadline_s=0.05)
         assert b.server.stats.requests == 0
+
+
+async def test_requests_in_a_worker_that_dies_are_answered_by_the_neighbour_at_once(tmp_path):
+    async with (
+        node("b", tmp_path / "b") as b,
+        node("a", tmp_path / "a", discovery=Known(b.peer())) as a,
+    ):
+        assert (await a.router.classify("tiny", [tiny.item()], deadline_s=10)).by == "a"
+        os.kill(a.engine._dispatcher.worker.pid, signal.SIGSTOP)
+        async with asyncio.TaskGroup() as tasks:
+            asked = tasks.create_task(a.router.classify("tiny", [tiny.item()], deadline_s=10))
+            await until(lambda: bool(a.engine._dispatcher._until))
+            os.kill(a.engine._dispatcher.worker.pid, signal.SIGKILL)
+        assert asked.result().by == "b"
+        assert asked.result().answers[0].label == tiny.expected_label(tiny.item())
+
+
+async def test_when_nobody_else_can_the_worker_that_came_back_answers_after_all(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        gone = Peer("g", "127.0.0.1", closed.getsockname()[1], "node", frozenset({"tiny"}))
+    async with node("a", tmp_path, discovery=Known(gone)) as a:
+        os.kill(a.engine._dispatcher.worker.pid, signal.SIGSTOP)
+        async with asyncio.TaskGroup() as tasks:
+            asked = tasks.create_task(a.router.classify("tiny", [tiny.item()], deadline_s=15))
+            await until(lambda: bool(a.engine._dispatcher._until))
+            os.kill(a.engine._dispatcher.worker.pid, signal.SIGKILL)
+        assert asked.result().by == "a"
+
+
+async def test_a_model_that_fails_here_is_tried_elsewhere(tmp_path):
+    async with node("b", tmp_path / "b") as b:
+        release = tiny.write(tmp_path / "a")
+        async with node("a", discovery=Known(b.peer())) as a:
+            await a.engine.admit(release, tmp_path / "a", trial=False)
+            await a.engine.switch("tiny", release)
+            await a.engine._dispatcher.worker.unload(release)
+            a.engine._dispatcher.worker.loaded[release] = a.engine.signature("tiny")
+            served = await a.router.classify("tiny", [tiny.item()], deadline_s=10)
+        assert served.by == "b"
