@@ -98,7 +98,10 @@ class TensorTable(toml.Table, frozen=True, kw_only=True):
 
 
 class InputTensorTable(TensorTable, frozen=True, kw_only=True):
-    """[[inputs]]: a tensor; rows whose free dimensions differ run together only with `pad`: what fills them up."""
+    """[[inputs]]: a tensor. With `pad` its rows, [-1, ...], may be filled up to the length of others.
+
+    The outputs must not change by it, and have no free dimension.
+    """
 
     pad: int | None = None
 
@@ -200,6 +203,13 @@ def _check_tensors(spec: ReleaseSpec, source: str) -> None:
             )
         if any(0 in table.shape for table in tables):
             raise FileFormatError(f"{source}: a dimension is 1 or more, or -1: any")
+    padded = [table for table in spec.inputs if table.pad is not None]
+    if any(
+        not table.shape or table.shape[0] != FREE or FREE in table.shape[1:] for table in padded
+    ):
+        raise FileFormatError(f"{source}: an input with pad has shape [-1, ...], the rest fixed")
+    if padded and (not spec.batch or any(FREE in table.shape for table in spec.outputs)):
+        raise FileFormatError(f"{source}: pad needs a batch, and outputs without a free dimension")
     output = spec.output
     if output is not None and len(output.labels) != math.prod(output.shape):
         raise FileFormatError(

@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 
 from shoal_agent.inference.backlog import Piece
-from shoal_agent.inference.batch import Batch
+from shoal_agent.inference.batching import batch_of
 from shoal_agent.inference.calibrations import Calibrations
 from shoal_agent.inference.errors import (
     BadInputError,
@@ -31,7 +31,6 @@ from shoal_agent.inference.process_worker import ProcessWorker
 from shoal_agent.inference.served import EngineStats, Release
 from shoal_agent.inference.settings import WorkerSettings
 from shoal_agent.inference.signature import Forms
-from shoal_agent.inference.tensors import rows
 from shoal_agent.inference.thread_worker import ThreadWorker
 from shoal_agent.inference.trial import LOAD_TIMEOUT_S
 from shoal_agent.inference.worker import CallRefusedError, Worker
@@ -290,7 +289,7 @@ class Dispatcher:
             await self._load_into(worker, release)
             ran = await worker.run(
                 release.id,
-                _batch_of(batch, row_count),
+                batch_of(batch, row_count),
                 timeout_s=len(self._until) * self._settings.run_timeout_s + GRACE_S,
             )
         except (WorkerLostError, LateBatchError) as exc:
@@ -326,17 +325,3 @@ class Dispatcher:
             if release.id in worker.loaded:
                 with contextlib.suppress(WorkerLostError):
                     await worker.unload(release.id)
-
-
-def _batch_of(pieces: list[Piece], row_count: int) -> Batch:
-    form = pieces[0].request.form
-    return Batch(
-        form,
-        row_count,
-        [
-            [rows(piece.request.inputs[n], piece.start, piece.stop) for piece in pieces]
-            if form.is_batched
-            else [pieces[0].request.inputs[n].data]
-            for n in range(len(form.inputs))
-        ],
-    )

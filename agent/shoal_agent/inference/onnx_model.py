@@ -19,6 +19,7 @@ from shoal_agent.inference.signature import Form, Signature, TensorInfo
 from shoal_contract.release import FREE, ReleaseSpec, TensorTable
 
 _GOLDEN_ROWS: Final = 16
+_PADDING: Final = 3
 _DEFAULTS: Final = WorkerSettings()
 
 
@@ -47,6 +48,7 @@ class Model:
         self._golden_inputs, expected = read_golden(directory, self.spec)
         self.golden_count = len(next(iter(self._golden_inputs.values())))
         self._check_golden(expected)
+        self._check_padding(expected)
 
     @property
     def providers(self) -> list[str]:
@@ -162,6 +164,23 @@ class Model:
                 got = output if self.spec.batch else output[None]
                 self._compare(name, got, expected[name][start : start + step], start)
 
+    def _check_padding(self, expected: Mapping[str, Array]) -> None:
+        """What is filled up must not change what comes out, or answers would depend on the neighbours in a batch."""
+        pads = {table.name: table.pad for table in self.spec.inputs if table.pad is not None}
+        if not pads:
+            return
+        feed = self._golden_feed(0, 1)
+        for name, pad in pads.items():
+            longer = [(0, 0)] * feed[name].ndim
+            longer[1] = (0, _PADDING)
+            feed[name] = np.pad(feed[name], longer, constant_values=pad)
+        names = self._output_names
+        for name, output in zip(names, self._outputs(names, feed), strict=True):
+            try:
+                self._compare(name, output, expected[name][:1], 0)
+            except ModelError as exc:
+                raise ModelError(f"filled up with `pad`, {exc}") from exc
+
     def _compare(self, name: str, got: Array, wanted: Array, start: int) -> None:
         tolerance = self.spec.golden.tolerance
         if got.shape != wanted.shape:
@@ -201,7 +220,7 @@ def _best(
 
 def _signature(spec: ReleaseSpec) -> Signature:
     inputs, outputs = (
-        tuple(TensorInfo(t.name, t.dtype, _whole(spec, t)) for t in tables)
+        tuple(TensorInfo(t.name, t.dtype, _whole(spec, t), getattr(t, "pad", None)) for t in tables)
         for tables in spec.tensors
     )
     if spec.items is None:

@@ -14,16 +14,22 @@ ANSWERS: Final = ("best", "confidence")
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A tensor of a model. `shape` has the batch dimension in front if the model has one; -1: free."""
+    """A tensor of a model. `shape` has the batch dimension in front if the model has one; -1: free.
+
+    `pad`: what rows may be filled up with to the length of others; None: they may not.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    pad: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
     """What requests must share to run in one batch: the shape of each input's row, and the outputs wanted.
+
+    The length of a row that may be filled up is the longest of its bucket.
 
     Without `is_batched` the shapes are whole, and every request is a batch of its own, of one row.
     """
@@ -49,6 +55,8 @@ def item_form(item_bytes: int) -> Form:
     return Form((TensorInfo("", "uint8", (item_bytes,)),), ANSWERS)
 
 
+_STEP: Final = 8
+_SHORT: Final = 32
 _MAX_FORMS: Final = 256
 
 
@@ -92,7 +100,9 @@ class Signature:
                 if row_count not in {FREE, shape[0]}:
                     raise BadInputError(f"input {info.name!r} has {shape[0]} rows, not {row_count}")
                 row_count, shape = shape[0], shape[1:]
-            shapes.append(TensorInfo(info.name, info.dtype, shape))
+            if info.pad is not None:
+                shape = (bucket(shape[0]), *shape[1:])
+            shapes.append(TensorInfo(info.name, info.dtype, shape, info.pad))
         form = Form(tuple(shapes), self._outputs(outputs), self.is_batched)
         return form, row_count if self.is_batched else 1
 
@@ -106,6 +116,14 @@ class Signature:
 
     def _names(self) -> list[str]:
         return [info.name for info in self.inputs]
+
+
+def bucket(length: int) -> int:
+    """The longest row that one of this length is to run together with: at most a half longer, or 7 more."""
+    if length <= _SHORT:
+        return -(-length // _STEP) * _STEP
+    power = 1 << (length - 1).bit_length()
+    return power * 3 // 4 if length <= power * 3 // 4 else power
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

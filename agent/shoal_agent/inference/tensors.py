@@ -1,6 +1,7 @@
 """Tensors as values: a type, a shape and bytes. Pure; computing with them is the worker's matter (numpy)."""
 
 import math
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
@@ -22,6 +23,7 @@ ELEMENT_BYTES: Final = {
     "float64": 8,
 }
 """Bytes of one element, by the name that numpy has for the type."""
+_FLOATS: Final = {"float16": "<e", "float32": "<f", "float64": "<d"}
 MAX_DIMENSIONS: Final = 8
 MAX_TENSOR_BYTES: Final = 256 * 1024 * 1024
 
@@ -67,6 +69,32 @@ def rows(tensor: Tensor, start: int, stop: int) -> bytes | memoryview:
         return tensor.data
     stride = len(tensor.data) // count
     return memoryview(tensor.data)[start * stride : stop * stride]
+
+
+def padded_rows(
+    tensor: Tensor, start: int, stop: int, length: int, pad: int
+) -> list[bytes | memoryview]:
+    """The bytes of some rows [n, length, ...], each filled up with `pad` to the length given."""
+    missing = length - tensor.shape[1]
+    if not missing:
+        return [rows(tensor, start, stop)]
+    stride = len(tensor.data) // tensor.shape[0]
+    filling = element(tensor.dtype, pad) * (missing * math.prod(tensor.shape[2:]))
+    data = memoryview(tensor.data)
+    chunks: list[bytes | memoryview] = []
+    for row in range(start, stop):
+        chunks += (data[row * stride : (row + 1) * stride], filling)
+    return chunks
+
+
+def element(dtype: str, value: int) -> bytes:
+    """One element, little-endian; a value that the type does not hold is cut off."""
+    if dtype in _FLOATS:
+        return struct.pack(_FLOATS[dtype], value)
+    size_bytes = ELEMENT_BYTES[dtype]
+    if dtype == "bool":
+        value = bool(value)
+    return (value % (1 << 8 * size_bytes)).to_bytes(size_bytes, "little")
 
 
 def joined(parts: Iterable[Tensor]) -> Tensor:

@@ -518,3 +518,27 @@ async def test_a_failure_of_the_runtime_is_not_the_inputs_fault(engine, tmp_path
     with pytest.raises(ModelFailedError, match="ONNX Runtime"):
         await ask(1 << 46)
     assert await ask(3)
+
+
+async def test_rows_of_other_lengths_run_together_where_the_release_says_how(engine, tmp_path):
+    release = tiny.write_tensors(tmp_path, pad=0)
+    await engine.admit(release, tmp_path)
+    await engine.switch("pair", release)
+
+    async def ask(length: int) -> None:
+        n = np.arange(length)[None]
+        inputs = {
+            "a": Tensor.of("float32", (1, 4), bytes(16)),
+            "n": Tensor.of("int64", n.shape, n.tobytes()),
+        }
+        done = await engine.infer("pair", inputs, deadline_s=10)
+        assert np.frombuffer(done.outputs["total"].data, np.int64).tolist() == [n.sum()]
+
+    await asyncio.gather(*(ask(length) for length in range(33, 49)))
+    assert engine.stats.batches <= 3
+
+
+async def test_a_release_whose_outputs_change_when_rows_are_filled_up_is_refused(engine, tmp_path):
+    release = tiny.write_tensors(tmp_path, pad=5)
+    with pytest.raises(ModelRefusedError, match=r"filled up with `pad`, .* off by 15"):
+        await engine.admit(release, tmp_path)

@@ -3,9 +3,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal_agent.inference.backlog import Piece, Request
+from shoal_agent.inference.batching import batch_of
 from shoal_agent.inference.errors import BadInputError
-from shoal_agent.inference.signature import Signature, TensorInfo, item_form
-from shoal_agent.inference.tensors import ELEMENT_BYTES, Tensor, joined, rows
+from shoal_agent.inference.signature import Forms, Signature, TensorInfo, bucket, item_form
+from shoal_agent.inference.tensors import ELEMENT_BYTES, Tensor, element, joined, rows
 
 
 @pytest.mark.parametrize("dtype", ELEMENT_BYTES)
@@ -99,3 +101,57 @@ def test_a_model_without_batches_is_asked_one_by_one():
 def test_what_does_not_fit_is_refused_with_the_place(inputs, outputs, reason):
     with pytest.raises(BadInputError, match=reason):
         TWO.form(inputs, outputs)
+
+
+@pytest.mark.parametrize("dtype", ELEMENT_BYTES)
+@pytest.mark.parametrize("value", [0, 1, -1])
+def test_an_element_has_the_bytes_that_numpy_gives_it(dtype, value):
+    assert element(dtype, value) == np.array(value).astype(dtype).tobytes()
+
+
+@given(st.integers(1, 1 << 20))
+def test_a_bucket_is_never_shorter_at_most_half_longer_and_its_own_bucket(length):
+    assert length <= bucket(length) <= max(length * 1.5, length + 7)
+    assert bucket(bucket(length)) == bucket(length)
+
+
+TEXT = Signature(
+    (
+        TensorInfo("ids", "int64", (-1, -1), 0),
+        TensorInfo("emb", "float32", (-1, -1, 2), 7),
+        TensorInfo("kind", "uint8", (-1, 1)),
+    ),
+    (TensorInfo("y", "float32", (-1, 2)),),
+)
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(33, 48)), min_size=1, max_size=5))
+def test_rows_of_one_bucket_make_one_batch_as_long_as_the_longest_filled_up_behind(shapes):
+    forms, pieces, wanted = Forms(TEXT), [], []
+    longest = max(length for _, length in shapes)
+    for number, (count, length) in enumerate(shapes, 1):
+        ids = np.full((count, length), number)
+        emb = np.full((count, length, 2), number, np.float32)
+        kind = np.full((count, 1), number, np.uint8)
+        tensors = {
+            name: Tensor.of(x.dtype.name, x.shape, x.tobytes())
+            for name, x in (("ids", ids), ("emb", emb), ("kind", kind))
+        }
+        form, row_count = forms.of(tensors, ())
+        pieces.append(Piece(Request(form, list(tensors.values()), count, 1.0), 0, row_count))
+        more = longest - length
+        wanted.append(
+            (
+                np.pad(ids, ((0, 0), (0, more))),
+                np.pad(emb, ((0, 0), (0, more), (0, 0)), constant_values=7),
+                kind,
+            )
+        )
+    assert len({id(piece.request.form) for piece in pieces}) == 1
+    total = sum(count for count, _ in shapes)
+    batch = batch_of(pieces, total)
+    for (dtype, shape), chunks, *expected in zip(
+        batch.form.shapes(total), batch.chunks, *wanted, strict=True
+    ):
+        got = np.frombuffer(b"".join(chunks), dtype).reshape(shape)
+        np.testing.assert_array_equal(got, np.concatenate(expected))

@@ -210,6 +210,7 @@ def write_tensors(
     gather: bool = False,
     hungry: bool = False,
     looping: bool = False,
+    pad: int | None = None,
 ) -> bytes:
     """Write a release of two inputs and two outputs; returns a release id."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -231,6 +232,7 @@ shape = [{VALUES}]
 name = "n"
 dtype = "int64"
 shape = [-1]
+{"" if pad is None else f"pad = {pad}"}
 
 [[outputs]]
 name = "y"
