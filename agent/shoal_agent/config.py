@@ -180,6 +180,7 @@ class AgentConfig(toml.Table, frozen=True, kw_only=True):
             cpus=table.cpus,
             providers=table.providers,
             run_timeout_s=table.run_timeout_s,
+            optimised_dir=str(Path(self.state_dir) / "optimised"),
         )
 
     @property

@@ -34,6 +34,7 @@ class Loaded:
     """What a worker says of a release that it loaded; latencies only after a trial, else 0.
 
     `points`: of the calibration, if one was asked for. `providers`: the execution providers taken.
+    `is_optimised`: it came from the form that an earlier load had left on the disk.
     """
 
     signature: Signature
@@ -43,6 +44,7 @@ class Loaded:
     golden_count: int = 0
     points: tuple[Point, ...] = ()
     providers: tuple[str, ...] = ()
+    is_optimised: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@ import onnxruntime as ort
 from shoal_agent.inference import measuring
 from shoal_agent.inference.encodings import to_tensor
 from shoal_agent.inference.model_errors import InputError, ModelError, one_line
+from shoal_agent.inference.optimised import MIN_MODEL_BYTES, OptimisedForms
 from shoal_agent.inference.pace import Point
 from shoal_agent.inference.release_files import Array, read_golden, read_model, read_spec
-from shoal_agent.inference.session import DTYPES, open_session
+from shoal_agent.inference.session import DTYPES, open_optimised, open_session
 from shoal_agent.inference.settings import CPU, WorkerSettings
 from shoal_agent.inference.signature import Form, Signature, TensorInfo
 from shoal_contract.release import FREE, ReleaseSpec, TensorTable
@@ -29,8 +30,11 @@ class Model:
     Args:
         directory: holds release.toml, the model file and the golden file.
         settings: threads and providers.
+        forms: where the optimised form of a large model is looked for, and left.
+        release: its id, by which the form is known.
 
     Attributes:
+        is_optimised: it came from its optimised form.
         spec: its release.toml.
         signature: what requests are held against.
         golden_count: how many golden inputs came out right.
@@ -39,9 +43,22 @@ class Model:
         ModelError: with the reason.
     """
 
-    def __init__(self, directory: Path, settings: WorkerSettings = _DEFAULTS) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        settings: WorkerSettings = _DEFAULTS,
+        *,
+        forms: OptimisedForms | None = None,
+        release: bytes = b"",
+    ) -> None:
         self.spec = read_spec(directory)
-        self._session = open_session(read_model(directory, self.spec), settings)
+        form = forms.find(release) if forms is not None else None
+        self.is_optimised = form is not None
+        if form is not None:
+            self._session = open_optimised(form, settings)
+        else:
+            model = read_model(directory, self.spec)
+            self._session = _open_and_keep(model, settings, forms, release)
         self._is_one_thread = settings.threads == 1 and self.providers == [CPU]
         self._one_by_one = _check_signature(self._session, self.spec)
         self.signature = _signature(self.spec)
@@ -201,6 +218,19 @@ class Model:
             raise ModelError(
                 f"golden input {start + int(agree.argmin())} is classified differently"
             )
+
+
+def _open_and_keep(
+    model: bytes, settings: WorkerSettings, forms: OptimisedForms | None, release: bytes
+) -> ort.InferenceSession:
+    if forms is None or len(model) < MIN_MODEL_BYTES or settings.providers != (CPU,):
+        return open_session(model, settings)
+    try:
+        with forms.making(release, max_bytes=2 * len(model)) as path:
+            return open_session(model, settings, save_to=path)
+    except (OSError, ModelError):
+        # The disk may be what failed: if it is the model, this says so.
+        return open_session(model, settings)
 
 
 def _best(

@@ -14,7 +14,9 @@ import onnxruntime as ort
 from shoal_agent.inference.batch import Loaded
 from shoal_agent.inference.model_errors import InputError, LateError, ModelError
 from shoal_agent.inference.onnx_model import Model
+from shoal_agent.inference.optimised import OptimisedForms
 from shoal_agent.inference.release_files import Array
+from shoal_agent.inference.session import made_for
 from shoal_agent.inference.settings import WorkerSettings
 from shoal_agent.inference.signature import Form
 from shoal_agent.inference.watchdog import Watchdog
@@ -34,6 +36,8 @@ class Runner:
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
         self._watchdog = Watchdog()
+        folder = settings.optimised_dir
+        self._forms = OptimisedForms(Path(folder), made_for=made_for()) if folder else None
         self._models: dict[bytes, Model] = {}
 
     def load(
@@ -53,7 +57,7 @@ class Runner:
         started = time.perf_counter()
         try:
             with _memory_limit(trial_bytes):
-                model = Model(directory, self._settings)
+                model = Model(directory, self._settings, forms=self._forms, release=release)
                 load_us = round((time.perf_counter() - started) * 1e6)
                 p50_us, p95_us = model.measure_us() if trial_bytes else (0, 0)
                 points = model.calibrate(calibrate_rows) if calibrate_rows else ()
@@ -68,6 +72,7 @@ class Runner:
             golden_count=model.golden_count,
             points=points,
             providers=tuple(model.providers),
+            is_optimised=model.is_optimised,
         )
 
     def unload(self, release: bytes) -> None:

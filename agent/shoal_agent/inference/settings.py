@@ -18,6 +18,7 @@ class WorkerSettings:
         cpus: the cores that the worker may use; none: all.
         providers: ONNX Runtime's execution providers, the preferred first; the CPU always comes last.
         run_timeout_s: a batch that takes longer is stopped.
+        optimised_dir: where large models are kept as ONNX Runtime has optimised them; none: nowhere.
     """
 
     kind: Literal["process", "thread"] = "process"
@@ -26,3 +27,4 @@ class WorkerSettings:
     cpus: tuple[int, ...] = ()
     providers: tuple[str, ...] = (CPU,)
     run_timeout_s: float = 10.0
+    optimised_dir: str = ""

@@ -1,7 +1,7 @@
 """The worker process: loads models and runs batches for the engine at the other end of a socket.
 
-It alone imports numpy and ONNX Runtime (through `runner`); it decides nothing and keeps nothing on
-the disk. It ends when the engine closes the socket or dies.
+It alone imports numpy and ONNX Runtime (through `runner`); it decides nothing, and leaves nothing on
+the disk but optimised forms of models. It ends when the engine closes the socket or dies.
 
     python -m shoal_agent.inference.worker_main <socket fd> <parent pid> <settings> <memory fd>...
 """
@@ -9,6 +9,7 @@ the disk. It ends when the engine closes the socket or dies.
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import socket
 import sys
@@ -21,7 +22,7 @@ import msgspec
 from shoal_agent.inference import pipe
 from shoal_agent.inference.batch import layout
 from shoal_agent.inference.model_errors import InputError, LateError, ModelError
-from shoal_agent.inference.segment import Segment
+from shoal_agent.inference.segment import MAX_BYTES, Segment
 from shoal_agent.inference.settings import WorkerSettings
 from shoal_agent.inference.signature import Form
 from shoal_contract.errors import DecodeError
@@ -142,6 +143,10 @@ def _main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the group; the agent decides
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
+    # Of all that it may write, the form of a model that holds a rule for making gigabytes would be the worst.
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = MAX_BYTES if hard == resource.RLIM_INFINITY else min(MAX_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     os.nice(settings.nice)
     if settings.cpus:
         with contextlib.suppress(OSError):  # cores that this board does not have
