@@ -113,6 +113,8 @@ async def running(
                 queue_limit=config.inference.queue_limit,
                 max_batch=config.inference.max_batch,
                 settings=config.worker,
+                reserve_bytes=config.inference.reserve_bytes,
+                keep=config.inference.keep,
                 calibrations=Calibrations(
                     state_dir / "calibration.json",
                     hardware=hardware_key(hardware.read(state_dir), config.worker),

@@ -72,6 +72,8 @@ class InferenceTable(toml.Table, frozen=True, kw_only=True):
     cpus: tuple[Annotated[int, msgspec.Meta(ge=0, le=4095)], ...] = ()
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     run_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 10.0
+    reserve_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 40)] = 33554432
+    keep: tuple[str, ...] = ()
 
 
 class DeviceTable(toml.Table, frozen=True, kw_only=True):

@@ -114,9 +114,14 @@ class AgentCollector(Collector):
         batch = GaugeMetricFamily(
             "shoal_agent_inference_best_batch", "rows a batch of a model has", labels=["model"]
         )
+        loaded = GaugeMetricFamily(
+            "shoal_agent_model_loaded", "0 for what serves but is not in memory", labels=["model"]
+        )
         for facts in self._engine.describe():
+            loaded.add_metric([facts.model], float(facts.state == "serving"))
             waiting_rows.add_metric([facts.model], facts.waiting)
             batch.add_metric([facts.model], facts.best_batch)
+        yield loaded
         yield waiting_rows
         yield batch
         engine = self._engine.stats
@@ -126,6 +131,7 @@ class AgentCollector(Collector):
         yield _counter(
             "inference_refused", "requests refused at once for want of room or time", engine.refused
         )
+        yield _counter("model_evictions", "models that gave their memory back", engine.evictions)
         yield _counter("inference_expired", "requests whose time was over", engine.expired)
         samples = CounterMetricFamily(
             "shoal_agent_samples", "device samples answered", labels=["device"]

@@ -35,6 +35,7 @@ class Loaded:
 
     `points`: of the calibration, if one was asked for. `providers`: the execution providers taken.
     `is_optimised`: it came from the form that an earlier load had left on the disk.
+    `grown_bytes`: how much larger the process became, about.
     """
 
     signature: Signature
@@ -45,6 +46,7 @@ class Loaded:
     points: tuple[Point, ...] = ()
     providers: tuple[str, ...] = ()
     is_optimised: bool = False
+    grown_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

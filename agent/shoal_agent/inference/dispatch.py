@@ -87,11 +87,20 @@ class Dispatcher:
         self._until: dict[int, float] = {}
         self._busy_until = 0.0
         self._work = asyncio.Event()
+        self._load = asyncio.Event()
         self._changed = asyncio.Event()
 
     def wake(self) -> None:
-        """There is something to run, to load or to unload."""
+        """There is something to run, to load or to unload, or nothing any more."""
         self._work.set()
+        self._load.set()
+
+    def offer(self, release: Release) -> None:
+        """A request waits for this release; nobody is woken who could not take it."""
+        if release.is_evicted:
+            self._load.set()
+        elif not self._until or self._is_worth_sending_ahead(release):
+            self._work.set()
 
     async def run(self) -> None:
         """Start a worker whenever there is something to serve, for ever."""
@@ -131,7 +140,7 @@ class Dispatcher:
     async def _reload(self, worker: Worker) -> None:
         """Give a new worker everything that serves or is admitted."""
         for release in list(self.releases.values()):
-            if release.broken is None:
+            if release.broken is None and not release.is_evicted:
                 await self._load_into(worker, release)
 
     async def _load_into(self, worker: Worker, release: Release) -> None:
@@ -154,10 +163,24 @@ class Dispatcher:
             raise
         else:
             release.load_crashes = 0
+            release.is_evicted = False
+            release.load_s = loaded.load_us / 1e6
+            release.size_bytes = loaded.grown_bytes
             release.forms = Forms(loaded.signature)
             release.providers = loaded.providers
             if loaded.points:
                 self.remember(release, loaded.points)
+
+    async def evict(self, release: Release) -> bool:
+        """Take a release that nobody waits for out of the worker; the next request brings it back."""
+        worker = self.worker
+        if worker is None or release.waiting or release.id not in worker.loaded:
+            return False
+        release.is_evicted = True
+        with contextlib.suppress(WorkerLostError):
+            await worker.unload(release.id)
+        self.wake()
+        return True
 
     def remember(self, release: Release, points: Sequence[Point]) -> None:
         """This is how fast it is here."""
@@ -212,6 +235,7 @@ class Dispatcher:
         async with asyncio.TaskGroup() as lanes:
             for number in range(LANES):
                 lanes.create_task(self._run_lane(worker, number), name=f"engine.lane-{number}")
+            lanes.create_task(self._bring_back(worker), name="engine.bring-back")
         if worker.lost is not None:
             raise WorkerLostError(worker.lost)
 
@@ -232,6 +256,20 @@ class Dispatcher:
             finally:
                 del self._until[number]
 
+    async def _bring_back(self, worker: Worker) -> None:
+        """Load what was evicted and is asked for again, beside the batches of the others."""
+        while worker.lost is None and self.releases:
+            asked = [r for r in self.releases.values() if r.is_evicted and r.backlog.rows]
+            if not asked:
+                self._load.clear()
+                await self._load.wait()
+                continue
+            with contextlib.suppress(WorkerLostError):
+                await self._load_into(worker, asked[0])
+            # What does not load now, for want of memory say, may when it is asked for again.
+            asked[0].broken = None
+            self.wake()
+
     def _next_batch(self) -> tuple[Release | None, list[Piece]]:
         """What is to run now, of whose turn it is.
 
@@ -245,6 +283,7 @@ class Dispatcher:
                 release.id: release.backlog.first_class(now)
                 for release in self.releases.values()
                 if (release.backlog.rows if is_idle else self._is_worth_sending_ahead(release))
+                and not release.is_evicted
             }
             if not classes:
                 return None, []

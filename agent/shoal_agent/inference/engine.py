@@ -6,12 +6,15 @@ Knows nothing of peers (`router`), of where releases come from, or of numpy. All
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Self
 
+import structlog
+
 from shoal_agent.background import Background
+from shoal_agent.inference import memory
 from shoal_agent.inference.backlog import Priority, Request
 from shoal_agent.inference.calibrations import Calibrations
 from shoal_agent.inference.deadlines import Deadlines
@@ -23,6 +26,7 @@ from shoal_agent.inference.errors import (
     NotServingError,
     QueueFullError,
 )
+from shoal_agent.inference.memory import Memory, Resident
 from shoal_agent.inference.pace import Pace
 from shoal_agent.inference.served import (
     Admission,
@@ -41,6 +45,9 @@ from shoal_contract.messages import Answer
 __all__ = ["Admission", "Engine", "EngineStats", "Inferred", "Served"]
 
 
+log = structlog.get_logger()
+
+GOVERN_S: Final = 5.0
 _DEFAULTS: Final = WorkerSettings()
 
 
@@ -92,6 +99,9 @@ class Engine:
         trial_bytes: int | None = None,
         settings: WorkerSettings = _DEFAULTS,
         calibrations: Calibrations | None = None,
+        reserve_bytes: int = 0,
+        keep: Sequence[str] = (),
+        read_memory: Callable[[], Memory] = memory.read,
     ) -> AsyncIterator[Self]:
         """An engine that serves nothing yet; the worker starts when the first release is admitted.
 
@@ -103,6 +113,9 @@ class Engine:
                 free at that moment.
             settings: how the worker runs models.
             calibrations: what is remembered of how fast releases are here; None: nothing.
+            reserve_bytes: so much is to stay free; models that nobody asks for go when it does not.
+            keep: models that never go.
+            read_memory: how much there is.
         """
         engine = cls(
             queue_limit=queue_limit,
@@ -114,6 +127,8 @@ class Engine:
         )
         async with Background.open() as background:
             background.start(engine._dispatcher.run(), name="engine.worker")
+            governing = engine._govern(reserve_bytes, frozenset(keep), read_memory)
+            background.start(governing, name="engine.memory")
             try:
                 yield engine
             finally:
@@ -197,14 +212,50 @@ class Engine:
         """What is served, sorted."""
         return sorted(self._serving)
 
+    async def _govern(
+        self, reserve_bytes: int, keep: frozenset[str], read_memory: Callable[[], Memory]
+    ) -> None:
+        """Give memory back when it is short: one model at a time, whoever is missed least."""
+        while True:
+            await asyncio.sleep(GOVERN_S)
+            if self._dispatcher.worker is None or not read_memory().is_tight(reserve_bytes):
+                continue
+            chosen = memory.to_evict(self._residents(keep))
+            if chosen is not None and await self._dispatcher.evict(
+                self._dispatcher.releases[chosen]
+            ):
+                self.stats.evictions += 1
+                log.warning("memory is short, a model was evicted", release=chosen.hex()[:12])
+
+    def _residents(self, keep: frozenset[str]) -> list[Resident]:
+        pinned = {release for model, release in self._serving.items() if model in keep}
+        now = self._clock()
+        return [
+            Resident(
+                release.id,
+                release.size_bytes,
+                idle_s=0.0 if release.waiting else now - release.used_at,
+                load_s=release.load_s,
+                is_pinned=release.id in pinned,
+            )
+            for release in self._dispatcher.releases.values()
+            if release.id in self._serving.values()
+            and not release.is_evicted
+            and release.broken is None
+        ]
+
     def describe(self) -> list[ModelFacts]:
         """What serves, how it runs and how much waits for it, by name."""
         facts = []
         for model in self.models():
-            release = self._dispatcher.releases[self._serving[model]]
+            release = self._dispatcher.releases.get(self._serving.get(model, b""))
+            if release is None:  # metrics are read in another thread
+                continue
             facts.append(
                 ModelFacts(
                     model=model,
+                    state=_state(release),
+                    size_bytes=release.size_bytes,
                     waiting=release.backlog.rows,
                     best_batch=release.pace.best_rows,
                     row_us=round(release.pace.row_s * 1e6),
@@ -308,7 +359,8 @@ class Engine:
         release.waiting.add(request)
         self._deadlines.watch(request)
         self.stats.requests += 1
-        self._dispatcher.wake()
+        release.used_at = request.arrived
+        self._dispatcher.offer(release)
         try:
             return await request.done
         except _ExpiredError:
@@ -349,6 +401,12 @@ class Engine:
         if entry is not None and release not in self._serving.values():
             entry.retired = True
             self._dispatcher.wake()
+
+
+def _state(release: Release) -> str:
+    if release.broken is not None:
+        return "broken"
+    return "evicted" if release.is_evicted else "serving"
 
 
 class _ExpiredError(Exception):

@@ -55,6 +55,7 @@ class Runner:
             ModelError: it breaks a promise.
         """
         started = time.perf_counter()
+        before_bytes = _status_bytes("VmRSS")
         try:
             with _memory_limit(trial_bytes):
                 model = Model(directory, self._settings, forms=self._forms, release=release)
@@ -73,6 +74,7 @@ class Runner:
             points=points,
             providers=tuple(model.providers),
             is_optimised=model.is_optimised,
+            grown_bytes=max(0, _status_bytes("VmRSS") - before_bytes),
         )
 
     def unload(self, release: bytes) -> None:
@@ -142,7 +144,7 @@ def _memory_limit(more_bytes: int) -> Iterator[None]:
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = _data_bytes() + more_bytes
+    limit = _status_bytes("VmData") + more_bytes
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
@@ -152,9 +154,9 @@ def _memory_limit(more_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def _data_bytes() -> int:
-    """What counts against RLIMIT_DATA (VmData of proc(5))."""
+def _status_bytes(name: str) -> int:
+    """A size of this process (proc(5)); VmData is what counts against RLIMIT_DATA."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmData:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     return 0

@@ -64,6 +64,7 @@ class EngineStats:
     refused: int = 0
     expired: int = 0
     worker_restarts: int = 0
+    evictions: int = 0
     latencies_us: deque[int] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
 
     def record_latency(self, seconds: float) -> None:
@@ -80,10 +81,12 @@ class EngineStats:
 class ModelFacts:
     """How a model stands: rows that wait, the batch it gets, what a row costs, and what it runs on.
 
-    `broken`: why it does not run any more.
+    `state`: "serving", "evicted" (loaded again when it is asked) or "broken"; `broken`: why it does not run any more.
     """
 
     model: str
+    state: str
+    size_bytes: int
     waiting: int
     best_batch: int
     row_us: int
@@ -100,6 +103,8 @@ class Release:
         providers: ONNX Runtime's execution providers that run it.
         broken: why it cannot be loaded any more.
         retired: to be unloaded once nobody waits for it.
+        is_evicted: it gave its memory back; the next request loads it again.
+        used_at: when it was asked last.
         pace: how long its batches take, and how many rows are best.
     """
 
@@ -121,6 +126,10 @@ class Release:
         self.retired = False
         self.broken: str | None = None
         self.load_crashes = 0
+        self.is_evicted = False
+        self.used_at = 0.0
+        self.load_s = 0.0
+        self.size_bytes = 0
 
     def settle(self, batch: Sequence[Piece], outputs: Sequence[Tensor]) -> None:
         """Hand the outputs of a batch to those who wait for them."""

@@ -11,7 +11,8 @@ import pytest
 from tests.shoal_agent.inference import tiny_release as tiny
 from tests.shoal_agent.until import until
 
-from shoal_agent.inference import dispatch, limits
+from shoal_agent.inference import dispatch, limits, memory
+from shoal_agent.inference import engine as engine_module
 from shoal_agent.inference.engine import Engine
 from shoal_agent.inference.errors import (
     BadInputError,
@@ -23,6 +24,7 @@ from shoal_agent.inference.errors import (
     QueueFullError,
     WorkerLostError,
 )
+from shoal_agent.inference.memory import Memory
 from shoal_agent.inference.settings import WorkerSettings
 from shoal_agent.inference.tensors import Tensor
 
@@ -542,3 +544,50 @@ async def test_a_release_whose_outputs_change_when_rows_are_filled_up_is_refused
     release = tiny.write_tensors(tmp_path, pad=5)
     with pytest.raises(ModelRefusedError, match=r"filled up with `pad`, .* off by 15"):
         await engine.admit(release, tmp_path)
+
+
+async def test_when_memory_is_short_an_idle_model_goes_and_comes_back_when_it_is_asked(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(engine_module, "GOVERN_S", 0.01)
+    monkeypatch.setattr(memory, "IDLE_S", 0.0)
+    free = [1 << 30]
+
+    async with Engine.open(
+        reserve_bytes=1 << 20, keep=["kept"], read_memory=lambda: Memory(free[0], 0.0)
+    ) as engine:
+        release = await serve(engine, tmp_path / "a")
+        kept = tiny.write(tmp_path / "b", seed=1)
+        await engine.admit(kept, tmp_path / "b", trial=False)
+        await engine.switch("kept", kept)
+        worker = engine._dispatcher.worker
+        free[0] = 1000
+        await until(lambda: release not in worker.loaded, timeout_s=5)
+        free[0] = 1 << 30
+        states = {facts.model: facts.state for facts in engine.describe()}
+        assert states == {"tiny": "evicted", "kept": "serving"}
+        async with asyncio.TaskGroup() as tasks:
+            asked = [
+                tasks.create_task(engine.classify(model, [tiny.item(n, 2, 3, 4)], deadline_s=10))
+                for n in range(5)
+                for model in ("tiny", "kept")
+            ]
+        for n, task in enumerate(asked):
+            seed = n % 2
+            assert task.result().answers[0].label == tiny.expected_label(
+                tiny.item(n // 2, 2, 3, 4), seed
+            )
+        assert engine.stats.evictions == 1
+        assert engine.stats.worker_restarts == 0
+        assert {facts.state for facts in engine.describe()} == {"serving"}
+
+
+async def test_an_evicted_model_that_does_not_load_says_so_and_is_tried_again(engine, tmp_path):
+    release = await serve(engine, tmp_path)
+    good = (tmp_path / "model.onnx").read_bytes()
+    assert await engine._dispatcher.evict(engine._dispatcher.releases[release])
+    (tmp_path / "model.onnx").write_bytes(b"not a model")
+    with pytest.raises(NotServingError, match="does not load"):
+        await engine.classify("tiny", [tiny.item()], deadline_s=10)
+    (tmp_path / "model.onnx").write_bytes(good)
+    assert (await engine.classify("tiny", [tiny.item()], deadline_s=10)).answers

@@ -1,0 +1,96 @@
+"""How much memory is left to us, and whom to ask for some back. Reading is a few lines; deciding is pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+PRESSURE_PERCENT: Final = 10.0
+"""Tasks that stood still for want of memory in a tenth of the last ten seconds (PSI, "some avg10")."""
+IDLE_S: Final = 10.0
+"""Who was asked later than so long ago is not evicted: it would be back at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What may still be taken, and how much of the time somebody waits for memory."""
+
+    free_bytes: int
+    pressure_percent: float
+
+    def is_tight(self, reserve_bytes: int) -> bool:
+        """Models should give some back."""
+        return self.free_bytes < reserve_bytes or self.pressure_percent >= PRESSURE_PERCENT
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A loaded release that could go. `load_s`: what it costs to have it back."""
+
+    release: bytes
+    size_bytes: int
+    idle_s: float
+    load_s: float
+    is_pinned: bool = False
+
+
+def to_evict(residents: Sequence[Resident]) -> bytes | None:
+    """Who is missed least: long unused, large, and quick to load again. None: nobody may go."""
+    free_to_go = [r for r in residents if not r.is_pinned and r.idle_s >= IDLE_S]
+    if not free_to_go:
+        return None
+    return max(free_to_go, key=_worth).release
+
+
+def _worth(resident: Resident) -> float:
+    return resident.idle_s * max(resident.size_bytes, 1) / max(resident.load_s, 0.001)
+
+
+def read(filesystem: Path = Path("/")) -> Memory:
+    """The memory now; `filesystem` is where /proc and /sys are looked for. What cannot be read does not press."""
+    free = [_meminfo_available(filesystem), _cgroup_free(filesystem)]
+    known = [value for value in free if value is not None]
+    return Memory(min(known) if known else 1 << 62, _pressure(filesystem))
+
+
+def _meminfo_available(filesystem: Path) -> int | None:
+    for line in _text(filesystem / "proc/meminfo").splitlines():
+        words = line.split()
+        if words[:1] == ["MemAvailable:"] and words[1].isdecimal():
+            return int(words[1]) * 1024
+    return None
+
+
+def _cgroup_free(filesystem: Path) -> int | None:
+    """What the group's own limit (cgroup v2) leaves, counting the file cache that it can drop."""
+    path = _text(filesystem / "proc/self/cgroup").partition("0::/")[2].splitlines()
+    group = filesystem / "sys/fs/cgroup" / (path[0] if path else "")
+    limit, used = _text(group / "memory.max").strip(), _text(group / "memory.current").strip()
+    if not limit.isdecimal() or not used.isdecimal():
+        return None
+    cached = 0
+    for line in _text(group / "memory.stat").splitlines():
+        name, _, value = line.partition(" ")
+        if name == "inactive_file" and value.isdecimal():
+            cached = int(value)
+    return max(0, int(limit) - int(used) + cached)
+
+
+def _pressure(filesystem: Path) -> float:
+    for line in _text(filesystem / "proc/pressure/memory").splitlines():
+        if line.startswith("some "):
+            for word in line.split():
+                name, _, value = word.partition("=")
+                if name == "avg10":
+                    try:
+                        return float(value)
+                    except ValueError:
+                        return 0.0
+    return 0.0
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes()[:65536].decode("utf-8", "replace")
+    except OSError:
+        return ""
