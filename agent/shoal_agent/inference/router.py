@@ -130,7 +130,13 @@ class Router:
         return replace(done, by=self._node)
 
     async def classify(
-        self, model: str, items: Sequence[bytes], *, deadline_s: float = 1.0, hops: int = 0
+        self,
+        model: str,
+        items: Sequence[bytes],
+        *,
+        deadline_s: float = 1.0,
+        hops: int = 0,
+        priority: int = Priority.HIGH,
     ) -> Served:
         """One answer an item, in order, with the node that really ran them.
 
@@ -139,6 +145,7 @@ class Router:
             items: each encoded as the release's [input] says.
             deadline_s: seconds from now, for everything.
             hops: how many nodes passed it on; from 1 on, only this node may serve it.
+            priority: of which class it is; the board's own loops ask here, and go before everybody else.
 
         Raises:
             BadInputError: the items do not fit the model.
@@ -150,7 +157,7 @@ class Router:
             # Who may be asked instead is not kept waiting for a worker that has to start again.
             may_go = hops == 0 and bool(self._willing(model, []))
             served = await self._engine.classify(
-                model, items, deadline_s=deadline_s, retry=not may_go
+                model, items, deadline_s=deadline_s, priority=priority, retry=not may_go
             )
         except (NotServingError, QueueFullError, WorkerLostError, ModelFailedError) as exc:
             said = [f"{self._node}: {exc}"]
@@ -192,6 +199,7 @@ class Router:
                 request.items,
                 deadline_s=request.deadline_ms / 1000,
                 hops=request.hops,
+                priority=Priority.NORMAL,
             )
         except AgentError as exc:
             return InferReply(request.id, self._node, b"", [], str(exc)[:_MAX_REASON])
