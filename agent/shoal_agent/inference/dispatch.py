@@ -145,6 +145,7 @@ class Dispatcher:
 
     async def _load_into(self, worker: Worker, release: Release) -> None:
         if release.id in worker.loaded:
+            release.is_evicted = False
             return
         calibrate_rows = 0 if release.pace.is_known else self._max_batch
         try:
@@ -254,12 +255,12 @@ class Dispatcher:
             try:
                 await self._run_batch(worker, release, batch, number)
             finally:
-                del self._until[number]
+                self._until.pop(number, None)
 
     async def _bring_back(self, worker: Worker) -> None:
         """Load what was evicted and is asked for again, beside the batches of the others."""
         while worker.lost is None and self.releases:
-            asked = [r for r in self.releases.values() if r.is_evicted and r.backlog.rows]
+            asked = [r for r in self.releases.values() if r.is_evicted and r.is_wanted]
             if not asked:
                 self._load.clear()
                 await self._load.wait()

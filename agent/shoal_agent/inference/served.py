@@ -131,6 +131,11 @@ class Release:
         self.load_s = 0.0
         self.size_bytes = 0
 
+    @property
+    def is_wanted(self) -> bool:
+        """Somebody waits for it."""
+        return any(not request.over for request in self.waiting)
+
     def settle(self, batch: Sequence[Piece], outputs: Sequence[Tensor]) -> None:
         """Hand the outputs of a batch to those who wait for them."""
         if len(batch) == 1:

@@ -127,6 +127,13 @@ async def test_two_batches_may_be_under_way_each_in_a_memory_of_its_own(worker, 
     assert both[0] + both[1] == [tiny.expected_label(item) for item in data]
 
 
+async def test_a_provider_that_is_not_there_is_passed_over_and_what_was_taken_is_said(tmp_path):
+    tiny.write(tmp_path)
+    async with opened("process", providers=("CUDAExecutionProvider", CPU)) as worker:
+        loaded = await worker.load(RELEASE, tmp_path, timeout_s=20)
+        assert loaded.providers == (CPU,)
+
+
 async def test_a_worker_that_was_left_is_lost():
     async with opened("thread") as worker:
         pass
