@@ -1,7 +1,6 @@
-"""Keeps a worker process running and gives it one batch after the other.
+"""Keeps a worker running and loaded: restarts it within a budget, gives it back what it had, evicts and reloads.
 
-It restarts the worker within a budget, reloads what it had, and puts unanswered requests back. Who may ask
-for what is the engine's matter.
+Batches are `lanes`; who may ask for what is the engine's matter.
 """
 
 import asyncio
@@ -12,19 +11,13 @@ from typing import Final
 
 import structlog
 
-from shoal_agent.inference.backlog import Piece
-from shoal_agent.inference.batching import batch_of
 from shoal_agent.inference.calibrations import Calibrations
 from shoal_agent.inference.errors import (
-    BadInputError,
-    InferenceError,
-    LateBatchError,
-    ModelFailedError,
     ModelRefusedError,
     NotServingError,
     WorkerLostError,
 )
-from shoal_agent.inference.fairness import Turns
+from shoal_agent.inference.lanes import Lanes
 from shoal_agent.inference.limits import RestartBudget
 from shoal_agent.inference.pace import Pace, Point
 from shoal_agent.inference.process_worker import ProcessWorker
@@ -37,19 +30,13 @@ from shoal_agent.inference.worker import CallRefusedError, Worker
 
 log = structlog.get_logger()
 
-GRACE_S: Final = 1.0
-"""What a worker has for stopping a late batch itself, before it is killed."""
-SHORT_BATCH_S: Final = 0.02
-"""Longer ones gain nothing by lying ready in the worker, and would keep what is urgent waiting."""
-LANES: Final = 2
-"""Batches under way: one runs, and a full one may wait for it in the worker."""
 _INSTALL_ATTEMPTS: Final = 3
 _LOAD_CRASHES: Final = 3
 """A release that the worker did not survive so often in a row is left out of the next one."""
 
 
 class Dispatcher:
-    """Runs what waits in the releases' queues.
+    """Has the releases and the worker that they run in.
 
     Args:
         stats: counted into.
@@ -61,6 +48,7 @@ class Dispatcher:
     Attributes:
         releases: what is loaded, by id; the engine adds, retired ones disappear when they are drained.
         worker: the one that runs, if one does.
+        lanes: batches.
         halted: why nothing can run at the moment.
     """
 
@@ -83,32 +71,29 @@ class Dispatcher:
         self._calibrations = calibrations
         self._clock = asyncio.get_running_loop().time
         self.budget = RestartBudget(self._clock)
-        self._turns = Turns()
-        self._until: dict[int, float] = {}
-        self._busy_until = 0.0
-        self._work = asyncio.Event()
-        self._load = asyncio.Event()
+        self.lanes = Lanes(self.releases, stats, run_timeout_s=settings.run_timeout_s)
+        self._change = asyncio.Event()
         self._changed = asyncio.Event()
 
     def wake(self) -> None:
         """There is something to run, to load or to unload, or nothing any more."""
-        self._work.set()
-        self._load.set()
+        self._change.set()
+        self.lanes.wake()
 
     def offer(self, release: Release) -> None:
-        """A request waits for this release; nobody is woken who could not take it."""
+        """A request waits for this release."""
         if release.is_evicted:
-            self._load.set()
-        elif not self._until or self._is_worth_sending_ahead(release):
-            self._work.set()
+            self._change.set()
+        else:
+            self.lanes.offer(release)
 
     async def run(self) -> None:
         """Start a worker whenever there is something to serve, for ever."""
         lost = False
         while True:
             while not self.releases:
-                self._work.clear()
-                await self._work.wait()
+                self._change.clear()
+                await self._change.wait()
             if lost and (wait_s := self.budget.wait_s()):
                 self.halt(f"the worker died too often; it is started again in {wait_s:.0f} s")
                 await asyncio.sleep(wait_s)
@@ -225,143 +210,39 @@ class Dispatcher:
         release.broken = reason
         release.fail_all(NotServingError(reason))
 
-    # ------------------------------------------------------------------ batches
+    # ------------------------------------------------------------------ while a worker runs
     async def _dispatch(self, worker: Worker) -> None:
         """Run batches until nothing is left to serve.
 
         Raises:
             WorkerLostError: with every unanswered request back in its queue.
         """
-        self._until.clear()
-        async with asyncio.TaskGroup() as lanes:
-            for number in range(LANES):
-                lanes.create_task(self._run_lane(worker, number), name=f"engine.lane-{number}")
-            lanes.create_task(self._bring_back(worker), name="engine.bring-back")
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.lanes.run(worker), name="engine.lanes")
+            tasks.create_task(self._load_and_unload(worker), name="engine.load-and-unload")
         if worker.lost is not None:
             raise WorkerLostError(worker.lost)
 
-    async def _run_lane(self, worker: Worker, number: int) -> None:
-        while worker.lost is None:
-            if number == 0:
-                await self._unload_drained(worker)
-            if not self.releases:
-                self.wake()
-                return
-            release, batch = self._next_batch()
-            if release is None:
-                self._work.clear()
-                await self._work.wait()
-                continue
-            try:
-                await self._run_batch(worker, release, batch, number)
-            finally:
-                self._until.pop(number, None)
-
-    async def _bring_back(self, worker: Worker) -> None:
-        """Load what was evicted and is asked for again, beside the batches of the others."""
+    async def _load_and_unload(self, worker: Worker) -> None:
+        """Beside the batches: unload what is drained, load what was evicted and is asked for again."""
         while worker.lost is None and self.releases:
+            self._change.clear()
+            for release in [r for r in self.releases.values() if r.retired and not r.waiting]:
+                await self._unload(worker, release)
             asked = [r for r in self.releases.values() if r.is_evicted and r.is_wanted]
-            if not asked:
-                self._load.clear()
-                await self._load.wait()
-                continue
-            with contextlib.suppress(WorkerLostError):
-                await self._load_into(worker, asked[0])
-            # What does not load now, for want of memory say, may when it is asked for again.
-            asked[0].broken = None
-            self.wake()
-
-    def _next_batch(self) -> tuple[Release | None, list[Piece]]:
-        """What is to run now, of whose turn it is.
-
-        While a batch runs, the next one goes to the worker only if it is full, and short: what is not yet
-        given away may still grow, and be overtaken by something urgent.
-        """
-        now = self._clock()
-        is_idle = not self._until
-        while True:
-            classes = {
-                release.id: release.backlog.first_class(now)
-                for release in self.releases.values()
-                if (release.backlog.rows if is_idle else self._is_worth_sending_ahead(release))
-                and not release.is_evicted
-            }
-            if not classes:
-                return None, []
-            release = self.releases[self._turns.next(classes)]
-            batch = release.backlog.take(release.pace.best_rows, now)
-            if batch:
-                return release, batch
-
-    def _is_worth_sending_ahead(self, release: Release) -> bool:
-        rows_wanted = release.pace.best_rows
-        if release.backlog.rows < rows_wanted:
-            return False
-        return release.pace.is_known and release.pace.batch_s(rows_wanted) <= SHORT_BATCH_S
-
-    def eta_s(self, release: Release, priority: int, row_count: int) -> float:
-        """How long a request that comes now would take, if nothing more urgent came; 0.0: not known.
-
-        Every model that has work gets its share of the worker. Where nothing is ahead nothing is foretold: that one
-        is what the next guess is made from.
-        """
-        row_s = release.pace.row_s
-        if not row_s or not (self._until or release.backlog.rows):
-            return 0.0
-        # A batch that should have been done may take as long again.
-        ahead_s = abs(self._busy_until - self._clock()) if self._until else 0.0
-        wait_s = ahead_s + (release.backlog.rows_before(priority) + row_count) * row_s
-        if len(self.releases) == 1:
-            return wait_s
-        busy = sum(1 for other in self.releases.values() if other is release or other.backlog.rows)
-        return wait_s * busy
-
-    async def _run_batch(
-        self, worker: Worker, release: Release, batch: list[Piece], lane: int
-    ) -> None:
-        row_count = sum(piece.stop - piece.start for piece in batch)
-        guess_s = release.pace.batch_s(row_count)
-        self._turns.charge(release.id, guess_s)
-        started = self._clock()
-        self._busy_until = max(started, self._busy_until if self._until else 0.0) + guess_s
-        self._until[lane] = self._busy_until
-        try:
-            await self._load_into(worker, release)
-            ran = await worker.run(
-                release.id,
-                batch_of(batch, row_count),
-                timeout_s=len(self._until) * self._settings.run_timeout_s + GRACE_S,
-            )
-        except (WorkerLostError, LateBatchError) as exc:
-            release.put_back(batch, exc)
-            return
-        except CallRefusedError as exc:
-            self._fail(release, batch, ModelFailedError(str(exc)))
-            return
-        except (BadInputError, ModelFailedError) as exc:
-            if len(batch) == 1:
-                self._fail(release, batch, exc)
-            else:  # one of them may be at fault: the others must not pay for it
-                for piece in batch:
-                    await self._run_batch(worker, release, [piece], lane)
-            return
-        release.settle(batch, ran.outputs)
-        took_s = ran.run_us / 1e6
-        self._turns.charge(release.id, took_s - guess_s)
-        release.pace.observe(row_count, took_s)
-        self._stats.batches += 1
-        self._stats.items += row_count
-        self._stats.busy_s += took_s
-
-    def _fail(self, release: Release, batch: list[Piece], error: InferenceError) -> None:
-        for piece in batch:
-            release.fail(piece.request, error)
-
-    async def _unload_drained(self, worker: Worker) -> None:
-        drained = [r for r in self.releases.values() if r.retired and not r.waiting]
-        for release in drained:
-            del self.releases[release.id]
-            self._turns.forget(release.id)
-            if release.id in worker.loaded:
+            for release in asked:
                 with contextlib.suppress(WorkerLostError):
-                    await worker.unload(release.id)
+                    await self._load_into(worker, release)
+                # What does not load now, for want of memory say, may when it is asked for again.
+                release.broken = None
+                self.lanes.wake()
+            if not asked and self.releases and worker.lost is None:
+                await self._change.wait()
+
+    async def _unload(self, worker: Worker, release: Release) -> None:
+        del self.releases[release.id]
+        self.lanes.forget(release)
+        self.lanes.wake()
+        if release.id in worker.loaded:
+            with contextlib.suppress(WorkerLostError):
+                await worker.unload(release.id)

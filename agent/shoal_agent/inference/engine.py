@@ -11,8 +11,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Self
 
-import structlog
-
 from shoal_agent.background import Background
 from shoal_agent.inference import memory
 from shoal_agent.inference.backlog import Priority, Request
@@ -26,7 +24,8 @@ from shoal_agent.inference.errors import (
     NotServingError,
     QueueFullError,
 )
-from shoal_agent.inference.memory import Memory, Resident
+from shoal_agent.inference.governor import Governor
+from shoal_agent.inference.memory import Memory
 from shoal_agent.inference.pace import Pace
 from shoal_agent.inference.served import (
     Admission,
@@ -45,9 +44,6 @@ from shoal_contract.messages import Answer
 __all__ = ["Admission", "Engine", "EngineStats", "Inferred", "Served"]
 
 
-log = structlog.get_logger()
-
-GOVERN_S: Final = 5.0
 _DEFAULTS: Final = WorkerSettings()
 
 
@@ -127,7 +123,8 @@ class Engine:
         )
         async with Background.open() as background:
             background.start(engine._dispatcher.run(), name="engine.worker")
-            governing = engine._govern(reserve_bytes, frozenset(keep), read_memory)
+            governor = Governor(engine._dispatcher, engine._serving, engine.stats)
+            governing = governor.run(reserve_bytes, frozenset(keep), read_memory)
             background.start(governing, name="engine.memory")
             try:
                 yield engine
@@ -211,38 +208,6 @@ class Engine:
     def models(self) -> list[str]:
         """What is served, sorted."""
         return sorted(self._serving)
-
-    async def _govern(
-        self, reserve_bytes: int, keep: frozenset[str], read_memory: Callable[[], Memory]
-    ) -> None:
-        """Give memory back when it is short: one model at a time, whoever is missed least."""
-        while True:
-            await asyncio.sleep(GOVERN_S)
-            if self._dispatcher.worker is None or not read_memory().is_tight(reserve_bytes):
-                continue
-            chosen = memory.to_evict(self._residents(keep))
-            if chosen is not None and await self._dispatcher.evict(
-                self._dispatcher.releases[chosen]
-            ):
-                self.stats.evictions += 1
-                log.warning("memory is short, a model was evicted", release=chosen.hex()[:12])
-
-    def _residents(self, keep: frozenset[str]) -> list[Resident]:
-        pinned = {release for model, release in self._serving.items() if model in keep}
-        now = self._clock()
-        return [
-            Resident(
-                release.id,
-                release.size_bytes,
-                idle_s=0.0 if release.waiting else now - release.used_at,
-                load_s=release.load_s,
-                is_pinned=release.id in pinned,
-            )
-            for release in self._dispatcher.releases.values()
-            if release.id in self._serving.values()
-            and not release.is_evicted
-            and release.broken is None
-        ]
 
     def describe(self) -> list[ModelFacts]:
         """What serves, how it runs and how much waits for it, by name."""
@@ -369,6 +334,8 @@ class Engine:
         finally:
             request.over = True
             release.waiting.discard(request)
+            if release.retired:
+                self._dispatcher.wake()  # it may be drained now
             self._deadlines.forget(request)
             self.stats.record_latency(self._clock() - request.arrived)
 
@@ -379,9 +346,11 @@ class Engine:
             self.stats.refused += 1
             raise QueueFullError(
                 f"{release.backlog.rows} rows are waiting for {model!r}",
-                retry_after_s=max(self._dispatcher.eta_s(release, request.priority, 0), 0.001),
+                retry_after_s=max(
+                    self._dispatcher.lanes.eta_s(release, request.priority, 0), 0.001
+                ),
             )
-        eta_s = self._dispatcher.eta_s(release, request.priority, request.rows)
+        eta_s = self._dispatcher.lanes.eta_s(release, request.priority, request.rows)
         has_s = request.deadline - request.arrived
         if eta_s > has_s:
             self.stats.refused += 1

@@ -11,8 +11,7 @@ import pytest
 from tests.shoal_agent.inference import tiny_release as tiny
 from tests.shoal_agent.until import until
 
-from shoal_agent.inference import dispatch, limits, memory
-from shoal_agent.inference import engine as engine_module
+from shoal_agent.inference import governor, lanes, limits, memory
 from shoal_agent.inference.engine import Engine
 from shoal_agent.inference.errors import (
     BadInputError,
@@ -305,7 +304,7 @@ async def test_an_idle_worker_that_is_killed_comes_back_by_itself(engine, tmp_pa
 
 
 async def test_a_worker_that_hangs_is_killed_and_the_request_tried_once_more(tmp_path, monkeypatch):
-    monkeypatch.setattr(dispatch, "GRACE_S", 0.1)
+    monkeypatch.setattr(lanes, "GRACE_S", 0.1)
     async with Engine.open(settings=WorkerSettings(run_timeout_s=0.1)) as engine:
         await serve(engine, tmp_path)
         os.kill(engine._dispatcher.worker.pid, signal.SIGSTOP)
@@ -549,7 +548,7 @@ async def test_a_release_whose_outputs_change_when_rows_are_filled_up_is_refused
 async def test_when_memory_is_short_an_idle_model_goes_and_comes_back_when_it_is_asked(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(engine_module, "GOVERN_S", 0.01)
+    monkeypatch.setattr(governor, "LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(memory, "IDLE_S", 0.0)
     free = [1 << 30]
 

@@ -226,7 +226,7 @@ async def test_requests_in_a_worker_that_dies_are_answered_by_the_neighbour_at_o
         os.kill(a.engine._dispatcher.worker.pid, signal.SIGSTOP)
         async with asyncio.TaskGroup() as tasks:
             asked = tasks.create_task(a.router.classify("tiny", [tiny.item()], deadline_s=10))
-            await until(lambda: bool(a.engine._dispatcher._until))
+            await until(lambda: a.engine._dispatcher.lanes.is_busy)
             os.kill(a.engine._dispatcher.worker.pid, signal.SIGKILL)
         assert asked.result().by == "b"
         assert asked.result().answers[0].label == tiny.expected_label(tiny.item())
@@ -239,7 +239,7 @@ async def test_when_nobody_else_can_the_worker_that_came_back_answers_after_all(
         os.kill(a.engine._dispatcher.worker.pid, signal.SIGSTOP)
         async with asyncio.TaskGroup() as tasks:
             asked = tasks.create_task(a.router.classify("tiny", [tiny.item()], deadline_s=15))
-            await until(lambda: bool(a.engine._dispatcher._until))
+            await until(lambda: a.engine._dispatcher.lanes.is_busy)
             os.kill(a.engine._dispatcher.worker.pid, signal.SIGKILL)
         assert asked.result().by == "a"
 
