@@ -81,6 +81,16 @@ def cpu_s(pid: int) -> float:
         raise BenchError(f"process {pid} ended while it was measured") from exc
 
 
+def tree(pid: int) -> list[int]:
+    """A living process and all that it, or one of those, has started."""
+    found = [pid]
+    for parent in found:
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{parent}/task").iterdir():
+                found += map(int, (task / "children").read_text(encoding="ascii").split())
+    return found
+
+
 def rss_mib(pid: int) -> float:
     """The resident memory of a living process. Raises BenchError when there is no such process."""
     try:

@@ -1,7 +1,8 @@
 """`make bench`: measures Shoal beside its peers in one run and prints one table an area.
 
 Loopback only, no root, nothing downloaded. What an area measures stands in bus.py, broker.py,
-delta.py, delta_pairs.py, inference.py and infer.py; what the figures mean in docs/benchmarks.md.
+delta.py, delta_pairs.py, inference.py, infer.py and
+infer_http.py; what the figures mean in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ PARTS: dict[str, tuple[str, ...]] = {
     "delta-pairs": (),
     "inference": (),
     "infer": (),
+    "infer-http": (),
 }
 # What needs more than `make setup`, or takes long, is measured when it is asked for.
 AREAS = tuple(PARTS)
-DEFAULT_AREAS = tuple(area for area in PARTS if area not in {"delta-pairs", "infer"})
+DEFAULT_AREAS = tuple(area for area in PARTS if area not in {"delta-pairs", "infer", "infer-http"})
 QUICK_ROUNDS = 1
 WIDTH = 160
 
@@ -85,7 +87,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--area",
         choices=AREAS,
         action="append",
-        help="default: all but delta-pairs and infer; repeatable",
+        help="default: all but delta-pairs, infer and infer-http; repeatable",
     )
     parser.add_argument(
         "--part",

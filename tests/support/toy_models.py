@@ -2,6 +2,7 @@
 
 import asyncio
 from array import array
+from collections.abc import Callable
 from types import SimpleNamespace
 
 from shoal_agent.inference.errors import (
@@ -29,12 +30,16 @@ WHOLE = Signature(
 
 
 class ToyModels:
-    """`asked` holds what came, `cancelled` the models whose requests were given up."""
+    """`asked` holds what came, `cancelled` the models whose requests were given up.
+
+    `before_answer` is called when an answer is ready.
+    """
 
     def __init__(self) -> None:
         self.asked: list[SimpleNamespace] = []
         self.cancelled: list[str] = []
         self.go_on = asyncio.Event()
+        self.before_answer: Callable[[], None] = lambda: None
         self._models = {"double": DOUBLE, "whole": WHOLE}
         self._models |= dict.fromkeys(
             ("slow", "busy", "late", "lost", "bug", "nan", "large"), DOUBLE
@@ -78,6 +83,7 @@ class ToyModels:
         if signature.is_batched:
             counts = array("q", range(x.shape[0]))
             given["n"] = Tensor("int64", (x.shape[0],), counts.tobytes())
+        self.before_answer()
         chosen = {name: tensor for name, tensor in given.items() if not outputs or name in outputs}
         return SimpleNamespace(outputs=chosen, release=RELEASE, by="board-1")
 

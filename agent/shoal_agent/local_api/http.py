@@ -114,7 +114,7 @@ class HttpConnection(Connection):
     def resume_writing(self) -> None:
         """asyncio: the answer is on its way."""
         super().resume_writing()
-        if self._phase is _Phase.WRITING:
+        if self._phase is _Phase.WRITING and not self.transport.is_closing():
             self._next_request()
             self._advance()
 
@@ -218,7 +218,7 @@ class HttpConnection(Connection):
         if self._refused is not None:
             self._refuse(self._refused)
         elif self._route.question is Question.INFER:
-            self._task = self.api.start(self._infer(), name="local_api.infer")
+            self._task = self.api.start(self._infer(), self, name="local_api.infer")
         else:
             try:
                 self._reply(Encoded(self.api.service.describe(self._route)))
@@ -314,9 +314,11 @@ class HttpConnection(Connection):
         """The last answer is written: wait until the other side has it, but not for long."""
         self._phase = _Phase.ENDING
         self._give_back()
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
         self.due_in(LINGER_S)
+        try:
+            self.transport.write_eof()
+        except OSError:
+            self.transport.abort()  # it has gone without waiting for the answer
 
     def _reserve(self, size_bytes: int) -> None:
         self.api.reserve(size_bytes)

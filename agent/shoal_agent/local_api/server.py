@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
+import structlog
+
 from shoal_agent.background import Background
 from shoal_agent.config import LocalApiTable
 from shoal_agent.errors import ConfigError
@@ -18,6 +20,8 @@ from shoal_agent.local_api.connection import Connection
 from shoal_agent.local_api.errors import UNAVAILABLE, ApiError
 from shoal_agent.local_api.http import HttpConnection
 from shoal_agent.local_api.service import Service
+
+log = structlog.get_logger()
 
 BODIES_AT_ONCE: Final = 4
 """So many bodies of the largest size are held at a time, whatever the number of connections."""
@@ -93,9 +97,11 @@ class LocalApi:
         """How many are inside."""
         return len(self._inside)
 
-    def start(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
-        """Run the work of one request; it does not raise."""
-        return self._tasks.hold(work, name=name)
+    def start(
+        self, work: Coroutine[Any, Any, None], connection: Connection, *, name: str
+    ) -> asyncio.Task[None]:
+        """Run the work of one request; should it fail, its connection is all that ends."""
+        return self._tasks.hold(_alone(work, connection), name=name)
 
     # ------------------------------------------------------------------ who is inside
     def enter(self, connection: Connection) -> None:
@@ -146,3 +152,11 @@ class LocalApi:
 
 def _is_idle(connection: Connection) -> bool:
     return isinstance(connection, HttpConnection) and connection.is_idle
+
+
+async def _alone(work: Coroutine[Any, Any, None], connection: Connection) -> None:
+    try:
+        await work
+    except Exception:
+        log.exception("a local connection failed")
+        connection.transport.abort()

@@ -174,7 +174,8 @@ class SocketConnection(Connection):
             self.api.give_back(held_bytes)
             self._say_now(_refused(name, refusal(exc, is_served_here=True)))
             return
-        task = self.api.start(self._answer(name, body, json_bytes), name="local_api.socket")
+        work = self._answer(name, body, json_bytes)
+        task = self.api.start(work, self, name="local_api.socket")
         self._running[name] = task
 
         # Not within the task: one that is cancelled before its first step never runs.

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import struct
 
 import httpx
@@ -236,6 +237,21 @@ async def test_who_goes_away_takes_the_request_along(line, models):
     await until(lambda: models.asked)
     writer.close()
     await until(lambda: models.cancelled == ["slow"])
+
+
+@pytest.mark.parametrize("end", [b"close", b"keep-alive"])
+async def test_who_goes_away_just_before_the_answer_harms_nobody_else(client, api, models, end):
+    body = json.dumps(ASK).encode()
+    with socket.create_connection(("127.0.0.1", api.port)) as gone:
+        models.before_answer = gone.close
+        gone.sendall(
+            b"POST %b HTTP/1.1\r\nHost: localhost\r\nConnection: %b\r\nContent-Length: %d\r\n\r\n%b"
+            % (INFER.encode(), end, len(body), body)
+        )
+        await until(lambda: api.stats.answers[200] == 1)
+        await until(lambda: not api.connections)
+    models.before_answer = lambda: None
+    assert (await client.post(INFER, json=ASK)).is_success
 
 
 # ------------------------------------------------------------------ hostile
