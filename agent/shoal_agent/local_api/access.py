@@ -4,6 +4,7 @@ import hmac
 import os
 import stat
 from collections.abc import Mapping
+from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
@@ -47,6 +48,7 @@ class Access:
                 )
 
 
+@lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
     """Whether only programs of this machine reach it."""
     if host.lower() == "localhost":
@@ -85,6 +87,7 @@ def _netloc(url: str) -> str:
         return ""
 
 
+@lru_cache(maxsize=64)
 def _hostname(url: str) -> str:
     try:
         return urlsplit(url).hostname or ""

@@ -110,12 +110,16 @@ class Encoded:
         return len(self.header) + sum(len(part) for part in self.tensors)
 
 
-def decode(body: bytes | bytearray, header_bytes: int | None = None) -> Call:
+def decode(
+    body: bytes | bytearray, header_bytes: int | None = None, *, model: str = "", version: str = ""
+) -> Call:
     """The inference that a body asks for.
 
     Args:
         body: the JSON, and behind it the bytes of tensors.
         header_bytes: how long the JSON is; None: all of it.
+        model: whose inference it is; empty: the one that it names, in the version that it names.
+        version: of that model.
 
     Raises:
         BadInputError: it is no request, or not one that can be served.
@@ -138,7 +142,9 @@ def decode(body: bytes | bytearray, header_bytes: int | None = None) -> Call:
         inputs[part.name], rest = _tensor(part, rest)
     if len(rest):
         raise BadInputError(f"{len(rest)} bytes follow that are no tensor's")
-    return _call(request, inputs)
+    if not model:
+        model, version = request.model_name, request.model_version
+    return _call(request, inputs, model, version)
 
 
 def encode(
@@ -185,28 +191,36 @@ def _tensor(part: _InputPart, rest: memoryview) -> tuple[Tensor, memoryview]:
     return Tensor.of(dtype, part.shape, rest[:size]), rest[size:]
 
 
-def _call(request: _Request, inputs: Mapping[str, Tensor]) -> Call:
-    parameters = request.parameters
-    if parameters.get("sequence_id") not in {None, 0, ""}:
+def _call(request: _Request, inputs: Mapping[str, Tensor], model: str, version: str) -> Call:
+    parameters, outputs = request.parameters, request.outputs
+    if _is_set(parameters.get("sequence_id")):
         raise BadInputError("sequences are not served")
-    wanted = [part for part in request.outputs if _flag(part.parameters, "binary_data") is True]
-    refused = [part for part in request.outputs if _flag(part.parameters, "binary_data") is False]
-    for part in request.outputs:
-        if part.parameters.get("classification") not in {None, 0}:
+    wanted: list[str] = []
+    refused: list[str] = []
+    for part in outputs:
+        if _is_set(part.parameters.get("classification")):
             raise BadInputError("the classification extension is not served")
+        as_bytes = _flag(part.parameters, "binary_data")
+        if as_bytes is not None:
+            (wanted if as_bytes else refused).append(part.name)
     by_default = _flag(parameters, "binary_data_output") is True
     return Call(
         id=request.id,
-        model=request.model_name,
-        version=request.model_version,
+        model=model,
+        version=version,
         inputs=inputs,
-        outputs=tuple(part.name for part in request.outputs),
-        binary=None if by_default else frozenset(part.name for part in wanted),
-        not_binary=frozenset(part.name for part in refused),
-        priority=_priority(parameters),
-        timeout_s=_timeout_s(parameters),
-        stream_rows=_count(parameters, "stream_rows"),
+        outputs=tuple([part.name for part in outputs]),
+        binary=None if by_default else frozenset(wanted),
+        not_binary=frozenset(refused),
+        priority=_priority(parameters) if parameters else NORMAL,
+        timeout_s=_timeout_s(parameters) if parameters else None,
+        stream_rows=_count(parameters, "stream_rows") if parameters else 0,
     )
+
+
+def _is_set(value: object) -> bool:
+    """Clients send what they do not use as nothing, too."""
+    return value not in (None, 0, "")
 
 
 def _flag(parameters: Mapping[str, Any], name: str) -> bool | None:

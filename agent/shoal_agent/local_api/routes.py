@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote
 
@@ -47,6 +48,7 @@ class Route:
     version: str = ""
 
 
+@lru_cache(maxsize=64)
 def route(method: bytes, target: bytes) -> Route:
     """What `method` on `target` asks; a query is ignored.
 

@@ -82,6 +82,9 @@ def test_an_answer_has_its_bytes_in_the_order_of_its_outputs():
         request(X, parameters={"timeout": 1.5}),
         request(X, parameters={"binary_data_output": 1}),
         request(X, parameters={"sequence_id": 3}),
+        request(X, parameters={"sequence_id": []}),
+        request(X, parameters={"priority": {}}),
+        request({**X, "parameters": {"binary_data_size": [2]}}),
         request(X, outputs=[{"name": "y", "parameters": {"classification": 3}}]),
         request(X, outputs=[{"name": "y", "parameters": {"binary_data": "yes"}}]),
         request(X) + b" {}",
@@ -108,6 +111,39 @@ def test_more_json_than_is_read_is_refused_unread():
 def test_any_bytes_are_a_request_or_a_refusal(body, header_bytes):
     with pytest.raises(BadInputError):
         oip.decode(body, header_bytes)
+
+
+_JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-3, 3), st.floats(), st.text(max_size=3)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner)
+    ),
+    max_leaves=8,
+)
+_PARAMETERS = (
+    "sequence_id",
+    "priority",
+    "timeout",
+    "binary_data_output",
+    "stream_rows",
+    "binary_data_size",
+    "binary_data",
+    "classification",
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(_PARAMETERS), _JSON),
+    st.dictionaries(st.sampled_from(_PARAMETERS), _JSON),
+    st.dictionaries(st.sampled_from(_PARAMETERS), _JSON),
+)
+def test_any_parameters_are_taken_or_refused(of_request, of_input, of_output):
+    part = {**X, "parameters": of_input}
+    output = {"name": "y", "parameters": of_output}
+    try:
+        oip.decode(request(part, parameters=of_request, outputs=[output]))
+    except BadInputError:
+        return
 
 
 @given(st.data())
