@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-long bench bench-bus bench-broker bench-delta delta-corpus delta-test-pairs peers lock digits picture ansible-env quantize-env bench-infer clean
+.PHONY: help setup demo test check test-long bench bench-bus bench-broker bench-delta delta-corpus delta-test-pairs peers lock digits picture ansible-env quantize-env bench-infer bench-infer-http serving-peers clean
 
 PY := .venv/bin/python
 
@@ -40,6 +40,9 @@ bench-bus: setup ## measure the bus against its goals (about 15 minutes)
 bench-broker: setup peers ## measure the embedded broker beside its peers (about 10 minutes)
 	@$(PY) bench/run.py --area broker $(ARGS)
 
+bench-infer-http: setup serving-peers ## measure the local API beside LitServe and MLServer (about 10 minutes)
+	@$(PY) bench/run.py --area infer-http $(ARGS)
+
 bench-delta: setup delta-corpus ## measure the model delta beside fourteen other tools (about an hour; MINILM=1: with MiniLM)
 	@$(PY) bench/run.py --area delta-pairs $(ARGS)
 
@@ -59,6 +62,9 @@ peers:
 
 quantize-env: setup ## make the environment of `shoal release build` (ARGS=--full: torch and optimum, 2-3 GB)
 	@$(PY) -m shoal_fleet.release_build.environment .venv-quantize $(ARGS)
+
+serving-peers:
+	@sh tools/setup-serving-peers || echo "LitServe and MLServer are not measured: .venv-serving-peers could not be made" >&2
 
 lock: ## resolve requirements/*.txt anew (needs uv)
 	@sh tools/lock

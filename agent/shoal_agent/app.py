@@ -47,6 +47,7 @@ from shoal_contract.messages import InferReply, InferRequest
 from shoal_contract.topics import EVERYBODY, Topics
 
 if TYPE_CHECKING:
+    from shoal_agent.local_api.server import LocalApi
     from shoal_agent.peers.discovery import Discovery
 
 log = structlog.get_logger()
@@ -60,14 +61,14 @@ class Agent:
 
     Attributes:
         peer_port: where peers reach it; None without peers.
-        api_port: where the local API listens; None without one.
+        local_api: what programs ask models through; None without one.
         stop: set it to end `run`.
         restart_wanted: an operator asked for a restart.
     """
 
     peer_port: int | None
     stop: asyncio.Event
-    api_port: int | None = None
+    local_api: LocalApi | None = None
     restart_wanted: bool = False
 
     def restart(self) -> None:
@@ -208,6 +209,7 @@ async def running(
                 fetcher=fetcher,
                 devices=devices,
                 pipelines=pipelines,
+                local_api=lambda: agent.local_api,
             )
             stack.enter_context(metrics.serve(config.metrics, collector))
         await updater.restore()
@@ -215,7 +217,7 @@ async def running(
         if (wanted := await journal.wanted()) is not None:
             await belonging.follow(wanted)
         inbox.open(Parts(commands, outbox, belonging, journal, updater, router, session))
-        agent.api_port = await _open_local_api(stack, config, engine, router)
+        agent.local_api = await _open_local_api(stack, config, engine, router)
         background = await enter(Background.open())
         background.start(commands.run(), name="commands")
         background.start(updater.run(), name="updater")
@@ -274,8 +276,8 @@ async def _open_peers(
 
 async def _open_local_api(
     stack: AsyncExitStack, config: AgentConfig, engine: Engine, router: Router
-) -> int | None:
-    """Where it listens; None when it is not configured."""
+) -> LocalApi | None:
+    """Listening, or None when it is not configured."""
     if config.local_api is None:
         return None
     # HTTP and WebSocket only for who asks over them.
@@ -285,7 +287,7 @@ async def _open_local_api(
     service = Service(engine, router, deadline_s=config.local_api.deadline_s)
     api = await stack.enter_async_context(LocalApi.open(config.local_api, service))
     log.info("local API listens", host=config.local_api.host, port=api.port)
-    return api.port
+    return api
 
 
 async def _announce(discovery: Discovery, engine: Engine) -> None:

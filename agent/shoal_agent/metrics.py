@@ -1,7 +1,10 @@
 """What Prometheus reads of an agent, gathered when it asks; nothing is counted twice for it."""
 
-from collections.abc import Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -19,6 +22,9 @@ from shoal_agent.pipelines.pipeline import Pipeline
 from shoal_agent.trust import Trust
 from shoal_broker.outbox import Outbox
 from shoal_broker.session import Session
+
+if TYPE_CHECKING:
+    from shoal_agent.local_api.server import LocalApi
 
 _QUANTILES = (0.5, 0.95)
 
@@ -39,6 +45,7 @@ class AgentCollector(Collector):
         fetcher: BlobFetcher,
         devices: dict[str, DeviceLink],
         pipelines: list[Pipeline],
+        local_api: Callable[[], LocalApi | None],
     ) -> None:
         self._session = session
         self._outbox = outbox
@@ -50,6 +57,7 @@ class AgentCollector(Collector):
         self._fetcher = fetcher
         self._devices = devices
         self._pipelines = pipelines
+        self._local_api = local_api
 
     def collect(self) -> Iterator[Metric]:
         """Every family, with its present value."""
@@ -145,6 +153,21 @@ class AgentCollector(Collector):
         yield samples
         yield damaged
         yield from _pipelines(self._pipelines)
+        if (api := self._local_api()) is not None:
+            yield from _of_local_api(api)
+
+
+def _of_local_api(api: LocalApi) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "shoal_agent_local_api_connections", "programs that are connected", api.connections
+    )
+    yield _counter("local_api_turned_away", "connections too many", api.stats.turned_away)
+    answers = CounterMetricFamily(
+        "shoal_agent_local_api_answers", "answers over HTTP and WebSocket", labels=["status"]
+    )
+    for status, count in dict(api.stats.answers).items():
+        answers.add_metric([str(status)], count)
+    yield answers
 
 
 @contextmanager

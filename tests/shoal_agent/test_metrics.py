@@ -4,6 +4,7 @@ import asyncio
 import socket
 import urllib.request
 
+import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.support.board import NODE, Board, short_folder
@@ -78,6 +79,23 @@ async def test_the_counters_of_a_running_agent_are_what_happened(free_port):
         with socket.socket() as probe:
             # Nothing listens once the agent has gone.
             assert probe.connect_ex(("127.0.0.1", free_port)) != 0
+
+
+async def test_what_the_local_api_answered_is_counted_by_status(free_port):
+    with short_folder() as folder:
+        more = f"[metrics]\nport = {free_port}\n[local_api]\nport = 0"
+        path = Board(folder).agent_toml(1, more=more)
+        async with (
+            app.running(load(path), recent=RecentLines(), stop=asyncio.Event()) as agent,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{agent.local_api.port}") as client,
+        ):
+            for question in ("/v2", "/v2", "/v2/models/digits"):
+                await client.get(question)
+            seen = await asyncio.to_thread(scrape, free_port)
+    assert seen["shoal_agent_local_api_answers_total{status=200}"] == 2
+    assert seen["shoal_agent_local_api_answers_total{status=404}"] == 1
+    assert seen["shoal_agent_local_api_connections"] == 1
+    assert seen["shoal_agent_local_api_turned_away_total"] == 0
 
 
 async def test_a_command_that_no_key_signed_is_counted_and_does_not_come_again(free_port):

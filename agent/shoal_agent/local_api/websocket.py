@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import struct
-from typing import TYPE_CHECKING, Final
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 import structlog
@@ -49,7 +50,7 @@ _QUIET_LOG.disabled = True
 class _Envelope(msgspec.Struct, frozen=True):
     """What is read of every message before the rest of it."""
 
-    id: str = ""
+    id: Annotated[str, msgspec.Meta(max_length=256)] = ""
     cancel: str = ""
 
 
@@ -172,7 +173,7 @@ class SocketConnection(Connection):
                 )
         except AgentError as exc:
             self.api.give_back(held_bytes)
-            self._say_now(_refused(name, refusal(exc, is_served_here=True)))
+            self._refuse(name, refusal(exc, is_served_here=True))
             return
         work = self._answer(name, body, json_bytes)
         task = self.api.start(work, self, name="local_api.socket")
@@ -206,41 +207,56 @@ class SocketConnection(Connection):
             else:
                 await self._say(await self.api.service.infer(call))
         except AgentError as exc:
-            await self._say(_refused(name, refusal(exc, is_served_here=True)))
+            await self.drained()
+            self._refuse(name, refusal(exc, is_served_here=True))
         except Exception:
             # One request must not end the service for all: say so and go on.
             log.exception("a local request failed", over="websocket")
-            await self._say(_refused(name, ApiError(FAILED, "internal error")))
+            self._refuse(name, ApiError(FAILED, "internal error"))
 
     def _cancel(self, name: str) -> None:
         """Answer a request with 499 instead; one that is not under way has had its answer."""
         task = self._running.pop(name, None)
         if task is not None:
             task.cancel()
-            self._say_now(_refused(name, ApiError(CANCELLED, "cancelled")))
+            self._refuse(name, ApiError(CANCELLED, "cancelled"))
 
     # ------------------------------------------------------------------ what is said
     async def _say(self, answer: Encoded) -> None:
         """In one's turn, and when the other side has read what was said before."""
         async with self._turn:
             await self.drained()
-            self._say_now(answer)
+            self._say_now(answer, HTTPStatus.OK)
 
-    def _say_now(self, answer: Encoded) -> None:
+    def _refuse(self, name: str, why: ApiError) -> None:
+        said: dict[str, object] = {"id": name, "error": str(why), "status": why.status}
+        if why.retry_after_s is not None:
+            said["retry_after_s"] = round(why.retry_after_s, 3)
+        self._say_now(Encoded(msgspec.json.encode(said)), why.status)
+
+    def _say_now(self, answer: Encoded, status: int) -> None:
         if self._protocol.state is not State.OPEN:
             return
+        self.api.stats.answers[status] += 1
+        was_behind = self.is_behind
         if answer.tensors:
             length = _LENGTH.pack(len(answer.header))
             self._protocol.send_binary(b"".join([length, answer.header, *answer.tensors]))
         else:
             self._protocol.send_text(answer.header)
         self._write_out()
-        if self.is_behind:
+        if self.is_behind and not was_behind:
             self.due_in(time_for(answer.size_bytes))
+
+    def pause_writing(self) -> None:
+        """asyncio: who does not read is not read from, or refusals would pile up."""
+        super().pause_writing()
+        self.transport.pause_reading()
 
     def resume_writing(self) -> None:
         """asyncio: everything is on its way."""
         super().resume_writing()
+        self.transport.resume_reading()
         if not self._is_midway:
             self.due_in(QUIET_S)
 
@@ -260,10 +276,3 @@ class SocketConnection(Connection):
             self.transport.write(output)
         if self._protocol.eof_sent:
             self.transport.close()
-
-
-def _refused(name: str, why: ApiError) -> Encoded:
-    said: dict[str, object] = {"id": name, "error": str(why), "status": why.status}
-    if why.retry_after_s is not None:
-        said["retry_after_s"] = round(why.retry_after_s, 3)
-    return Encoded(msgspec.json.encode(said))

@@ -5,7 +5,7 @@ import struct
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shoal_agent.inference.errors import BadInputError
@@ -23,12 +23,15 @@ WHOLE = {
     "uint64": (0, 2**64 - 1, "Q"),
     "int64": (-(2**63), 2**63 - 1, "q"),
 }
+# However slow the machine is at the moment.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def raw(value: object) -> msgspec.Raw:
     return msgspec.Raw(json.dumps(value).encode())
 
 
+@patient
 @given(st.data())
 def test_whole_numbers_come_back_as_they_were(data):
     dtype = data.draw(st.sampled_from(sorted(WHOLE)))
@@ -39,6 +42,7 @@ def test_whole_numbers_come_back_as_they_were(data):
     assert to_list("y", tensor) == numbers
 
 
+@patient
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=20))
 def test_floats_of_32_bits_come_back_as_they_were(numbers):
     tensor = from_json("float32", [len(numbers)], raw(numbers))
@@ -46,11 +50,13 @@ def test_floats_of_32_bits_come_back_as_they_were(numbers):
     assert to_list("y", tensor) == numbers
 
 
+@patient
 @given(st.lists(st.booleans(), max_size=20))
 def test_truths_come_back_as_they_were(truths):
     assert to_list("y", from_json("bool", [len(truths)], raw(truths))) == truths
 
 
+@patient
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
 def test_nested_and_flat_data_are_the_same_tensor(a, b, c):
     flat = list(range(a * b * c))

@@ -173,11 +173,7 @@ async def test_who_is_silent_and_does_not_answer_a_ping_is_cut_off(open_api, mod
     monkeypatch.setattr(websocket_module, "QUIET_S", 0.05)
     async with open_api(models) as api:
         reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
-        writer.write(
-            b"GET /v2/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
-            b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-        )
+        writer.write(handshake())
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
         assert await reader.readexactly(2) == b"\x89\x00"
         await until(lambda: not api.connections)
@@ -208,6 +204,36 @@ async def test_who_does_not_read_is_cut_off(open_api, models, monkeypatch):
             await socket.recv()
 
 
+HANDSHAKE = {
+    "Host": "localhost",
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+}
+
+
+def handshake(**changes: str) -> bytes:
+    lines = (f"{name}: {value}" for name, value in (HANDSHAKE | changes).items())
+    return "\r\n".join(["GET /v2/ws HTTP/1.1", *lines, "\r\n"]).encode()
+
+
+async def test_who_asks_in_vain_and_never_reads_is_not_read_from_either(
+    open_api, models, monkeypatch
+):
+    monkeypatch.setattr(websocket_module, "time_for", lambda _: 0.2)
+    message = json.dumps({"id": "i" * 256}).encode()
+    frame = b"\x81\xfe" + struct.pack(">HI", len(message), 0) + message
+    async with open_api(models) as api:
+        reader, writer = await asyncio.open_connection("127.0.0.1", api.port, limit=1024)
+        writer.write(handshake() + frame * 60_000)
+        await until(lambda: api.stats.answers[400] > 0)
+        await until(lambda: not api.connections)
+        assert api.stats.answers[400] < 60_000
+        assert reader.at_eof() is False
+        writer.transport.abort()
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -218,15 +244,7 @@ async def test_who_does_not_read_is_cut_off(open_api, models, monkeypatch):
 )
 async def test_a_page_of_another_origin_does_not_come_in(api, headers, status):
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
-    usual = {
-        "Host": "localhost",
-        "Upgrade": "websocket",
-        "Connection": "Upgrade",
-        "Sec-WebSocket-Version": "13",
-        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
-    }
-    lines = ["GET /v2/ws HTTP/1.1", *(f"{k}: {v}" for k, v in (usual | headers).items())]
-    writer.write("\r\n".join([*lines, "\r\n"]).encode())
+    writer.write(handshake(**headers))
     assert f" {status} ".encode() in await reader.readline()
     writer.close()
 
