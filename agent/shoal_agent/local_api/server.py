@@ -18,6 +18,7 @@ from shoal_agent.errors import ConfigError
 from shoal_agent.local_api.access import Access, read_token
 from shoal_agent.local_api.connection import Connection
 from shoal_agent.local_api.errors import UNAVAILABLE, ApiError
+from shoal_agent.local_api.heads import KnownHeads
 from shoal_agent.local_api.http import HttpConnection
 from shoal_agent.local_api.service import Service
 
@@ -45,6 +46,7 @@ class LocalApi:
         service: answers.
         access: who may ask.
         stats: counters since the start.
+        known_heads: of requests that came before.
         held_bytes: of requests that are arriving or under way.
     """
 
@@ -55,6 +57,7 @@ class LocalApi:
         self.service = service
         self.access = access
         self.stats = ApiStats()
+        self.known_heads = KnownHeads()
         self.max_body_bytes = config.max_body_bytes
         self._max_connections = config.max_connections
         self._tasks = tasks
