@@ -75,16 +75,7 @@ class AgentCollector(Collector):
         alarms.add_metric(["broker_not_trusted"], stats.broker_not_trusted)
         alarms.add_metric(["tls_files_unusable"], stats.tls_files_unusable)
         yield alarms
-        yield GaugeMetricFamily(
-            "shoal_agent_outbox_messages", "messages that wait to leave", len(self._outbox)
-        )
-        outbox = self._outbox.stats
-        yield _counter("outbox_dropped", "telemetry dropped at the cap", outbox.dropped)
-        yield _counter("outbox_expired", "messages dropped for their age", outbox.expired)
-        yield _counter("outbox_resent", "messages sent again for want of a receipt", outbox.resent)
-        yield _counter(
-            "outbox_unconfirmed", "messages given up without a receipt", outbox.unconfirmed
-        )
+        yield from _of_outbox(self._outbox)
         yield _counter(
             "chunk_bytes", "bytes of model chunks received", self._fetcher.received_bytes
         )
@@ -155,6 +146,17 @@ class AgentCollector(Collector):
         yield from _pipelines(self._pipelines)
         if (api := self._local_api()) is not None:
             yield from _of_local_api(api)
+
+
+def _of_outbox(outbox: Outbox) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "shoal_agent_outbox_messages", "messages that wait to leave", len(outbox)
+    )
+    stats = outbox.stats
+    yield _counter("outbox_dropped", "telemetry dropped at the cap", stats.dropped)
+    yield _counter("outbox_expired", "messages dropped for their age", stats.expired)
+    yield _counter("outbox_resent", "messages sent again for want of a receipt", stats.resent)
+    yield _counter("outbox_unconfirmed", "messages given up without a receipt", stats.unconfirmed)
 
 
 def _of_local_api(api: LocalApi) -> Iterator[Metric]:
