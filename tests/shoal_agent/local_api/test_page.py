@@ -62,6 +62,7 @@ def alike(given: object, expected: object) -> bool:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.system
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 async def test_every_example_of_the_page_gives_what_stands_below_it():
     with short_folder() as folder:
