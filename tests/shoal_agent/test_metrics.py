@@ -73,6 +73,9 @@ async def test_the_counters_of_a_running_agent_are_what_happened(free_port):
                 assert seen["shoal_agent_malformed_messages_total"] == 1
                 assert seen["shoal_agent_inferences_total{by=nobody}"] == 1
                 assert seen["shoal_agent_reconnects_total"] == 0
+                for what in ("rows", "batches", "refused", "expired", "busy_seconds"):
+                    assert seen[f"shoal_agent_inference_{what}_total"] == 0
+                assert seen["shoal_agent_model_evictions_total"] == 0
 
                 broker.abort()
                 await until_scraped(free_port, "shoal_agent_connected", 0)

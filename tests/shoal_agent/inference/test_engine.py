@@ -596,3 +596,24 @@ async def test_an_evicted_model_that_does_not_load_says_so_and_is_tried_again(en
     assert engine._dispatcher.worker._next_call == calls
     (tmp_path / "model.onnx").write_bytes(good)
     assert (await engine.classify("tiny", [tiny.item()], deadline_s=10)).answers
+
+
+async def test_models_run_in_a_thread_as_they_do_in_a_process(tmp_path):
+    async with Engine.open(settings=WorkerSettings(kind="thread")) as engine:
+        first = await serve(engine, tmp_path / "v1")
+        second = tiny.write(tmp_path / "v2", seed=1)
+        seeds = {first: 0, second: 1}
+
+        async def ask(n: int) -> bytes:
+            data = tiny.item(n, 7, 9, 1)
+            served = await engine.classify("tiny", [data, data], deadline_s=10)
+            wanted = tiny.expected_label(data, seeds[served.release])
+            assert [answer.label for answer in served.answers] == [wanted, wanted]
+            return served.release
+
+        assert set(await asyncio.gather(*map(ask, range(64)))) == {first}
+        await engine.admit(second, tmp_path / "v2")
+        await engine.switch("tiny", second)
+        assert set(await asyncio.gather(*map(ask, range(64)))) == {second}
+        await until(lambda: first not in engine._dispatcher.releases, timeout_s=5)
+        assert engine.stats.batches < 128
