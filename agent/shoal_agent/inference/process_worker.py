@@ -33,6 +33,8 @@ _STDERR_BYTES: Final = 2048
 _END_S: Final = 1.0
 
 _DEFAULTS: Final = WorkerSettings()
+LARGE_SEGMENT_BYTES: Final = 8 * 1024 * 1024
+"""What a larger one holds goes back to the kernel after each batch."""
 SEGMENTS: Final = 2
 """Batches under way: while one runs, the next one already lies there."""
 
@@ -148,18 +150,21 @@ class ProcessWorker:
         if self.lost is not None:
             raise WorkerLostError(self.lost)
         number = self._free.pop()
+        segment = self._segments[number]
         try:
             places, end = layout(batch.form.shapes(batch.rows))
-            _fill(self._segments[number], places, end, batch.chunks)
+            _fill(segment, places, end, batch.chunks)
             value = await self._call(
                 pipe.RUN, release, number, batch.rows, _packed(batch.form), timeout_s=timeout_s
             )
-            return self._read(self._segments[number], end, batch.form, value)
+            return self._read(segment, end, batch.form, value)
         except MemoryError as exc:
             raise ModelFailedError(str(exc)) from exc
         except CallRefusedError as exc:
             raise ModelFailedError(str(exc)) from exc
         finally:
+            if segment.size_bytes > LARGE_SEGMENT_BYTES:
+                segment.give_back()
             self._free.append(number)
 
     def _read(self, segment: Segment, start: int, form: Form, value: object) -> Ran:

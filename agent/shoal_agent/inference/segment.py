@@ -33,6 +33,11 @@ class Segment:
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         return cls(descriptor)
 
+    @property
+    def size_bytes(self) -> int:
+        """How much of it is mapped here."""
+        return 0 if self._map is None else len(self._map)
+
     def at_least(self, size_bytes: int) -> mmap.mmap:
         """The memory, of so many bytes or more; an earlier map stays valid for who holds a view of it.
 
