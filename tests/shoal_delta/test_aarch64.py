@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 ROOT = REPOSITORY / "build" / "aarch64-root"
 QEMU = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
-PAIRS = ("cnn/few-steps", "mobilenet/pruned", "gru/many-steps", "transformer/few-steps")
+PAIRS = ("cnn/few-steps", "mobilenet/pruned", "gru/few-steps", "transformer/few-steps")
 APPLY = """
 import hashlib, pathlib, platform, sys
 import shoal_delta
