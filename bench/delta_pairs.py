@@ -202,7 +202,8 @@ def _entropies(
             say(f"entropy, {name}")
             pair = [CORPUS / name / "old.onnx", CORPUS / name / "new.onnx"]
             answer = _run([PEERS_PYTHON, _script("delta_entropy.py"), *pair], LARGE_TIMEOUT_S)
-            found[name] = (coded[name], float(answer.split()[0]))
+            if entropy := float(answer.split()[0]):
+                found[name] = (coded[name], entropy)
     return found
 
 
