@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.shoal_delta import row_reference
 
 from shoal_delta import CorruptDeltaError, row_streams
 from shoal_delta.ans_model import log2
@@ -201,3 +202,21 @@ def test_logarithms_are_what_the_format_says():
     found = log2(values) >> 6
     for value, lg in zip(values.tolist(), found.tolist(), strict=True):
         assert 1 << lg <= value**16 < 1 << lg + 1
+
+
+@pytest.mark.parametrize("lane_limit", [0, 6])
+def test_a_decoder_written_from_the_documentation_finds_the_same_numbers(lane_limit, monkeypatch):
+    monkeypatch.setattr(row_streams, "_USUAL_LANE_BITS", lane_limit)
+    rng = np.random.default_rng(4)
+    pieces = [
+        outer_products(37, 20, 2).reshape(-1)[:-13],
+        outer_products(9, 30, 1, noise=2).reshape(-1),
+        rng.integers(0, 256, 50).astype(np.uint8),
+        outer_products(30, 12, 1).reshape(-1),
+    ]
+    numbers = np.concatenate(pieces)
+    sizes = list(zip(map(len, pieces), (20, 30, 1, 12), strict=True))
+    expected = rng.integers(-7, 8, numbers.size).astype(np.int8)
+    model, stream = packed(numbers, sizes, expected)
+    found = row_reference.decode(model, stream, [size for size, _ in sizes], expected.tolist())
+    assert found == numbers.view(np.int8).tolist()
