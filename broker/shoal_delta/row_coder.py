@@ -21,7 +21,7 @@ from shoal_delta.spread_tables import FRACTIONS, SPREADS, SpreadTables
 MAX_COLUMNS = 512
 MAX_LANE_BITS = 8
 
-_FIRST_BLOCK_ROWS = 8
+_FIRST_BLOCK_ROWS = 4
 STRENGTHS = tuple((8, 11)[code & 1] << (code >> 1) for code in range(16))
 _ONE = 1 << FRACTION_BITS
 _MAX_EXPECTED = 127 << FRACTION_BITS
@@ -157,7 +157,7 @@ def _limited(values: Integers, limit: int) -> Integers:
 
 
 def _blocks(rows: int, lanes: int) -> Iterator[int]:
-    """How many rows are coded at once: 8, then half as many as are known, up to `lanes`."""
+    """How many rows are coded at once: 4, then half as many as are known, up to `lanes`."""
     done = 0
     while done < rows:
         grown = done >> 1 & -_FIRST_BLOCK_ROWS

@@ -5,10 +5,11 @@ Numbers come from a congruence, not from a random generator, so that the file st
 
 import hashlib
 from collections.abc import Iterator
+from unittest import mock
 
 import numpy as np
 
-from shoal_delta import segment
+from shoal_delta import row_streams, segment
 from shoal_delta.container import Layout, Segment, encode_header
 from shoal_delta.contexts import predicted
 from shoal_delta.decoding import reader_of
@@ -49,7 +50,9 @@ def delta(old: bytes) -> bytes:
         new += (predicted(operation, read, block)[0] + moved.astype(np.uint8)).tobytes()
     scales = [Operation(Kind.FLOAT32, len(block), SCALES_AT)]
     packed_block = segment.encode(scales, block, 0, read=read)
-    body = segment.encode(plan, new, 0, read=read, block=block)
+    # A file so small would have one lane.
+    with mock.patch.object(row_streams, "_BYTES_A_LANE", 64):
+        body = segment.encode(plan, new, 0, read=read, block=block)
     header = encode_header(
         Layout.SEGMENTED,
         sizes=(len(old), len(new)),

@@ -154,7 +154,7 @@ class Decoder:
             n = len(rows)
             if made_at < 0 or (n > made_at and (2 * n >= 3 * made_at or n - made_at >= 256)):
                 model, made_at = factored(rows, columns, strength, mean(rows, columns, m0)), n
-            count = min(max(8, n // 2 & ~7), self.lanes, height - n)
+            count = min(max(4, n // 2 & ~3), self.lanes, height - n)
             places = [
                 [
                     start + (n + lane + j * height if is_transposed else (n + lane) * columns + j)

@@ -204,9 +204,9 @@ def test_logarithms_are_what_the_format_says():
         assert 1 << lg <= value**16 < 1 << lg + 1
 
 
-@pytest.mark.parametrize("lane_limit", [0, 6])
-def test_a_decoder_written_from_the_documentation_finds_the_same_numbers(lane_limit, monkeypatch):
-    monkeypatch.setattr(row_streams, "_USUAL_LANE_BITS", lane_limit)
+@pytest.mark.parametrize("bytes_a_lane", [1 << 20, 40])
+def test_a_decoder_written_from_the_documentation_finds_the_same_numbers(bytes_a_lane, monkeypatch):
+    monkeypatch.setattr(row_streams, "_BYTES_A_LANE", bytes_a_lane)
     rng = np.random.default_rng(4)
     pieces = [
         outer_products(37, 20, 2).reshape(-1)[:-13],
@@ -218,5 +218,6 @@ def test_a_decoder_written_from_the_documentation_finds_the_same_numbers(lane_li
     sizes = list(zip(map(len, pieces), (20, 30, 1, 12), strict=True))
     expected = rng.integers(-7, 8, numbers.size).astype(np.int8)
     model, stream = packed(numbers, sizes, expected)
+    assert model[LANES] == (0 if bytes_a_lane > numbers.size else 3)
     found = row_reference.decode(model, stream, [size for size, _ in sizes], expected.tolist())
     assert found == numbers.view(np.int8).tolist()
