@@ -114,7 +114,7 @@ def pack(
     `prime` says where in the old file text like this one stands, when `raw` is text.
     `contexts` are for numbers (residuals, planes of elements), which the entropy coder is tried on.
     `is_quick` tries zstd and that one only, at a low level: to compare plans, not to send.
-    `is_slow_allowed`: the row coder is tried too, which unpacks some 0.2 MB a second.
+    `is_slow_allowed`: the row coder is tried too, which unpacks 0.1 to 0.2 MB a second.
     """
     if raw.count(raw[0]) == len(raw):
         return bytes([Mode.RUN, raw[0]])

@@ -3,6 +3,7 @@ import time
 
 import numpy as np
 import pytest
+from tests.shoal_delta import golden_maker
 from tests.shoal_delta.onnx_files import Layer, network
 
 import shoal_delta
@@ -211,3 +212,19 @@ def test_no_stream_unpacks_to_more_than_its_size(mode):
         except CorruptDeltaError:
             continue
         assert len(out) == 100
+
+
+def test_no_damaged_byte_of_a_delta_in_mode_9_makes_a_wrong_file():
+    delta = golden_maker.with_rows(golden_maker.OLD)
+    info = shoal_delta.inspect(delta)
+    assert "rows" in {s.mode for segment in info.segments for s in segment.streams}
+    new = shoal_delta.apply(golden_maker.OLD, delta)
+    outcomes = []
+    for position in range(info.header_size, len(delta), 41):
+        damaged = bytearray(delta)
+        damaged[position] ^= 1 << position % 8
+        try:
+            outcomes.append(shoal_delta.apply(golden_maker.OLD, bytes(damaged)) == new)
+        except CorruptDeltaError:
+            continue
+    assert all(outcomes)
