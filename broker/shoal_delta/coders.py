@@ -6,6 +6,7 @@ A coder sees bytes only, and what `ans` may know of them beforehand. A better on
 
 from __future__ import annotations
 
+import bz2
 import lzma
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ _SPARSE_SHIFT = 7
 _MIN_MIXED_BYTES = 192
 # What is learned from fewer numbers does not show.
 _MIN_ROWS_BYTES = 512
+# Residuals that pack to less than this part are mostly zeros: block sorting is tried too.
+_SORTED_SHIFT = 3
 # Up to here it is also tried without what the old file tells: fewer tables.
 _TRY_PLAIN_BYTES = 128 << 10
 _MIN_DICTIONARY_BYTES = 4096
@@ -88,8 +91,13 @@ class Mode(IntEnum):
     """Interleaved rANS with contexts: see `ans`."""
     ROWS = 9
     """Weight updates predicted from the rows before: see `row_coder`."""
-    MIXED = 16
+    BZIP2 = 10
+    """One bzip2 stream without its first four bytes: sorting suits residuals that repeat far apart."""
+    MIXED = 11
     """Text after spans of the old file, bit by bit: see `mixing`."""
+
+
+BZIP2_START = b"BZh9"
 
 
 def mode_name(mode: int) -> str:
@@ -128,6 +136,8 @@ def pack(
     best = min(candidates, key=len)
     if prime and read is not None and not is_quick and len(best) >= _MIN_MIXED_BYTES:
         best = min([best, *_mixed(raw, prime, read)], key=len)
+    if contexts is not None and not is_quick and len(best) <= len(raw) >> _SORTED_SHIFT:
+        best = min(best, bzip2(raw), key=len)
     if contexts is None or len(raw) < _MIN_ANS_BYTES or len(best) <= len(raw) >> _SPARSE_SHIFT:
         return best
     coded = [best, _ans(raw, contexts, is_quick=is_quick)]
@@ -172,6 +182,8 @@ def unpack(packed: bytes, size: int, read: Reader, known: Known | None = None) -
             raw = zstd_decompress(cursor.take(cursor.remaining), size, dictionary)
         case _ if Mode.LZMA <= mode < Mode.LZMA + len(PROPERTIES):
             raw = _unlzma(cursor.take(cursor.remaining), size, PROPERTIES[mode - Mode.LZMA])
+        case Mode.BZIP2:
+            raw = _unbzip2(cursor.take(cursor.remaining), size)
         case Mode.ANS:
             raw = _unans(cursor, size, read, known)
         case Mode.ROWS:
@@ -310,6 +322,18 @@ def _unlzma(packed: bytes, size: int, properties: tuple[int, int, int]) -> bytes
         return decoder.decompress(packed + LZMA_PADDING, max_length=size)
     except (lzma.LZMAError, EOFError) as exc:
         raise CorruptDeltaError("an LZMA stream is damaged") from exc
+
+
+def bzip2(raw: bytes) -> bytes:
+    """`raw` in mode `BZIP2`, the mode byte included."""
+    return bytes([Mode.BZIP2]) + bz2.compress(raw, 9)[len(BZIP2_START) :]
+
+
+def _unbzip2(packed: bytes, size: int) -> bytes:
+    try:
+        return bz2.BZ2Decompressor().decompress(BZIP2_START + packed, max_length=size + 1)
+    except OSError as exc:
+        raise CorruptDeltaError("a bzip2 stream is damaged") from exc
 
 
 def _pack_with_dictionary(raw: bytes, spans: Sequence[Span], read: Reader, level: int) -> bytes:

@@ -15,7 +15,8 @@ from shoal_delta.decoding import reader_of
 from shoal_delta.plan import Plan, cost_bits
 from shoal_delta.segment import Stream, demands
 
-_LEVEL = 3
+_LEVEL, _STRONG_LEVEL = 3, 19
+_STRONG_BYTES = 64 << 10
 _MIN_DICTIONARY_LITERAL_BYTES = 64
 
 
@@ -50,5 +51,6 @@ def estimated_bytes(plan: Plan, old: bytes, new: bytes) -> int:
 def _coded_bytes(raw: bytes, dictionary: bytes) -> int:
     if len(raw) < _MIN_DICTIONARY_LITERAL_BYTES:
         dictionary = b""
-    quick = len(zstd_compress(raw, dictionary, _LEVEL))
+    level = _STRONG_LEVEL if len(raw) <= _STRONG_BYTES else _LEVEL
+    quick = len(zstd_compress(raw, dictionary, level))
     return min(len(raw), quick, cost_bits(as_bytes(raw)) // 8 + 1)

@@ -19,7 +19,8 @@ Positions = npt.NDArray[np.int64]
 _Hashes = npt.NDArray[np.uint64]
 
 _WIDE, _NARROW = 32, 8
-_UNMOVED_BYTES = 256
+_GAIN, _SMALL_GAIN = 24, 6
+_UNMOVED_BYTES = 64 << 10
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _FILTER_BITS = 24
 _PIECE_BYTES = 1 << 20
@@ -54,7 +55,14 @@ class Match:
         return self.source - self.start
 
 
-def matches(old: bytes, new: bytes, *, gain: int = 16) -> list[Match]:
+def searches(old: bytes, new: bytes) -> list[list[Match]]:
+    """Two searches, one that takes short matches too; see `matches`."""
+    if min(len(old), len(new)) < _NARROW:
+        return []
+    return list(_searched(old, new, (_GAIN, _SMALL_GAIN)))
+
+
+def matches(old: bytes, new: bytes, *, gain: int = _GAIN) -> list[Match]:
     """Matches in the order of the new file, none overlapping another.
 
     `gain` is how many bytes a match must save over what stands there otherwise (the match before it
@@ -62,13 +70,14 @@ def matches(old: bytes, new: bytes, *, gain: int = 16) -> list[Match]:
     """
     if min(len(old), len(new)) < _NARROW:
         return []
-    search = _Search(old, new, gain)
-    found = search.extended(search.unmoved())
-    wide = list(search.seeds(_WIDE, _gaps(found, len(new)), found))
-    extended = search.extended(sorted([*found, *wide], key=lambda match: match.start))
-    gaps = _gaps(extended, len(new))
-    narrow = list(search.seeds(_NARROW, gaps, extended))
-    return search.extended(sorted([*extended, *narrow], key=lambda match: match.start))
+    return next(_searched(old, new, (gain,)))
+
+
+def _searched(old: bytes, new: bytes, gains: Sequence[int]) -> Iterator[list[Match]]:
+    search = _Search(old, new)
+    for gain in gains:
+        found = search.seeds(search.unmoved(), _WIDE, gain)
+        yield search.extended(search.seeds(found, _NARROW, gain), gain)
 
 
 def _gaps(found: Sequence[Match], size: int) -> list[tuple[int, int]]:
@@ -78,53 +87,62 @@ def _gaps(found: Sequence[Match], size: int) -> list[tuple[int, int]]:
 
 
 class _Search:
-    def __init__(self, old: bytes, new: bytes, gain: int) -> None:
+    def __init__(self, old: bytes, new: bytes) -> None:
         self._old_bytes, self._new_bytes = old, new
         self._old, self._new = as_bytes(old), as_bytes(new)
-        self._gain = gain
+        self._indexes: dict[int, _Index] = {}
 
     def unmoved(self) -> list[Match]:
-        """Long exact matches at equal offsets: what a search would find too, but not as fast."""
+        """Long exact matches at equal offsets, and common ends: a search finds them too, but not as fast.
+
+        Only very long ones: short ones are padding more often than what was there before.
+        """
         size = min(self._old.size, self._new.size)
         differs = np.flatnonzero(self._old[:size] != self._new[:size])
         ends = np.concatenate((differs, [size]))
         starts = np.concatenate(([0], differs + 1))
         long = ends - starts >= _UNMOVED_BYTES
+        long[0] = starts[0] + _WIDE <= ends[0]
         return [
             Match(start, start, end - start)
             for start, end in zip(starts[long].tolist(), ends[long].tolist(), strict=True)
         ]
 
-    def seeds(
-        self, width: int, gaps: Sequence[tuple[int, int]], known: Sequence[Match]
-    ) -> Iterator[Match]:
-        """Exact matches of `width` bytes or more that begin and end inside the gaps."""
-        wanted = max(width, self._gain)
-        if min(self._old.size, self._new.size) < width:
-            return
-        index = _Index(self._old, width)
+    def seeds(self, known: Sequence[Match], width: int, gain: int) -> list[Match]:
+        """What is known, and exact matches of `width` bytes or more in the gaps between."""
+        gaps = [gap for gap in _gaps(known, self._new.size) if gap[1] - gap[0] >= max(width, gain)]
+        if not gaps or min(self._old.size, self._new.size) < width:
+            return list(known)
+        if width not in self._indexes:
+            self._indexes[width] = _Index(self._old, width)
         before = {match.end: match.shift for match in known}
-        looks = 0
-        for start, end in gaps:
-            if end - start < wanted:
+        found = [
+            seed
+            for start, end in gaps
+            for seed in self._in_gap(start, end, before.get(start, 0), self._indexes[width], gain)
+        ]
+        return sorted([*known, *found], key=lambda match: match.start)
+
+    def _in_gap(
+        self, start: int, end: int, shift: int, index: _Index, gain: int
+    ) -> Iterator[Match]:
+        position, looks = start, 0
+        for at in index.places(self._new, start, end):
+            if at < position:
                 continue
-            position, shift = start, before.get(start, 0)
-            for at in index.places(self._new, start, end):
-                if at < position:
-                    continue
-                looks += 1
-                if looks > _MAX_LOOKS:
-                    return
-                found = self._best(at, index.candidates(self._new[at : at + width], at + shift))
-                size = min(found.size, end - at)
-                if size < width:
-                    continue
-                if found.shift != shift and size - self._equal(at, at + shift, size) < self._gain:
-                    position = at + 1 + size // 8
-                    continue
-                shift = found.shift
-                position = at + size
-                yield Match(at, found.source, size)
+            looks += 1
+            if looks > _MAX_LOOKS:
+                return
+            found = self._best(at, index.candidates(self._new, at, at + shift))
+            size = min(found.size, end - at)
+            if size < index.width:
+                continue
+            if found.shift != shift and size - self._equal(at, at + shift, size) < gain:
+                position = at + 1 + size // 8
+                continue
+            shift = found.shift
+            position = at + size
+            yield Match(at, found.source, size)
 
     def _best(self, at: int, sources: Positions) -> Match:
         """The longest of the candidates; of equals the first."""
@@ -165,14 +183,14 @@ class _Search:
         new, old = self._new[at + skip : at + size], self._old[source + skip : source + size]
         return int(np.count_nonzero(new == old))
 
-    def extended(self, seeds: Sequence[Match]) -> list[Match]:
+    def extended(self, seeds: Sequence[Match], gain: int) -> list[Match]:
         """The matches grown into the gaps between them; those that meet on one shift are one."""
         if not seeds:
             return []
         grown = [self._back(seeds[0], 0)]
         for seed in seeds[1:]:
             left = grown[-1]
-            if left.shift == seed.shift and self._is_bridged(left, seed):
+            if left.shift == seed.shift and self._is_bridged(left, seed, gain):
                 grown[-1] = Match(left.start, left.source, seed.end - left.start)
                 continue
             reach = self._forth(left, seed.start)
@@ -184,10 +202,10 @@ class _Search:
         grown[-1] = self._forth(grown[-1], self._new.size)
         return grown
 
-    def _is_bridged(self, left: Match, right: Match) -> bool:
+    def _is_bridged(self, left: Match, right: Match, gain: int) -> bool:
         """Whether what stands between two matches of one shift is better based than not."""
         scores = self._scores(left.end, left.end + left.shift, right.start - left.end)
-        return int(scores.sum()) + 2 * self._gain >= 0
+        return int(scores.sum()) + 2 * gain >= 0
 
     def _forth(self, match: Match, end: int) -> Match:
         size = min(end - match.end, self._old.size - match.end - match.shift, _MAX_EXTENSION)
@@ -233,7 +251,7 @@ class _Index:
     """The k-grams of the old file, sorted; places of equal ones in the order of the file."""
 
     def __init__(self, old: Bytes, width: int) -> None:
-        self._width = width
+        self.width = width
         self._step = -(-(old.size - width + 1) // _MAX_INDEXED)
         hashes = _grams(old, width, self._step)
         order = np.argsort(hashes, kind="stable")
@@ -246,16 +264,16 @@ class _Index:
 
     def places(self, new: Bytes, start: int, end: int) -> Iterator[int]:
         """Where between `start` and `end` of `new` a k-gram stands that the old file has."""
-        for at in range(start, end - self._width + 1, _PIECE_BYTES):
-            hashes = _grams(new[at : min(at + _PIECE_BYTES + self._width - 1, end)], self._width)
+        for at in range(start, end - self.width + 1, _PIECE_BYTES):
+            hashes = _grams(new[at : min(at + _PIECE_BYTES + self.width - 1, end)], self.width)
             likely = np.flatnonzero(self._filter[self._folded(hashes)])
             wanted = hashes[likely]
             found = np.minimum(np.searchsorted(self._hashes, wanted), self._hashes.size - 1)
             yield from (at + likely[self._hashes[found] == wanted]).tolist()
 
-    def candidates(self, gram: Bytes, near: int) -> Positions:
-        """Places of the k-gram in the old file, those near to `near` first, not too many."""
-        wanted = _grams(gram, self._width)[0]
+    def candidates(self, new: Bytes, at: int, near: int) -> Positions:
+        """Places of the k-gram at `at` in the old file, those near to `near` first, not too many."""
+        wanted = _grams(new[at : at + self.width], self.width)[0]
         first = int(np.searchsorted(self._hashes, wanted, side="left"))
         last = int(np.searchsorted(self._hashes, wanted, side="right"))
         if last - first > _MAX_CANDIDATES:

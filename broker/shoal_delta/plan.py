@@ -15,7 +15,7 @@ import numpy as np
 from shoal_delta.ans_model import LOG_FRACTION_BITS, log2
 from shoal_delta.arithmetic import Bytes, as_bytes
 from shoal_delta.coders import MAX_DICTIONARY_BYTES, Span
-from shoal_delta.matcher import Match, matches
+from shoal_delta.matcher import Match, matches, searches
 from shoal_delta.operations import FROM_OLD, Kind, Operation
 from shoal_delta.views import Views
 
@@ -47,13 +47,10 @@ def generic_plans(old: bytes, new: bytes) -> list[Plan]:
     """Plans that know nothing of the files: what was matched, in three ways, and equal offsets."""
     based = min(len(new), len(old))
     rest = Operation(Kind.LITERAL, len(new) - based)
-    found = matches(old, new)
     ways = [
         [Operation(Kind.LITERAL, len(new))],
         [Operation(Kind.SUBTRACT, based), rest],
-        matched(old, new, found, Changed.SUBTRACTED),
-        matched(old, new, found, Changed.RUNS_SUBTRACTED),
-        matched(old, new, found, Changed.RUNS_LITERAL),
+        *(matched(old, new, found, way) for found in searches(old, new) for way in Changed),
     ]
 
     def around(start: int, size: int) -> list[Span]:

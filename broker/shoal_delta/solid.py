@@ -6,10 +6,12 @@ resumed or decoded in parallel; memory is the two dictionaries and a chunk.
 
 from __future__ import annotations
 
+import bz2
 import io
 import lzma
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import zstandard
@@ -17,10 +19,12 @@ import zstandard
 from shoal_delta import operations
 from shoal_delta.arithmetic import as_bytes
 from shoal_delta.coders import (
+    BZIP2_START,
     LZMA_PADDING,
     PROPERTIES,
     Mode,
     Reader,
+    bzip2,
     lzma_filters,
     pack,
     unpack,
@@ -132,7 +136,7 @@ def _made(plan: Sequence[Operation], takes: dict[Kind, Take], old: Reader) -> It
 def _taken(take: Take, size: int) -> bytes:
     try:
         piece = take(size)
-    except (lzma.LZMAError, EOFError, zstandard.ZstdError) as exc:
+    except (lzma.LZMAError, EOFError, OSError, zstandard.ZstdError) as exc:
         raise CorruptDeltaError("a solid delta's stream is damaged") from exc
     if len(piece) != size:
         raise CorruptDeltaError("a solid delta's stream ends too early")
@@ -141,7 +145,7 @@ def _taken(take: Take, size: int) -> bytes:
 
 def _packed(raw: bytes) -> bytes:
     """The smallest way to say a stream: mode byte and packed bytes. Ties: the lower mode."""
-    ways = [bytes([Mode.RAW]) + raw, bytes([Mode.ZSTD]) + zstd_compress(raw)]
+    ways = [bytes([Mode.RAW]) + raw, bytes([Mode.ZSTD]) + zstd_compress(raw), bzip2(raw)]
     for index in _LZMA_WAYS:
         filters = lzma_filters(len(raw), PROPERTIES[index])
         packed = lzma.compress(raw, format=lzma.FORMAT_RAW, filters=filters)
@@ -172,19 +176,25 @@ def _stream(delta: Reader, part: tuple[int, int], size: int) -> Take:
     if mode == Mode.ZSTD:
         buffered = io.BufferedReader(source, _READ_BYTES)
         return zstd_decompressor().stream_reader(buffered, read_size=_READ_BYTES).read
+    if mode == Mode.BZIP2:
+        return _taker(bz2.BZ2Decompressor(), source, BZIP2_START, b"")
     if Mode.LZMA <= mode < Mode.LZMA + len(PROPERTIES):
-        return _lzma_stream(source, size, PROPERTIES[mode - Mode.LZMA])
+        filters = lzma_filters(size, PROPERTIES[mode - Mode.LZMA])
+        decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=filters)
+        return _taker(decoder, source, b"", LZMA_PADDING)
     raise CorruptDeltaError("a solid delta's stream is packed in a mode that is not known")
 
 
-def _lzma_stream(source: _Part, size: int, properties: tuple[int, int, int]) -> Take:
-    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=lzma_filters(size, properties))
+def _taker(
+    decoder: lzma.LZMADecompressor | bz2.BZ2Decompressor, source: _Part, start: bytes, end: bytes
+) -> Take:
+    """What `decoder` makes of `start`, then `source`, then `end`."""
+    parts = chain([start] if start else [], iter(lambda: source.next(_READ_BYTES), b""), [end])
 
     def take(size: int) -> bytes:
         out = bytearray()
         while len(out) < size:
-            # Padding at the very end, as in every LZMA stream here; twice means it gives no more.
-            data = (source.next(_READ_BYTES) or source.padding()) if decoder.needs_input else b""
+            data = next(parts, b"") if decoder.needs_input else b""
             if decoder.needs_input and not data:
                 break
             out += decoder.decompress(data, max_length=size - len(out))
@@ -200,7 +210,6 @@ class _Part(io.RawIOBase):
         self._delta = delta
         self._position = part[0]
         self._end = part[0] + part[1]
-        self._is_padded = False
 
     def readable(self) -> bool:
         return True
@@ -216,13 +225,6 @@ class _Part(io.RawIOBase):
         size = min(size, self._end - self._position)
         self._position += size
         return self._delta(self._position - size, size)
-
-    def padding(self) -> bytes:
-        """What stands after an LZMA stream, once."""
-        if self._is_padded:
-            return b""
-        self._is_padded = True
-        return LZMA_PADDING
 
 
 def _no_old_file(_offset: int, _size: int) -> bytes:

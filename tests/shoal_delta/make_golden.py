@@ -78,6 +78,7 @@ WAYS: dict[str, Callable[..., bytes]] = {
     "zstd-dictionary": _dictionary,
     **{f"lzma-{index}": _lzma(index) for index in range(len(PROPERTIES))},
     "ans": _ans,
+    "bzip2": lambda raw, **_options: coders.bzip2(raw),
 }
 
 
@@ -168,7 +169,7 @@ def golden() -> dict[str, dict[str, str]]:
     """name: sha256 of the new file, and the delta in hexadecimal."""
     deltas = {f"segmented-{name}": _segmented(pack) for name, pack in WAYS.items()}
     deltas["one-segment"] = _one_segment()
-    for name in ("raw", "zstd", "lzma-0", "lzma-1", "lzma-2", "lzma-3"):
+    for name in ("raw", "zstd", "lzma-0", "lzma-1", "lzma-2", "lzma-3", "bzip2"):
         deltas[f"solid-{name}"] = _solid(WAYS[name])
     same = [Segment(len(OLD), None, copy_from=0)]
     deltas["predicted"] = _of("predicted.py", "predicted")(OLD)[0]
