@@ -17,6 +17,7 @@ import numpy.typing as npt
 import zstandard
 
 from shoal_delta import ans, mixing, row_streams
+from shoal_delta.ans_model import log2
 from shoal_delta.arithmetic import Bytes, as_bytes
 from shoal_delta.errors import CorruptDeltaError
 from shoal_delta.wire import Cursor, varint
@@ -127,11 +128,13 @@ def pack(
     if raw.count(raw[0]) == len(raw):
         return bytes([Mode.RUN, raw[0]])
     level = _QUICK_LEVEL if is_quick else _LEVEL
-    candidates = [bytes([Mode.RAW]) + raw, bytes([Mode.ZSTD]) + zstd_compress(raw, b"", level)]
-    if dictionary and read is not None:
-        candidates.append(_pack_with_dictionary(raw, dictionary, read, level))
-    if not is_quick:
-        candidates += _lzma_ways(raw)
+    candidates = [bytes([Mode.RAW]) + raw]
+    if contexts is None or is_quick or not _is_noise(raw):
+        candidates.append(bytes([Mode.ZSTD]) + zstd_compress(raw, b"", level))
+        if dictionary and read is not None:
+            candidates.append(_pack_with_dictionary(raw, dictionary, read, level))
+        if not is_quick:
+            candidates += _lzma_ways(raw)
     # Where almost nothing changed, long matches are shorter and quicker than any symbol by symbol.
     best = min(candidates, key=len)
     if prime and read is not None and not is_quick and len(best) >= _MIN_MIXED_BYTES:
@@ -152,6 +155,16 @@ def _mixed(raw: bytes, spans: Sequence[Span], read: Reader) -> list[bytes]:
         return []
     text = b"".join(read(*span) for span in spans)
     return [bytes([Mode.MIXED]) + _spans_said(spans) + mixing.encode(raw, text)]
+
+
+def _is_noise(raw: bytes) -> bool:
+    """Whether nothing in it repeats: a quick search of matches gains nothing over counting bytes."""
+    if len(raw) <= _SAMPLE_BYTES:
+        return False
+    counts = np.bincount(as_bytes(raw), minlength=256)
+    total = np.array([len(raw)])
+    bits = int(total[0] * log2(total)[0]) - int((counts * log2(counts)).sum()) >> 10
+    return len(zstd_compress(raw, b"", _QUICK_LEVEL)) >= (bits >> 3) - (bits >> 7)
 
 
 def _lzma_ways(raw: bytes) -> list[bytes]:
