@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 KINDS = frozenset({Kind.COPY, Kind.LITERAL, Kind.SUBTRACT})
 _CHUNK_BYTES = 1 << 20
 _READ_BYTES = 1 << 16
-# Structure and residuals: see `PROPERTIES`.
-_LZMA_WAYS = (0, 1)
+# Of `PROPERTIES`, what suits residuals.
+_RESIDUAL_LZMA = 3
 
 Take = Callable[[int], bytes]
 """The next bytes of a stream: as many as are asked for, fewer at its end."""
@@ -62,7 +62,11 @@ def encode(plan: Sequence[Operation], new: bytes, read: Reader) -> bytes:
             residuals += (as_bytes(piece) - old).tobytes()
     raw = operations.encode(list(plan), 0)
     out = _sized(varint(len(raw)) + pack(raw))
-    streams = [_packed(bytes(stream)) for stream in (literals, residuals) if stream]
+    streams = [
+        _packed(bytes(stream), is_residual=stream is residuals)
+        for stream in (literals, residuals)
+        if stream
+    ]
     return out + b"".join([_sized(stream) for stream in streams[:-1]] + streams[-1:])
 
 
@@ -143,13 +147,18 @@ def _taken(take: Take, size: int) -> bytes:
     return piece
 
 
-def _packed(raw: bytes) -> bytes:
+def _packed(raw: bytes, *, is_residual: bool) -> bytes:
     """The smallest way to say a stream: mode byte and packed bytes. Ties: the lower mode."""
-    ways = [bytes([Mode.RAW]) + raw, bytes([Mode.ZSTD]) + zstd_compress(raw), bzip2(raw)]
-    for index in _LZMA_WAYS:
-        filters = lzma_filters(len(raw), PROPERTIES[index])
-        packed = lzma.compress(raw, format=lzma.FORMAT_RAW, filters=filters)
-        ways.append(bytes([Mode.LZMA + index]) + packed)
+    index = _RESIDUAL_LZMA if is_residual else 0
+    filters = lzma_filters(len(raw), PROPERTIES[index])
+    packed = lzma.compress(raw, format=lzma.FORMAT_RAW, filters=filters)
+    ways = [
+        bytes([Mode.RAW]) + raw,
+        bytes([Mode.ZSTD]) + zstd_compress(raw),
+        bytes([Mode.LZMA + index]) + packed,
+    ]
+    if is_residual:
+        ways.append(bzip2(raw))
     return min(ways, key=len)
 
 

@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import os
 import signal
@@ -235,6 +236,62 @@ def test_missing_files_directories_and_a_full_disk_are_storage_errors(files, lar
     monkeypatch.setattr(os, "fstatvfs", lambda _descriptor: full)
     with pytest.raises(StorageError, match="No space left"):
         shoal_delta.apply_file(*paths)
+
+
+def test_a_disk_that_fills_up_at_any_write_leaves_what_was_written_for_the_next_attempt(
+    files, large, monkeypatch
+):
+    old, new, delta = large
+    paths = files(old, delta)
+    part = paths[2].with_name("new.onnx.part")
+    real, fail_at, writes = os.pwrite, 0, 0
+
+    def pwrite(target, view, position):
+        nonlocal writes
+        writes += 1
+        if writes > fail_at:
+            # A full disk takes what still fits, and then nothing more.
+            if writes == fail_at + 1:
+                return real(target, view[: len(view) // 2], position)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(target, view, position)
+
+    while True:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", pwrite)
+            writes = 0
+            try:
+                shoal_delta.apply_file(*paths)
+            except StorageError:
+                pass
+            else:
+                break
+        assert not paths[2].exists()
+        assert paths[0].read_bytes() == old
+        kept = part.read_bytes()
+        assert kept == new[: len(kept)]
+        part.unlink()
+        fail_at += 1
+    assert fail_at == len(shoal_delta.inspect(delta).segments)
+    assert paths[2].read_bytes() == new
+
+
+@pytest.mark.parametrize("call", ["fsync", "ftruncate", "replace"])
+def test_a_disk_that_fails_at_the_end_leaves_no_new_file(files, large, monkeypatch, call):
+    old, new, delta = large
+    paths = files(old, delta)
+
+    def fail(*_arguments):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(StorageError, match="Input/output error"):
+            shoal_delta.apply_file(*paths)
+    assert not paths[2].exists()
+    assert paths[0].read_bytes() == old
+    shoal_delta.apply_file(*paths)
+    assert paths[2].read_bytes() == new
 
 
 def test_apply_needs_little_memory_beyond_the_interpreter(files):
