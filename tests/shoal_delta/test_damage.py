@@ -62,9 +62,9 @@ def test_no_flipped_bit_makes_a_wrong_file():
 def mixed():
     """A pair whose delta of about 5 KB holds an entropy-coded stream, literals and planes."""
     rng = np.random.default_rng(9)
-    layers = (Layer(8, 72),)
+    layers = (Layer(16, 144),)
     old = network(1, layers=layers) + message((50, rng.bytes(200)))
-    new = network(2, drift=0.03, own_scales=True, layers=layers) + message((50, rng.bytes(4100)))
+    new = network(2, drift=0.03, own_scales=True, layers=layers) + message((50, rng.bytes(3500)))
     delta = shoal_delta.diff(old, new)
     assert 4500 < len(delta) < 6500
     streams = {s.mode for segment in shoal_delta.inspect(delta).segments for s in segment.streams}
