@@ -19,7 +19,7 @@ Updates = npt.NDArray[np.int16]
 
 UPDATE_BITS = 8
 
-_BLOCK = 1 << 16
+_BLOCK = 1 << 14
 _LEVELS = 256
 # Scales further apart than this are not the same channel any more, and 64 bits would not do.
 MAX_SHIFT = 15
@@ -106,10 +106,7 @@ def rescaled(
     # So many weights a channel that it is cheaper to rescale every level once.
     table = None
     if multiplier.size * _LEVELS < old.size:
-        levels = np.tile(np.arange(_LEVELS, dtype=np.uint8), (multiplier.size, 1))
-        table = _quotient(
-            levels, multiplier[:, None], divisor[:, None], zero_points[0], is_signed=is_signed
-        )
+        table = _level_tables(multiplier, divisor, zero_points[0], is_signed=is_signed)
     for start in range(0, old.size, _BLOCK):
         block = old[start : start + _BLOCK]
         element = np.arange(first + start, first + start + block.size, dtype=np.int64)
@@ -134,6 +131,25 @@ def rounded(whole: Integers, update: Updates) -> tuple[Integers, Bytes]:
     half_up = whole + update + (1 << UPDATE_BITS - 1)
     part = (half_up & (1 << UPDATE_BITS) - 1) >> UPDATE_BITS - 3
     return half_up >> UPDATE_BITS, part.astype(np.uint8)
+
+
+def _level_tables(
+    multiplier: Integers, divisor: Integers, zero_point: int, *, is_signed: bool
+) -> tuple[Integers, Bytes]:
+    """What `_quotient` gives for every level of every channel: [channels, 256] each."""
+    levels = np.arange(_LEVELS, dtype=np.uint8)[None, :]
+    whole = np.empty((multiplier.size, _LEVELS), dtype=np.int64)
+    eighths = np.empty((multiplier.size, _LEVELS), dtype=np.uint8)
+    for start in range(0, multiplier.size, _BLOCK // _LEVELS):
+        some = slice(start, start + _BLOCK // _LEVELS)
+        whole[some], eighths[some] = _quotient(
+            np.repeat(levels, multiplier[some].size, axis=0),
+            multiplier[some, None],
+            divisor[some, None],
+            zero_point,
+            is_signed=is_signed,
+        )
+    return whole, eighths
 
 
 def _quotient(

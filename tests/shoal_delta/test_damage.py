@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 from tests.shoal_delta import golden_rows
-from tests.shoal_delta.make_golden import OLD
+from tests.shoal_delta.make_golden import OLD as GOLDEN_OLD
 from tests.shoal_delta.onnx_files import Layer, message, network
 
 import shoal_delta
@@ -252,16 +252,16 @@ def test_no_stream_unpacks_to_more_than_its_size(mode):
 
 
 def test_no_damaged_byte_of_a_delta_in_mode_9_makes_a_wrong_file():
-    delta = golden_rows.delta(OLD)
+    delta = golden_rows.delta(GOLDEN_OLD)
     info = shoal_delta.inspect(delta)
     assert "rows" in {s.mode for segment in info.segments for s in segment.streams}
-    new = shoal_delta.apply(OLD, delta)
+    new = shoal_delta.apply(GOLDEN_OLD, delta)
     outcomes = []
     for position in range(info.header_size, len(delta), 41):
         damaged = bytearray(delta)
         damaged[position] ^= 1 << position % 8
         try:
-            outcomes.append(shoal_delta.apply(OLD, bytes(damaged)) == new)
+            outcomes.append(shoal_delta.apply(GOLDEN_OLD, bytes(damaged)) == new)
         except CorruptDeltaError:
             continue
     assert all(outcomes)
