@@ -10,15 +10,16 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Self, get_args
 
-from shoal_delta.apply import Progress, apply_file
+from shoal_delta.apply import Progress, apply, apply_file
+from shoal_delta.changes import TensorChange, changes
 from shoal_delta.comparison import compare, neighbours
 from shoal_delta.container import DEFAULT_MAX_OUTPUT_BYTES
 from shoal_delta.durable import write_whole
-from shoal_delta.encode import diff
+from shoal_delta.encode import Profile, diff
 from shoal_delta.errors import DeltaError
 from shoal_delta.inspection import Info, inspect
 
@@ -72,6 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("old", type=Path, metavar="OLD")
     make.add_argument("new", type=Path, metavar="NEW")
     make.add_argument("-o", "--output", type=Path, required=True, metavar="DELTA")
+    make.add_argument(
+        "--profile",
+        choices=get_args(Profile),
+        default="small",
+        help="fast to make, to apply and to resume, or as small as can be (default: %(default)s)",
+    )
     use = commands.add_parser(
         "apply",
         parents=[shared],
@@ -88,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: shoal-delta info v1-v2.delta --old v1.onnx",
     )
     look.add_argument("delta", type=Path, metavar="DELTA")
-    look.add_argument("--old", type=Path, help="the old model: names the tensors")
+    look.add_argument(
+        "--old", type=Path, help="the old model: names the tensors, counts what moved"
+    )
     measure = commands.add_parser(
         "bench",
         parents=[shared],
@@ -118,7 +127,7 @@ def _positive(text: str) -> int:
 def _diff(options: argparse.Namespace) -> None:
     old, new = options.old.read_bytes(), options.new.read_bytes()
     with _Bar("packing") as bar:
-        delta = diff(old, new, progress=bar.show)
+        delta = diff(old, new, profile=options.profile, progress=bar.show)
     write_whole(options.output, delta)
     facts = {"old_size": len(old), "new_size": len(new), "delta_size": len(delta)}
     share = (
@@ -142,8 +151,13 @@ def _apply(options: argparse.Namespace) -> None:
 
 def _info(options: argparse.Namespace) -> None:
     old = options.old.read_bytes() if options.old is not None else None
-    info = inspect(options.delta.read_bytes(), old, max_output_bytes=options.max_size)
-    _say(options, dataclasses.asdict(info), _table(info))
+    delta = options.delta.read_bytes()
+    info = inspect(delta, old, max_output_bytes=options.max_size)
+    changed: tuple[TensorChange, ...] = ()
+    if old is not None:
+        changed = changes(old, apply(old, delta, max_output_bytes=options.max_size))
+    facts = dataclasses.asdict(info) | {"changes": [dataclasses.asdict(one) for one in changed]}
+    _say(options, facts, "\n".join([*_table(info), *_changes(changed)]))
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -164,7 +178,7 @@ def _bench(options: argparse.Namespace) -> None:
     _say(options, {"pairs": [dataclasses.asdict(one) for one in found]}, "\n".join(lines))
 
 
-def _table(info: Info) -> str:
+def _table(info: Info) -> list[str]:
     lines = [
         f"delta   {info.size} bytes, {info.layout}, {len(info.segments)} segments",
         f"header  {info.header_size} bytes, global block {info.global_coded_size}",
@@ -179,7 +193,24 @@ def _table(info: Info) -> str:
             f"{tensor.size:>12} {tensor.coded_size:>10.1f} {share:>5.1f}%  "
             f"{'+'.join(tensor.modes)}  {tensor.name or '(no tensor of the old model)'}"
         )
-    return "\n".join(lines)
+    return lines
+
+
+def _changes(changed: Sequence[TensorChange]) -> list[str]:
+    """What moved, the tensor of most moves first."""
+    if not changed:
+        return []
+    lines = [
+        "",
+        f"{'elements':>12} {'moved':>10} {'share':>6} {'mean':>9} {'largest':>9}  what moved",
+    ]
+    for one in sorted(changed, key=lambda one: -one.moved):
+        share = 100 * one.moved / max(one.elements, 1)
+        how_far = (
+            f"{'new':>19}" if one.is_new else f"{one.mean_move:>9.3g} {one.largest_move:>9.3g}"
+        )
+        lines.append(f"{one.elements:>12} {one.moved:>10} {share:>5.1f}% {how_far}  {one.name}")
+    return lines
 
 
 def _say(options: argparse.Namespace, facts: Mapping[str, object], line: str) -> None:

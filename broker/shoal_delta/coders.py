@@ -99,6 +99,7 @@ class Mode(IntEnum):
 
 
 BZIP2_START = b"BZh9"
+_WITH_CONTEXT = frozenset({Mode.ANS, Mode.ROWS})
 
 
 def mode_name(mode: int) -> str:
@@ -183,32 +184,42 @@ def unpack(packed: bytes, size: int, read: Reader, known: Known | None = None) -
     """
     cursor = Cursor(packed)
     mode = cursor.byte()
-    match mode:
-        case Mode.RAW:
-            raw = cursor.take(cursor.remaining)
-        case Mode.RUN:
-            raw = cursor.take(1) * size if cursor.remaining == 1 else b""
-        case Mode.ZSTD:
-            raw = zstd_decompress(cursor.take(cursor.remaining), size)
-        case Mode.ZSTD_DICTIONARY:
-            dictionary = _dictionary(cursor, read)
-            raw = zstd_decompress(cursor.take(cursor.remaining), size, dictionary)
-        case _ if Mode.LZMA <= mode < Mode.LZMA + len(PROPERTIES):
-            raw = _unlzma(cursor.take(cursor.remaining), size, PROPERTIES[mode - Mode.LZMA])
-        case Mode.BZIP2:
-            raw = _unbzip2(cursor.take(cursor.remaining), size)
-        case Mode.ANS:
-            raw = _unans(cursor, size, read, known)
-        case Mode.ROWS:
-            raw = _unrows(cursor, read, known)
-        case Mode.MIXED:
-            text = _dictionary(cursor, read, mixing.MAX_BYTES - size)
-            raw = mixing.decode(cursor.take(cursor.remaining), size, text)
-        case _:
-            raise CorruptDeltaError(f"a stream is packed in mode {mode}, which is not known")
+    if mode in _WITH_CONTEXT:
+        raw = _unpack_numbers(Mode(mode), cursor, size, read, known)
+    else:
+        raw = _unpack_bytes(mode, cursor, size, read)
     if len(raw) != size:
         raise CorruptDeltaError("a stream does not unpack to its size")
     return raw
+
+
+def _unpack_bytes(mode: int, cursor: Cursor, size: int, read: Reader) -> bytes:
+    match mode:
+        case Mode.RAW:
+            return cursor.take(cursor.remaining)
+        case Mode.RUN:
+            return cursor.take(1) * size if cursor.remaining == 1 else b""
+        case Mode.ZSTD:
+            return zstd_decompress(cursor.take(cursor.remaining), size)
+        case Mode.ZSTD_DICTIONARY:
+            dictionary = _dictionary(cursor, read)
+            return zstd_decompress(cursor.take(cursor.remaining), size, dictionary)
+        case _ if Mode.LZMA <= mode < Mode.LZMA + len(PROPERTIES):
+            return _unlzma(cursor.take(cursor.remaining), size, PROPERTIES[mode - Mode.LZMA])
+        case Mode.BZIP2:
+            return _unbzip2(cursor.take(cursor.remaining), size)
+        case Mode.MIXED:
+            text = _dictionary(cursor, read, mixing.MAX_BYTES - size)
+            return mixing.decode(cursor.take(cursor.remaining), size, text)
+    raise CorruptDeltaError(f"a stream is packed in mode {mode}, which is not known")
+
+
+def _unpack_numbers(
+    mode: Mode, cursor: Cursor, size: int, read: Reader, known: Known | None
+) -> bytes:
+    if mode is Mode.ANS:
+        return _unans(cursor, size, read, known)
+    return _unrows(cursor, read, known)
 
 
 def _ans(raw: bytes, contexts: Contexts, *, is_quick: bool) -> bytes:

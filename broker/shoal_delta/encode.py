@@ -116,7 +116,8 @@ class _Encoder:
         plans = [model] if model is not None else []
         if model is None or len(self._new) <= _TRY_ALL_BYTES:
             plans += generic_plans(self._old, self._new)
-        count = _TRIED if len(self._new) <= _TRY_ALL_BYTES else 1
+        is_tried = self._is_small and len(self._new) <= _TRY_ALL_BYTES
+        count = _TRIED if is_tried else 1
         plans = promising(plans, self._old, self._new, count)
         segmented = min((self._packed(plan) for plan in plans), key=len)
         if not self._is_small:

@@ -6,6 +6,7 @@ import pytest
 from tests.shoal_delta.onnx_files import network
 
 from shoal_delta import cli
+from shoal_delta.onnx_wire import walk
 
 
 @pytest.fixture
@@ -47,6 +48,37 @@ def test_every_command_speaks_json(pair, capsys):
     assert shares == pytest.approx(info["size"] - info["header_size"], abs=2)
 
 
+def test_info_tells_which_weights_moved_and_how_far(pair, capsys):
+    old = bytearray((pair / "v1").read_bytes())
+    weights = next(t for t in walk(bytes(old)).tensors if t.name == "layer1.weight_quantized")
+    for at, move in ((7, 3), (1000, 1), (4000, 2)):
+        old[weights.offset + at] = (old[weights.offset + at] + move) & 0xFF
+    (pair / "moved").write_bytes(old)
+    run(capsys, "diff", pair / "v1", pair / "moved", "-o", pair / "d")
+    _, out, _ = run(capsys, "info", pair / "d", "--old", pair / "v1", "--json")
+    assert json.loads(out)["changes"] == [
+        {
+            "name": "layer1.weight_quantized",
+            "elements": weights.size,
+            "moved": 3,
+            "mean_move": 2.0,
+            "largest_move": 3.0,
+            "is_new": False,
+        }
+    ]
+    _, out, _ = run(capsys, "info", pair / "d", "--old", pair / "v1")
+    assert out.splitlines()[-1].split() == [str(weights.size), "3", "0.1%", "2", "3", weights.name]
+
+
+def test_the_fast_profile_makes_segments_that_a_board_can_resume(pair, capsys):
+    run(capsys, "diff", pair / "v1", pair / "v2", "-o", pair / "d", "--profile", "fast")
+    _, out, _ = run(capsys, "info", pair / "d", "--json")
+    assert json.loads(out)["layout"] == "segmented"
+    assert run(capsys, "apply", pair / "v1", pair / "d", "-o", pair / "made")[0] == 0
+    assert (pair / "made").read_bytes() == (pair / "v2").read_bytes()
+    assert run(capsys, "diff", "a", "b", "-o", "c", "--profile", "huge")[0] == 2
+
+
 def test_what_is_refused_is_one_line_and_exit_1(pair, capsys):
     run(capsys, "diff", pair / "v1", pair / "v2", "-o", pair / "d")
     for arguments in (
@@ -74,7 +106,13 @@ def test_a_wrong_command_line_is_exit_2(capsys):
 
 
 def test_help_shows_an_example(capsys):
-    for arguments in (("--help",), ("diff", "--help"), ("apply", "--help"), ("info", "--help")):
+    for arguments in (
+        ("--help",),
+        ("diff", "--help"),
+        ("apply", "--help"),
+        ("info", "--help"),
+        ("bench", "--help"),
+    ):
         code, out, _ = run(capsys, *arguments)
         assert code == 0
         assert "shoal-delta" in out.partition("example")[2]
