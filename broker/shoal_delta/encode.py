@@ -36,6 +36,9 @@ _MAX_SEGMENT_OPERATIONS = 16_384
 # Up to here more than one plan is packed in earnest, those that look smallest.
 _TRY_ALL_BYTES = 2 << 20
 _TRIED = 3
+# Above this the solid layout is tried only where little is left to pack.
+_SOLID_BYTES = 8 << 20
+_SOLID_SHARE = 16
 _QUICK_LEVEL = 3
 
 
@@ -120,7 +123,7 @@ class _Encoder:
         count = _TRIED if is_tried else 1
         plans = promising(plans, self._old, self._new, count)
         segmented = min((self._packed(plan) for plan in plans), key=len)
-        if not self._is_small:
+        if not self._is_small or not self._may_hang_together(len(segmented)):
             return segmented
         solids = [
             self._solid(plan.operations)
@@ -134,6 +137,10 @@ class _Encoder:
         smallest = min(solids, key=len, default=segmented)
         # Segments are resumed and decoded in parallel: not given up for next to nothing.
         return smallest if len(smallest) < len(segmented) - len(segmented) // 128 else segmented
+
+    def _may_hang_together(self, segmented: int) -> bool:
+        """Whether a solid layout may pay: not on the noise of a large model, which takes minutes."""
+        return len(self._new) <= _SOLID_BYTES or segmented <= len(self._new) // _SOLID_SHARE
 
     def _is_hopeless(self, best: int) -> bool:
         """Whether no compression of the new file alone can come near to `best` bytes."""

@@ -91,6 +91,7 @@ class _Search:
         self._old_bytes, self._new_bytes = old, new
         self._old, self._new = as_bytes(old), as_bytes(new)
         self._indexes: dict[int, _Index] = {}
+        self._looks = 0
 
     def unmoved(self) -> list[Match]:
         """Long exact matches at equal offsets, and common ends: a search finds them too, but not as fast.
@@ -116,6 +117,7 @@ class _Search:
         if width not in self._indexes:
             self._indexes[width] = _Index(self._old, width)
         before = {match.end: match.shift for match in known}
+        self._looks = 0
         found = [
             seed
             for start, end in gaps
@@ -126,12 +128,12 @@ class _Search:
     def _in_gap(
         self, start: int, end: int, shift: int, index: _Index, gain: int
     ) -> Iterator[Match]:
-        position, looks = start, 0
+        position = start
         for at in index.places(self._new, start, end):
             if at < position:
                 continue
-            looks += 1
-            if looks > _MAX_LOOKS:
+            self._looks += 1
+            if self._looks > _MAX_LOOKS:
                 return
             found = self._best(at, index.candidates(self._new, at, at + shift))
             size = min(found.size, end - at)
