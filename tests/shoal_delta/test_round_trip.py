@@ -161,6 +161,29 @@ def test_text_moved_around_in_a_file_that_is_no_model_is_found():
     assert len(round_trip(b"".join(parts), b"".join(parts[::-1]))) < 400
 
 
+def test_rows_put_into_a_table_cost_less_than_with_the_old_file_as_a_dictionary():
+    rng = np.random.default_rng(6)
+    rows = [b"%d,node%02d,%d\n" % (17 * k, *rng.integers(10, 90, 2)) for k in range(4000)]
+    old = b"".join(rows)
+    for at in range(300, 3900, 400):
+        rows.insert(at, b"%d,node%02d,%d\n" % (rng.integers(68_000), 7, 7))
+    new = b"".join(rows)
+    prefix = zstandard.ZstdCompressionDict(old, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    patch = zstandard.ZstdCompressor(level=19, dict_data=prefix).compress(new)
+    assert len(round_trip(old, new)) < len(patch) + 24
+
+
+def test_code_that_was_linked_anew_costs_a_small_part_of_its_changed_addresses():
+    rng = np.random.default_rng(7)
+    old = bytearray(rng.bytes(60_000))
+    new = bytearray(old)
+    for at in range(0, 60_000, 60):
+        old[at : at + 4] = int(rng.integers(1 << 16)).to_bytes(4, "little")
+        new[at : at + 4] = (int.from_bytes(old[at : at + 4], "little") + 48).to_bytes(4, "little")
+    grown = bytes(new[:30_000]) + rng.bytes(48) + bytes(new[30_000:])
+    assert len(round_trip(bytes(old), grown)) < 48 + 400
+
+
 def test_a_file_of_many_segments_round_trips_and_long_copies_cost_nothing():
     rng = np.random.default_rng(5)
     old = rng.bytes(2_500_000)
