@@ -8,6 +8,7 @@ smallest. Format: docs/delta-format.md.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 MAX_BYTES = 64 << 10
 """Of the text and what it is primed with, together: it bounds the time that it takes."""
@@ -226,6 +227,7 @@ def _first_chances() -> list[int]:
     return chances
 
 
+@cache
 def squashed() -> list[int]:
     """4096 / (1 + exp(-x / 256)) for x from -2047 to 2047, between the points of `_SQUASH` linear."""
     out = []
@@ -235,6 +237,7 @@ def squashed() -> list[int]:
     return out
 
 
+@cache
 def stretched() -> list[int]:
     """The inverse: for each chance the least x that reaches it."""
     squash = squashed()

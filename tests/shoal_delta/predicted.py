@@ -11,7 +11,7 @@ from shoal_delta.operations import Gains, Kind, Operation, Scaling
 from shoal_delta.views import AxisMap, View, Views
 
 # Long enough for the coder of text.
-GRAPH = b"".join(b"layer%d.conv_%d(%d) -> " % (k % 7, k, k * k * 7919 % 1000) for k in range(40))
+GRAPH = b"".join(b"layer%d.conv_%d(%d) -> " % (k % 7, k, k * k * 7919 % 1000) for k in range(34))
 
 
 def old_file() -> bytes:
