@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from operator import getitem, mul
 
 MAX_BYTES = 64 << 10
 """Of the text and what it is primed with, together: it bounds the time that it takes."""
@@ -30,6 +31,8 @@ _HALF = 1 << 15
 _INPUTS = len(_ORDERS) + 2
 _WEIGHT = 19661
 _RATE = 14
+# A bit that was as good as known teaches the weights nothing.
+_SMALL_ERROR = 32 * _RATE
 _LIMIT = 2047
 # 4096 / (1 + exp(-x / 256)) at x = -2048, -1920 ... 2048
 _SQUASH = (
@@ -163,7 +166,7 @@ def _run(known: bytes, primed: int, size: int, code: Code) -> bytes:
     trusted = [_HALF + 400 * confidence for confidence in range(48)]
     alone = [_HALF] * 256
     weights = [[_WEIGHT] * _INPUTS for _ in range(16)]
-    squash, stretch = squashed(), stretched()
+    squash, stretch, longer = squashed(), stretched(), _longer()
     match = _Match()
     last = 0
     for position in range(primed + size):
@@ -178,11 +181,8 @@ def _run(known: bytes, primed: int, size: int, code: Code) -> bytes:
         for shift in range(7, -1, -1):
             offset = node * _NODE_MULTIPLIER
             slots = [place + offset & _SLOT_MASK for place in places]
-            seen = [table[slot] for table, slot in zip(tables, slots, strict=True)]
-            inputs = [
-                stretch[chances[history] >> 4]
-                for chances, history in zip(histories, seen, strict=True)
-            ]
+            seen = list(map(getitem, tables, slots))
+            inputs = [stretch[chance >> 4] for chance in map(getitem, histories, seen)]
             inputs.append(stretch[alone[node] >> 4])
             is_matched = expected >> shift + 1 == node
             likely = expected >> shift & 1
@@ -193,16 +193,19 @@ def _run(known: bytes, primed: int, size: int, code: Code) -> bytes:
             else:
                 inputs.append(0)
                 mixer = weights[0]
-            total = sum([w * x for w, x in zip(mixer, inputs, strict=True)]) >> 16
+            total = sum(map(mul, mixer, inputs)) >> 16
             chance = squash[min(max(total, -_LIMIT), _LIMIT) + _LIMIT]
             bit = coded(chance, byte >> shift & 1)
             error = ((bit << 12) - chance) * _RATE
-            mixer[:] = [w + (x * error + _HALF >> 16) for w, x in zip(mixer, inputs, strict=True)]
+            if not -_SMALL_ERROR < error < _SMALL_ERROR:
+                mixer[:] = [
+                    w + (x * error + _HALF >> 16) for w, x in zip(mixer, inputs, strict=True)
+                ]
             target = 0xFFFF if bit else 0
+            following = longer[bit]
             for table, chances, slot, history in zip(tables, histories, slots, seen, strict=True):
                 chances[history] += target - chances[history] >> 6
-                longer = history << 1 | bit
-                table[slot] = longer if longer < 2 * _HISTORY else longer & _HISTORY - 1 | _HISTORY
+                table[slot] = following[history]
             alone[node] += target - alone[node] >> 5
             if is_matched:
                 goal = 0xFFFF if bit == likely else 0
@@ -225,6 +228,18 @@ def _first_chances() -> list[int]:
         length, ones = history.bit_length() - 1, history.bit_count() - 1
         chances.append((10 * ones + 3) * 0xFFFF // (10 * length + 6))
     return chances
+
+
+@cache
+def _longer() -> tuple[bytes, ...]:
+    """For a zero and for a one: what each bit history becomes."""
+    return tuple(
+        bytes(
+            each if each < 2 * _HISTORY else each & _HISTORY - 1 | _HISTORY
+            for each in (history << 1 | bit for history in range(2 * _HISTORY))
+        )
+        for bit in (0, 1)
+    )
 
 
 @cache
