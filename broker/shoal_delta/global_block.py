@@ -21,7 +21,7 @@ from shoal_delta.operations import Kind, Operation
 
 _FLOAT_BYTES = 4
 # A product's operation is longer than a few numbers are.
-_MIN_PRODUCT_BYTES = 16
+_MIN_PRODUCT_BYTES = 32
 _TOLERANCE = 2.0**-22
 
 Factors = tuple[Tensor, Tensor]

@@ -71,7 +71,7 @@ class _NotAModelError(Exception):
 
 
 def walk(data: bytes) -> Model | None:
-    """The model in `data`, or None when it is none (or has no tensor)."""
+    """The model in `data`, or None when it is none (or has no initializer)."""
     try:
         return _model(data)
     except (_NotAModelError, UnicodeDecodeError):
@@ -94,7 +94,7 @@ def _model(data: bytes) -> Model | None:
             elif (inner, inner_kind) == (1, _BYTES):  # GraphProto.node
                 _node(data, at, stop, quantised)
             begin = stop
-    if not tensors:
+    if not messages:
         return None
     found = []
     for tensor in sorted(tensors, key=lambda tensor: tensor.offset):

@@ -12,7 +12,7 @@ from enum import Enum, auto
 
 import numpy as np
 
-from shoal_delta.ans_model import LOG_FRACTION_BITS, log2
+from shoal_delta.ans_model import LOG_FRACTION_BITS, Counts, log2
 from shoal_delta.arithmetic import Bytes, as_bytes
 from shoal_delta.coders import MAX_DICTIONARY_BYTES, Span
 from shoal_delta.matcher import Match, matches, searches
@@ -24,6 +24,7 @@ SLOW_CODER_BYTES = 1 << 20
 """Up to here a board may take some seconds for all weights: larger models want 10 MB a second."""
 _SYMBOLS = 256
 _SYMBOL_BITS = 6
+_TABLE_BITS = 60
 _MERGEABLE = frozenset({Kind.COPY, Kind.SUBTRACT, Kind.LITERAL, Kind.FRESH})
 
 
@@ -163,14 +164,20 @@ def common_suffix(old: bytes, new: bytes) -> int:
 def cost_bits(symbols: Bytes, side: Bytes | None = None) -> int:
     """About how many bits an entropy coder takes, its table included.
 
-    With `side`, each symbol has one of a few contexts; what their own tables take is not counted.
+    With `side`, each symbol has one of a few contexts, when tables for them pay.
     """
     counts = np.bincount(symbols.reshape(-1), minlength=_SYMBOLS)
-    table_bits = _SYMBOL_BITS * int(np.count_nonzero(counts))
+    bits = _entropy_bits(counts.reshape(1, _SYMBOLS))
     if side is not None:
         both = side.astype(np.int64) << 8 | symbols
-        counts = np.bincount(both, minlength=_SYMBOLS * (int(side.max(initial=0)) + 1))
-    rows = counts.astype(np.int64).reshape(-1, _SYMBOLS)
-    totals = rows.sum(axis=1)
-    bits = (totals * log2(totals)).sum() - (rows * log2(rows)).sum()
-    return (int(bits) >> LOG_FRACTION_BITS) + table_bits
+        rows = np.bincount(both, minlength=_SYMBOLS * (int(side.max(initial=0)) + 1))
+        rows = rows.reshape(-1, _SYMBOLS)
+        tables = int(np.count_nonzero(rows.any(axis=1)))
+        bits = min(bits, _entropy_bits(rows) + _TABLE_BITS * max(0, tables - 1))
+    return bits + _SYMBOL_BITS * int(np.count_nonzero(counts))
+
+
+def _entropy_bits(rows: Counts) -> int:
+    """What symbols take whose counts [contexts, 256] are known."""
+    totals: Counts = rows.sum(axis=1)
+    return int((totals * log2(totals)).sum() - (rows * log2(rows)).sum()) >> LOG_FRACTION_BITS

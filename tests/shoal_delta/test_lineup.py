@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.shoal_delta.onnx_files import FLOAT, INT8, INT32, UINT8, model, node, tensor
+from tests.shoal_delta.onnx_files import FLOAT, INT8, INT32, UINT8, message, model, node, tensor
 
 import shoal_delta
 from shoal_delta.alignment import aligned_axis
+from shoal_delta.model_plan import model_plan
 
 FLOAT16, BFLOAT16, INT4 = 10, 16, 22
 RNG = np.random.default_rng(7)
@@ -167,11 +168,13 @@ def test_zero_points_of_their_own_packed_nibbles_and_bfloat16_round_trip():
     assert size(old, new) < 0.35 * len(new)
 
 
-def test_external_data_and_its_graph_go_by_the_generic_mode():
-    outside = b"\x08\x20\x08\x30\x10\x03B\x01wj\x0a\x0a\x08location\x12\x05w.bin p\x01"
+def test_external_data_goes_by_the_generic_mode_and_its_graph_as_a_graph():
+    place = message((1, b"location"), (2, b"w.bin"))
+    outside = message((1, 32), (1, 48), (2, INT8), (8, b"w"), (13, place), (14, 1))
     old_graph = model([node("MatMul", ["x", "w"], "y")], [outside])
     new_graph = model([node("MatMul", ["x", "w"], "z")], [outside])
     assert size(old_graph, new_graph) < 150
+    assert model_plan(old_graph, new_graph) is not None
     old_data = np.random.default_rng(3).bytes(40_000)
     new_data = old_data[:10_000] + b"moved" + old_data[10_000:]
     assert size(old_data, new_data) < 200
