@@ -19,8 +19,8 @@ CONVOLUTION_NETS = frozenset({"cnn", "mobilenet"})
 LARGE = ("large-23", "large-90")
 
 
-def size_goals(ratios: Mapping[str, float], to_all: Mapping[str, float]) -> list[Goal]:
-    """Geometric means of ours / best peer of the pair by the pair's name; `to_all` counts NNCodec too."""
+def size_goals(ratios: Mapping[str, float], to_tools: Mapping[str, float]) -> list[Goal]:
+    """Geometric means of ours / best peer by the pair's name; `to_tools` leaves NNCodec out."""
 
     def of(
         is_wanted: Callable[[re.Match[str]], bool], those: Mapping[str, float] = ratios
@@ -43,7 +43,7 @@ def size_goals(ratios: Mapping[str, float], to_all: Mapping[str, float]) -> list
 
     groups: list[tuple[str, list[float], float | None]] = [
         ("size / best peer, plain pairs not used for tuning", of(is_held_out), 0.75),
-        ("... with NNCodec in hdiffpatch as one more peer", of(is_held_out, to_all), None),
+        ("... beside tools for files only, without NNCodec", of(is_held_out, to_tools), None),
         (
             "... convolution nets: few, many, re-calibrated, pruned",
             of(lambda pair: is_network(pair, CONVOLUTION_NETS)),
