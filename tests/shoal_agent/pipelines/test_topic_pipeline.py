@@ -33,7 +33,7 @@ class RouterSimulator:
         self.errors: list[Exception] = []
         self.asked: list[bytes] = []
 
-    async def infer(self, model, items, *, deadline_s):
+    async def classify(self, model, items, *, deadline_s):
         self.asked += items
         if self.errors:
             raise self.errors.pop(0)
