@@ -141,7 +141,8 @@ async def test_a_rollout_is_planned_by_what_its_boards_have_before_anything_is_m
     assert out.splitlines()[-1].startswith("digits@1.1.0 to 3 boards: ~")
     rollout = (await shoal(site, "rollout", "start", two["title"], "--wait", "--json"))[1]
     (delta,) = json.loads(rollout)["deltas"]
-    assert delta["size_bytes"] == pytest.approx(guess["delta_bytes"], rel=0.1)
+    # The slow coders of a small model find more than an estimate looks for.
+    assert 0.75 * guess["delta_bytes"] <= delta["size_bytes"] <= 1.05 * guess["delta_bytes"]
     await site.until(lambda: all(node.models["digits"].version == "1.1.0" for node in nodes))
     code, _, error = await shoal(site, "rollout", "plan", two["title"], "--group", "==")
     assert code == 1
