@@ -27,6 +27,8 @@ _STATE_BYTES, _WORD_BYTES = 4, 2
 _SIGNED = 0x80
 # A lane costs about three bytes: one for this many of the packed ones ...
 _BYTES_A_LANE = 512
+# In a long stream a step's overhead counts more than a percent of its size.
+_LONG, _LONG_BYTES_A_LANE = 1 << 19, 200
 # ... but no more steps than this, each of which costs the board the same time.
 _MAX_STEPS = 4096
 
@@ -107,6 +109,7 @@ def _decoded(stream: bytes, size: int, lanes: int, model: Model, side: Bytes | N
     table_at = model.tables.astype(np.int64) << SCALE_BITS
     is_one = len(model.frequencies) == 1
     activity = np.full(lanes, _FIRST_ACTIVITY, dtype=np.int64)
+    first_context = _ACTIVITY.astype(np.int64) * model.sides
     position = 0
     for step in range(steps + 1):
         row = full[step] if step < steps else last
@@ -114,7 +117,7 @@ def _decoded(stream: bytes, size: int, lanes: int, model: Model, side: Bytes | N
             state, activity = state[:rest], activity[:rest]
         slot = state & _SLOTS
         if not is_one:
-            context = _ACTIVITY[activity] * model.sides
+            context = first_context[activity]
             if side_steps is not None and side_last is not None:
                 context += side_steps[step] if step < steps else side_last
             slot += table_at[context]
@@ -124,7 +127,8 @@ def _decoded(stream: bytes, size: int, lanes: int, model: Model, side: Bytes | N
         state >>= SCALE_BITS
         state *= found >> 24
         state += (found >> 8) & 0xFFFF
-        short = np.flatnonzero(state < _LOW)
+        # Not flatnonzero: its three wrappers take longer than the search.
+        (short,) = (state < _LOW).nonzero()
         if short.size:
             if position + short.size > words.size:
                 raise CorruptDeltaError("an entropy coder's stream ends too early")
@@ -190,7 +194,8 @@ def _lane_bits(values: Bytes) -> int:
     counts = np.bincount(values, minlength=SYMBOLS)[None]
     bits = int(counts.sum() * ans_model.log2(counts.sum(axis=1))[0])
     bits -= int((counts * ans_model.log2(counts)).sum())
-    wanted = max((bits >> 13) // _BYTES_A_LANE, -(-values.size // _MAX_STEPS), 1)
+    bytes_a_lane = _LONG_BYTES_A_LANE if values.size >= _LONG else _BYTES_A_LANE
+    wanted = max((bits >> 13) // bytes_a_lane, -(-values.size // _MAX_STEPS), 1)
     return min(wanted.bit_length() - 1, MAX_LANE_BITS, values.size.bit_length() - 1)
 
 
