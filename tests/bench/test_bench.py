@@ -41,6 +41,7 @@ def run(*arguments):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.system
 @pytest.mark.timeout(60)
 def test_a_quick_run_prints_its_table_and_writes_the_same_figures_as_json(tmp_path):

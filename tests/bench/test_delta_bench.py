@@ -52,7 +52,7 @@ def test_goals_count_the_pairs_they_name(bench):
         goal.name: goal.figure.median
         for goal in goals.size_goals(ratios, dict.fromkeys(ratios, 1.0))
     }
-    assert found["... with NNCodec in hdiffpatch as one more peer"] == pytest.approx(1)
+    assert found["... beside tools for files only, without NNCodec"] == pytest.approx(1)
     assert found["size / best peer, plain pairs not used for tuning"] == pytest.approx(0.6)
     assert found["...... cnn alone"] == pytest.approx(0.2)
     assert found["...... mobilenet alone"] == 0.9

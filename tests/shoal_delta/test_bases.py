@@ -32,6 +32,7 @@ def test_files_that_are_no_models_have_an_estimate_too():
     assert estimate(noise(9000), noise(9000, seed=8)).delta_bytes >= 9000
 
 
+@pytest.mark.slow
 def test_every_base_gets_its_cheapest_way_and_the_deltas_make_the_new_file():
     old = {b"near": NEAR, b"far": FAR, b"noise": noise(len(NEW)), b"new": NEW}
     plan = plan_updates(NEW, old, {b"near": 10, b"far": 300, b"noise": 5, b"new": 2})

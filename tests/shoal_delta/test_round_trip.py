@@ -103,6 +103,7 @@ def model_pairs(draw):
     return file(before), file(after)
 
 
+@pytest.mark.slow
 @given(model_pairs())
 @settings(max_examples=120, deadline=None)
 def test_any_two_models_round_trip(pair):

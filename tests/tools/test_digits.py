@@ -30,6 +30,7 @@ def initialisers(version):
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
+@pytest.mark.slow
 def test_backpropagation_agrees_with_finite_differences(network):
     rng = np.random.default_rng(7)
     weights = network.initial_weights(rng)
