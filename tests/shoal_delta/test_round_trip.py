@@ -2,6 +2,7 @@ import lzma
 from pathlib import Path
 
 import numpy as np
+import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
