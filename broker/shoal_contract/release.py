@@ -17,6 +17,21 @@ from shoal_contract import messages, toml
 from shoal_contract.errors import DecodeError, FileFormatError
 
 SPEC_FILE: Final = "release.toml"
+ONNX_DTYPES: Final = {
+    "tensor(bool)": "bool",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(uint16)": "uint16",
+    "tensor(int16)": "int16",
+    "tensor(float16)": "float16",
+    "tensor(uint32)": "uint32",
+    "tensor(int32)": "int32",
+    "tensor(float)": "float32",
+    "tensor(uint64)": "uint64",
+    "tensor(int64)": "int64",
+    "tensor(double)": "float64",
+}
+"""ONNX Runtime's names of types -> numpy's; others (text, sequences) are not served."""
 MAX_FILE_BYTES: Final = 512 * 1024 * 1024
 MAX_TENSORS: Final = 64
 

@@ -14,7 +14,14 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime
 
-from shoal_contract.release import FREE, SPEC_FILE, InputTable, ReleaseSpec, TensorTable
+from shoal_contract.release import (
+    FREE,
+    ONNX_DTYPES,
+    SPEC_FILE,
+    InputTable,
+    ReleaseSpec,
+    TensorTable,
+)
 from shoal_fleet.errors import ReleaseError
 from shoal_fleet.release_directory import read_spec
 
@@ -23,21 +30,6 @@ MAX_GOLDEN_BYTES: Final = 256 << 20
 U5_BITS: Final = 5
 
 Array = np.ndarray[Any, Any]
-
-_NUMPY_TYPES: Final = {
-    "tensor(bool)": "bool",
-    "tensor(uint8)": "uint8",
-    "tensor(int8)": "int8",
-    "tensor(uint16)": "uint16",
-    "tensor(int16)": "int16",
-    "tensor(float16)": "float16",
-    "tensor(uint32)": "uint32",
-    "tensor(int32)": "int32",
-    "tensor(float)": "float32",
-    "tensor(uint64)": "uint64",
-    "tensor(int64)": "int64",
-    "tensor(double)": "float64",
-}
 
 
 def main(argv: list[str]) -> int:
@@ -119,7 +111,7 @@ def _check_signature(spec: ReleaseSpec, session: Any) -> None:
 
 
 def _check_tensor(spec: ReleaseSpec, kind: str, arg: Any, table: TensorTable) -> None:
-    if _NUMPY_TYPES.get(arg.type) != table.dtype:
+    if ONNX_DTYPES.get(arg.type) != table.dtype:
         raise ReleaseError(f"{spec.model.file}: {kind} {arg.name!r} is a {arg.type}")
     shape = arg.shape[1:] if spec.batch else arg.shape
     fits = len(shape) == len(table.shape) and all(

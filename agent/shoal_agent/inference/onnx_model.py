@@ -14,10 +14,10 @@ from shoal_agent.inference.model_errors import InputError, ModelError, one_line
 from shoal_agent.inference.optimised import MIN_MODEL_BYTES, OptimisedForms
 from shoal_agent.inference.pace import Point
 from shoal_agent.inference.release_files import Array, read_golden, read_model, read_spec
-from shoal_agent.inference.session import DTYPES, open_optimised, open_session
+from shoal_agent.inference.session import open_optimised, open_session
 from shoal_agent.inference.settings import CPU, WorkerSettings
 from shoal_agent.inference.signature import Form, Signature, TensorInfo
-from shoal_contract.release import FREE, ReleaseSpec, TensorTable
+from shoal_contract.release import FREE, ONNX_DTYPES, ReleaseSpec, TensorTable
 
 _GOLDEN_ROWS: Final = 16
 _PADDING: Final = 3
@@ -287,7 +287,7 @@ def _check_signature(session: ort.InferenceSession, spec: ReleaseSpec) -> bool:
 def _check_tensor(what: str, tensor: Any, table: TensorTable, *, is_batched: bool) -> bool:
     shape = ["n", *table.shape] if is_batched else list(table.shape)
     promise = f"{table.name!r} {table.dtype} [{', '.join(map(str, shape))}]"
-    dtype = DTYPES.get(tensor.type, tensor.type)
+    dtype = ONNX_DTYPES.get(tensor.type, tensor.type)
     reason = (
         f"the model's {what} is {tensor.name!r} {dtype} {tensor.shape}, release.toml says {promise}"
     )

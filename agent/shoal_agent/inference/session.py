@@ -4,29 +4,12 @@ import hashlib
 import os
 import platform
 from pathlib import Path
-from typing import Final
 
 import onnxruntime as ort
 
 from shoal_agent.inference.model_errors import ModelError, one_line
 from shoal_agent.inference.optimised import WEIGHTS
 from shoal_agent.inference.settings import CPU, WorkerSettings
-
-DTYPES: Final = {
-    "tensor(bool)": "bool",
-    "tensor(uint8)": "uint8",
-    "tensor(int8)": "int8",
-    "tensor(uint16)": "uint16",
-    "tensor(int16)": "int16",
-    "tensor(float16)": "float16",
-    "tensor(uint32)": "uint32",
-    "tensor(int32)": "int32",
-    "tensor(float)": "float32",
-    "tensor(uint64)": "uint64",
-    "tensor(int64)": "int64",
-    "tensor(double)": "float64",
-}
-"""ONNX Runtime's names of types -> numpy's; others (text, sequences) are not served."""
 
 
 def open_session(
