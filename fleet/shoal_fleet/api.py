@@ -75,6 +75,7 @@ class NewRollout(_Body):
     first_wave: int | None = Field(default=None, ge=1, le=1_000_000)
     factor: float = Field(default=2.0, ge=1, le=100)
     overdue_s: float = Field(default=1800.0, ge=1, le=30 * 86400)
+    hold_on_any: bool = False
 
 
 class StopRollout(_Body):
@@ -241,7 +242,12 @@ async def read_cost(
 async def start_rollout(parts: Parts, new: NewRollout) -> Answer:
     """Begin a rollout."""
     release = await parts.releases.find(new.release)
-    options = Options(first_wave=new.first_wave, factor=new.factor, overdue_s=new.overdue_s)
+    options = Options(
+        first_wave=new.first_wave,
+        factor=new.factor,
+        overdue_s=new.overdue_s,
+        hold_on_any=new.hold_on_any,
+    )
     rollout = await parts.rollouts.start(release, new.group, options)
     return await parts.rollout_views.get(rollout)
 

@@ -53,6 +53,10 @@ def start(
         typer.Option("--overdue", min=1, help="No answer for so many seconds is a failure."),
     ] = 1800.0,
     *,
+    hold_on_any: Annotated[
+        bool,
+        typer.Option("--hold-on-any", help="Wait for a person at the first failure already."),
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Watch it to its end.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -66,6 +70,7 @@ def start(
                 "first_wave": first_wave,
                 "factor": factor,
                 "overdue_s": overdue_s,
+                "hold_on_any": hold_on_any,
             },
         )
         if wait:

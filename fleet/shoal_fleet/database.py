@@ -35,7 +35,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from shoal_fleet.errors import StateError
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 BUSY_TIMEOUT_S: Final = 10.0
 POOL_TIMEOUT_S: Final = 30.0
 """How long a read or write waits for one of the connections to the file."""
@@ -185,7 +185,7 @@ class WantedRow(FleetBase):
 
 
 class RolloutRow(FleetBase):
-    """A rollout; `state` is the engine's own state as JSON."""
+    """A rollout; `state` is the engine's own state as JSON, without the nodes."""
 
     __tablename__ = "rollouts"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -195,6 +195,23 @@ class RolloutRow(FleetBase):
     state: Mapped[bytes] = mapped_column(LargeBinary)
     created_ms: Mapped[int]
     updated_ms: Mapped[int]
+
+
+class RolloutMemberRow(FleetBase):
+    """Where a node stands in a rollout; `place`: the how-manieth it is offered the release."""
+
+    __tablename__ = "rollout_members"
+    rollout: Mapped[int] = mapped_column(ForeignKey("rollouts.id"), primary_key=True)
+    node: Mapped[str] = mapped_column(primary_key=True)
+    place: Mapped[int]
+    kind: Mapped[str]
+    standing: Mapped[str]
+    wave: Mapped[int]
+    offered_ms: Mapped[int | None]
+    resolved_ms: Mapped[int | None]
+    reason: Mapped[str]
+    seen: Mapped[bool]
+    unheard_ms: Mapped[int]
 
 
 class DecisionRow(FleetBase):
@@ -398,8 +415,34 @@ _COMMANDS_PER_NODE: Final = _Steps(
 )
 
 
+_MEMBERS_IN_ROWS: Final = _Steps(
+    after=(
+        (
+            "INSERT INTO rollout_members (rollout, node, place, kind, standing, wave, offered_ms, resolved_ms,"
+            " reason, seen, unheard_ms)"
+            " SELECT r.id, m.key, row_number() OVER (PARTITION BY r.id ORDER BY m.id) - 1, '',"
+            " m.value ->> 'standing', m.value ->> 'wave', m.value ->> 'offered_ms', m.value ->> 'resolved_ms',"
+            " m.value ->> 'reason', m.value ->> 'seen', -(m.value ->> 'grace_ms')"
+            " FROM rollouts r, json_each(CAST(r.state AS TEXT), '$.members') m"
+        ),
+        ("UPDATE rollouts SET state = CAST(json_remove(CAST(state AS TEXT), '$.members') AS BLOB)"),
+    ),
+)
+
+
 def _steps(base: type[DeclarativeBase], version: int) -> _Steps:
-    return _COMMANDS_PER_NODE if base is FleetBase and version == 1 else _Steps()
+    """From `version` to this one; 0 is a new file."""
+    if base is not FleetBase:
+        return _Steps()
+    due = [
+        step
+        for last, step in ((1, _COMMANDS_PER_NODE), (3, _MEMBERS_IN_ROWS))
+        if 0 < version <= last
+    ]
+    return _Steps(
+        before=tuple(statement for step in due for statement in step.before),
+        after=tuple(statement for step in due for statement in step.after),
+    )
 
 
 def _set_pragmas(engine: Engine) -> None:

@@ -38,11 +38,16 @@ class Node:
     reported: Reported | None = None
 
     @property
-    def stratum(self) -> str:
-        """The hardware class: boards that are likely to fail together."""
+    def kind(self) -> str:
+        """The class of hardware: boards that are likely to fail together."""
         if self.reported is None:
             return ""
         return f"{self.reported.hardware.machine} {self.reported.hardware.model}"
+
+    @property
+    def strata(self) -> tuple[str, str, str]:
+        """What may make boards fail together, what matters most first: hardware, site, link."""
+        return (self.kind, self.labels.get("site", ""), self.labels.get("link", ""))
 
     def model(self, name: str) -> ModelState | None:
         """Where the node stands with a model."""

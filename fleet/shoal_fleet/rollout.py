@@ -1,17 +1,23 @@
-"""The rollout engine: `step(rollout, event, now) -> rollout, actions`. Pure: no I/O, no clock.
+"""The rollout engine: `step(rollout, roster, event, now) -> outcome`. Pure: no I/O, no clock.
 
 A release goes out in waves. A wave is a number of leases; a node claims one when it is ready, so a
 node that is offline neither blocks a wave nor holds a stale permission. The next wave opens when nine
-tenths of the last are resolved. A failure holds the rollout for a person; more failures than a good
-release could plausibly have stop it. A node that never answers counts as a failure.
+tenths of the last are resolved and those who have not answered could all fail without it being strange.
+Failures that speak against the release hold the rollout for a person; more of them stop it. A node that
+never answers counts as a failure. Each class of hardware is judged by itself, too.
+
+A step costs what changes, not what the fleet numbers: it reads the `Roster` and tells what to put there.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final, assert_never
 
 import msgspec
 
+from shoal_fleet.chances import chance_of_at_least, evidence
+from shoal_fleet.rollout_roster import Roster
 from shoal_fleet.rollout_state import (
     Action,
     Event,
@@ -35,20 +41,39 @@ from shoal_fleet.rollout_state import (
 
 GATE_SHARE: Final = 0.9
 TOLERATED_SHARE: Final = 0.02
-STOP_BELOW: Final = 5e-3
+HOLD_AT: Final = 50.0
+"""Of rollouts of a good release, at most one in so many is ever held."""
+STOP_AT: Final = 200.0
+STRANGE_BELOW: Final = 0.2
+"""Failures that are less likely than this are strange: a wave waits for its slow nodes while all of them
+failing would be, and the next one is no larger while those that have failed are."""
 CANARY_SHARE: Final = 0.02
 CANARY_MOST: Final = 20
 CANARY_LEAST: Final = 6
 
 
-def step(rollout: Rollout, event: Event, now_ms: int) -> tuple[Rollout, tuple[Action, ...]]:
-    """What the rollout becomes by this event, and what is to be done.
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a step makes of a rollout: `changes` belong into the roster, `actions` are to be done."""
+
+    rollout: Rollout
+    changes: Mapping[str, Member]
+    actions: tuple[Action, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing has changed but, perhaps, the time that does not count."""
+        return not self.changes and not self.actions
+
+
+def step(rollout: Rollout, roster: Roster, event: Event, now_ms: int) -> Outcome:
+    """What the rollout becomes by this event, and what is to be done. The roster stays as it is.
 
     A final rollout stays as it is. An event about a node that is no member changes nothing.
     """
     if not rollout.status.is_open:
-        return rollout, ()
-    turn = _Turn(rollout, now_ms)
+        return Outcome(rollout, {}, ())
+    turn = _Turn(rollout, roster, now_ms)
     turn.take(event)
     turn.judge()
     if isinstance(event, Ready):
@@ -56,7 +81,7 @@ def step(rollout: Rollout, event: Event, now_ms: int) -> tuple[Rollout, tuple[Ac
     # Resuming opens nothing by itself: the gate is passed anew at the next event.
     if not isinstance(event, Resume):
         turn.advance()
-    return turn.result()
+    return turn.outcome()
 
 
 def uncounted(rollout: Rollout, passed_ms: int) -> Rollout:
@@ -64,13 +89,7 @@ def uncounted(rollout: Rollout, passed_ms: int) -> Rollout:
 
     Nobody listened, or the clock was set (then it may be negative).
     """
-    members = {
-        node: msgspec.structs.replace(member, grace_ms=member.grace_ms + passed_ms)
-        if member.standing is Standing.OFFERED
-        else member
-        for node, member in rollout.members.items()
-    }
-    return msgspec.structs.replace(rollout, members=members)
+    return msgspec.structs.replace(rollout, unheard_ms=rollout.unheard_ms + passed_ms)
 
 
 def first_wave(options: Options, nodes: int) -> int:
@@ -80,50 +99,33 @@ def first_wave(options: Options, nodes: int) -> int:
     return max(CANARY_LEAST, min(CANARY_MOST, math.ceil(CANARY_SHARE * nodes)))
 
 
-def chance_of_at_least(failures: int, started: int, share: float) -> float:
-    """P(Binomial(started, share) >= failures)."""
-    if failures <= 0:
-        return 1.0
-    log_share, log_rest = math.log(share), math.log1p(-share)
-    below = math.fsum(
-        math.exp(
-            math.lgamma(started + 1)
-            - math.lgamma(k + 1)
-            - math.lgamma(started - k + 1)
-            + k * log_share
-            + (started - k) * log_rest
-        )
-        for k in range(min(failures, started + 1))
-    )
-    return max(0.0, 1.0 - below)
-
-
-_RESOLVED: Final = (Standing.SERVING, Standing.FAILED)
-
-
 class _Turn:
-    """One step under way: the members are copied when the first one changes."""
+    """One step under way: what has changed so far lies over the roster."""
 
-    def __init__(self, rollout: Rollout, now_ms: int) -> None:
+    def __init__(self, rollout: Rollout, roster: Roster, now_ms: int) -> None:
         self._before = rollout
+        self._roster = roster
         self._now_ms = now_ms
-        self._members = rollout.members
+        self._changes: dict[str, Member] = {}
+        self._counts = roster.counts
         self._status = rollout.status
         self._reason = rollout.reason
         self._wave = rollout.wave
         self._wave_size = rollout.wave_size
+        self._newly_failed: list[str] = []
         self._actions: list[Action] = []
 
-    def result(self) -> tuple[Rollout, tuple[Action, ...]]:
+    def outcome(self) -> Outcome:
+        before = self._before
         after = Rollout(
-            options=self._before.options,
-            members=self._members,
+            options=before.options,
             status=self._status,
             reason=self._reason,
             wave=self._wave,
             wave_size=self._wave_size,
+            unheard_ms=before.unheard_ms,
         )
-        return after, tuple(self._actions)
+        return Outcome(after, self._changes, tuple(self._actions))
 
     # --- events
 
@@ -150,15 +152,15 @@ class _Turn:
     def prepared(self) -> None:
         if self._status is Status.PREPARING:
             self._status = Status.RUNNING
-            self._open_wave(first_wave(self._before.options, len(self._members)))
+            self._open_wave(first_wave(self._before.options, len(self._roster.members)))
 
-    def join(self, nodes: Iterable[str]) -> None:
-        for node in nodes:
-            if node not in self._members:
-                self._put(node, Member())
+    def join(self, nodes: Iterable[tuple[str, str]]) -> None:
+        for node, kind in nodes:
+            if self._member(node) is None:
+                self._put(node, Member(kind=kind))
 
     def serves(self, node: str) -> None:
-        member = self._members.get(node)
+        member = self._member(node)
         if member is None or member.standing in {Standing.SERVING, Standing.RECALLED}:
             return
         if member.standing is Standing.FAILED:
@@ -171,17 +173,23 @@ class _Turn:
         )
 
     def fails(self, node: str, reason: str) -> None:
-        member = self._members.get(node)
+        member = self._member(node)
         if member is None:
             return
         if member.offered_ms is None:
             if member.standing is Standing.WAITING:
                 # It failed this very release before: it is not offered it again.
-                self._put(node, Member(Standing.EXCLUDED, reason=reason, seen=True))
+                self._put(
+                    node,
+                    msgspec.structs.replace(
+                        member, standing=Standing.EXCLUDED, reason=reason, seen=True
+                    ),
+                )
             return
         if member.standing not in {Standing.OFFERED, Standing.SERVING}:
             return
         self._note(f"{node} failed: {reason}")
+        self._newly_failed.append(node)
         self._put(
             node,
             msgspec.structs.replace(
@@ -196,8 +204,8 @@ class _Turn:
     def resume(self) -> None:
         if self._status is not Status.HELD:
             return
-        for node, member in self._before.members.items():
-            if member.standing is Standing.FAILED:
+        for node, member in self._roster.members.items():
+            if member.standing is Standing.FAILED and not member.seen:
                 self._put(node, msgspec.structs.replace(member, seen=True))
         self._status, self._reason = Status.RUNNING, ""
         self._note(f"resumed in wave {self._wave}")
@@ -205,7 +213,8 @@ class _Turn:
     def stop(self, reason: str, *, back: bool) -> None:
         self._status, self._reason = Status.STOPPED, reason
         self._note(f"stopped: {reason}")
-        for node, member in list(self._members.items()):
+        for node in self._roster.members:
+            member = self._changes.get(node) or self._roster.members[node]
             if member.offered_ms is None:
                 continue
             if member.standing is Standing.OFFERED or (
@@ -222,87 +231,131 @@ class _Turn:
         """Overdue nodes, then whether to stop or hold."""
         if self._status not in {Status.RUNNING, Status.HELD}:
             return
-        overdue_s = self._before.options.overdue_s
-        for node, member in list(self._members.items()):
-            if (
-                member.standing is Standing.OFFERED
-                and member.offered_ms is not None
-                and self._now_ms - member.offered_ms - member.grace_ms >= overdue_s * 1000
-            ):
-                self.fails(node, f"no answer within {overdue_s:g} s")
-        now = self.result()[0]
-        failures, started = now.failures, now.started
-        chance = chance_of_at_least(failures, started, TOLERATED_SHARE)
-        if failures and chance < STOP_BELOW:
-            self.stop(
-                f"{failures} of {started} started nodes failed"
-                f" (chance {chance:.1e} for a release that is good)",
-                back=True,
-            )
+        self._fail_overdue()
+        if not self._newly_failed:
             return
-        unseen = [
-            node
-            for node, member in self._members.items()
-            if member.standing is Standing.FAILED and not member.seen
-        ]
-        if unseen and self._status is Status.RUNNING:
-            self._status = Status.HELD
-            self._reason = f"{unseen[0]} failed: {self._members[unseen[0]].reason}"
-            if len(unseen) > 1:
-                self._reason += f" (and {len(unseen) - 1} more)"
-            self._note(f"held in wave {self._wave}: {len(unseen)} failed")
+        against = self._evidence()
+        if against >= STOP_AT:
+            self.stop(self._numbers(against), back=True)
+        elif self._status is Status.RUNNING and self._counts.unseen:
+            if against >= HOLD_AT:
+                self._hold(self._numbers(against))
+            elif self._before.options.hold_on_any:
+                self._hold(f"{self._counts.unseen} failed")
+
+    def _fail_overdue(self) -> None:
+        unheard_ms = self._before.unheard_ms
+        overdue_s = self._before.options.overdue_s
+        for node in self._roster.offered():
+            member = self._member(node)
+            if member is None or member.offered_ms is None:
+                continue
+            passed_ms = self._now_ms - member.offered_ms - (unheard_ms - member.unheard_ms)
+            if passed_ms < overdue_s * 1000:
+                return
+            if member.standing is Standing.OFFERED:
+                self.fails(node, f"no answer within {overdue_s:g} s")
+
+    def _evidence(self) -> float:
+        """Against the release: half of it from the whole fleet, half from the classes of hardware."""
+        counts = self._counts
+        whole = evidence(counts.all_failures, counts.all_started, TOLERATED_SHARE)
+        kinds = sum(self._of_kind(kind) for kind in counts.failures) / len(counts.started)
+        return (whole + kinds) / 2
+
+    def _of_kind(self, kind: str) -> float:
+        counts = self._counts
+        return evidence(counts.failures.get(kind, 0), counts.started.get(kind, 0), TOLERATED_SHARE)
+
+    def _numbers(self, against: float) -> str:
+        """The failures in words, and those of one class where it is that class."""
+        counts = self._counts
+        failures, started = counts.all_failures, counts.all_started
+        text = f"{failures} of {started} started nodes failed"
+        worst = max(counts.failures, key=self._of_kind)
+        if len(counts.started) > 1 and self._of_kind(worst) > evidence(
+            failures, started, TOLERATED_SHARE
+        ):
+            text += f", {counts.failures[worst]} of {counts.started[worst]} that are {worst}"
+        return f"{text} (evidence {against:.3g} to 1 against it)"
+
+    def _hold(self, why: str) -> None:
+        node = self._newly_failed[0]
+        self._status = Status.HELD
+        self._reason = f"{node} failed: {self._changes[node].reason}"
+        if self._counts.unseen > 1:
+            self._reason += f" (and {self._counts.unseen - 1} more)"
+        self._note(f"held in wave {self._wave}: {why}")
 
     def offer(self, ready: frozenset[str]) -> None:
         """Leases of the open wave to nodes that are ready, in order."""
         if self._status is not Status.RUNNING:
             return
-        free = self._wave_size - self._in_wave()
-        for node, member in list(self._members.items()):
-            if free <= 0:
-                return
-            if member.standing is Standing.WAITING and node in ready:
-                self._put(
-                    node,
-                    Member(Standing.OFFERED, wave=self._wave, offered_ms=self._now_ms),
-                )
-                self._actions.append(Offer(node))
-                free -= 1
+        free = self._wave_size - self._counts.leases.get(self._wave, 0)
+        if free <= 0:
+            return
+        for node in self._roster.first_waiting(ready, free):
+            member = self._member(node)
+            if member is None or member.standing is not Standing.WAITING:
+                continue
+            self._put(
+                node,
+                msgspec.structs.replace(
+                    member,
+                    standing=Standing.OFFERED,
+                    wave=self._wave,
+                    offered_ms=self._now_ms,
+                    unheard_ms=self._before.unheard_ms,
+                ),
+            )
+            self._actions.append(Offer(node))
 
     def advance(self) -> None:
         """The next wave, or the end."""
         if self._status is not Status.RUNNING:
             return
-        now = self.result()[0]
-        if not now.count(Standing.WAITING, Standing.OFFERED):
-            serving, failed = now.count(Standing.SERVING), now.count(Standing.FAILED)
+        counts = self._counts
+        waiting, offered = counts.at(Standing.WAITING), counts.at(Standing.OFFERED)
+        if not waiting and not offered:
+            serving, failed = counts.at(Standing.SERVING), counts.at(Standing.FAILED)
             self._status = Status.DONE
-            self._reason = f"{serving} of {len(self._members)} nodes serve it"
+            self._reason = f"{serving} of {sum(counts.standing.values())} nodes serve it"
             if failed:
                 self._reason += f", {failed} failed"
             self._note(f"done: {self._reason}")
             return
-        if not now.count(Standing.WAITING) or self._in_wave() < self._wave_size:
+        if not waiting or counts.leases.get(self._wave, 0) < self._wave_size:
             return
-        resolved = sum(
-            member.wave == self._wave and member.standing in _RESOLVED
-            for member in self._members.values()
-        )
-        if resolved >= math.ceil(GATE_SHARE * self._wave_size):
-            grown = math.ceil(self._wave_size * self._before.options.factor)
-            self._open_wave(max(grown, self._wave_size))
+        if counts.resolved.get(self._wave, 0) < math.ceil(GATE_SHARE * self._wave_size):
+            return
+        if self._is_strange(counts.all_failures + offered) and offered:
+            return
+        factor = self._before.options.factor
+        if self._is_strange(counts.all_failures):
+            factor = math.sqrt(factor)
+        self._open_wave(max(self._wave_size, math.ceil(self._wave_size * factor)))
+
+    def _is_strange(self, failures: int) -> bool:
+        """Whether a tolerable release would rarely have so many."""
+        chance = chance_of_at_least(failures, self._counts.all_started, TOLERATED_SHARE)
+        return chance < STRANGE_BELOW
 
     def _open_wave(self, size: int) -> None:
         self._wave += 1
         self._wave_size = size
         self._note(f"wave {self._wave} opens with {size} leases")
 
-    def _in_wave(self) -> int:
-        return sum(member.wave == self._wave for member in self._members.values())
+    def _member(self, node: str) -> Member | None:
+        return self._changes.get(node) or self._roster.members.get(node)
 
     def _put(self, node: str, member: Member) -> None:
-        if self._members is self._before.members:
-            self._members = dict(self._members)
-        self._members[node] = member
+        if not self._changes:
+            self._counts = self._counts.copy()
+        before = self._member(node)
+        if before is not None:
+            self._counts.add(before, -1)
+        self._changes[node] = member
+        self._counts.add(member)
 
     def _note(self, text: str) -> None:
         self._actions.append(Note(text))

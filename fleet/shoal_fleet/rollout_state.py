@@ -33,17 +33,22 @@ class Status(StrEnum):
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How a rollout goes out. `first_wave` None: 2 % of the nodes, 6 to 20."""
+    """How a rollout goes out. `first_wave` None: 2 % of the nodes, 6 to 20.
+
+    `hold_on_any`: the first failure already holds it for a person, however likely one is by chance.
+    """
 
     first_wave: int | None = None
     factor: float = 2.0
     overdue_s: float = 1800.0
+    hold_on_any: bool = False
 
 
 class Member(msgspec.Struct, frozen=True):
     """One node. `wave` is the wave whose lease it holds; `seen`: a person knows of its failure.
 
-    `grace_ms`: how much of the time since the offer does not count, because nobody could hear it.
+    `kind`: the class of hardware. `unheard_ms`: how much of the rollout's time had not counted when it
+    was offered the release.
     """
 
     standing: Standing = Standing.WAITING
@@ -52,38 +57,23 @@ class Member(msgspec.Struct, frozen=True):
     resolved_ms: int | None = None
     reason: str = ""
     seen: bool = False
-    grace_ms: int = 0
+    unheard_ms: int = 0
+    kind: str = ""
 
 
 class Rollout(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole state. `members` in the order in which they are offered the release.
+    """Where the whole stands; where each node stands is in the `Roster`.
 
-    `wave` counts from 1; `wave_size` is how many leases it has.
+    `wave` counts from 1; `wave_size` is how many leases it has. `unheard_ms`: time that does not count
+    against nodes, because nobody could hear them.
     """
 
     options: Options
-    members: dict[str, Member]
     status: Status = Status.PREPARING
     reason: str = ""
     wave: int = 0
     wave_size: int = 0
-
-    def count(self, *standings: Standing) -> int:
-        """How many members stand there."""
-        return sum(member.standing in standings for member in self.members.values())
-
-    @property
-    def started(self) -> int:
-        """How many nodes ever got a lease."""
-        return sum(member.offered_ms is not None for member in self.members.values())
-
-    @property
-    def failures(self) -> int:
-        """How many of those failed."""
-        return sum(
-            member.standing is Standing.FAILED and member.offered_ms is not None
-            for member in self.members.values()
-        )
+    unheard_ms: int = 0
 
 
 # ------------------------------------------------------------------ events
@@ -101,9 +91,9 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """These nodes now belong to the group, too."""
+    """These nodes now belong to the group, too: each with its class of hardware."""
 
-    nodes: tuple[str, ...]
+    nodes: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)

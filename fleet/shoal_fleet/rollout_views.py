@@ -1,16 +1,20 @@
 """Rollouts as the API shows them, read from the table. It changes nothing."""
 
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-import msgspec
 from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from shoal_fleet.database import Database, DecisionRow, RolloutRow
+from shoal_fleet.database import Database, DecisionRow, RolloutMemberRow, RolloutRow
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import NotFoundError
 from shoal_fleet.registry import Registry
 from shoal_fleet.releases import Release, Releases
-from shoal_fleet.rollout_state import Rollout, Standing, Status
+from shoal_fleet.rollout_rows import state_of
+from shoal_fleet.rollout_state import Standing, Status
 
 MAX_LISTED: Final = 200
 
@@ -34,7 +38,8 @@ class RolloutViews:
                     select(RolloutRow).order_by(RolloutRow.id.desc()).limit(MAX_LISTED)
                 )
             ).all()
-        return [await self._summary(row, state_of(row)) for row in rows]
+            counts = await _standings(session, [row.id for row in rows])
+        return [await self._summary(row, counts[row.id]) for row in rows]
 
     async def counts(self) -> dict[str, int]:
         """How many rollouts have each status."""
@@ -62,22 +67,29 @@ class RolloutViews:
                     .order_by(DecisionRow.id)
                 )
             ).all()
+            members = (
+                await session.scalars(
+                    select(RolloutMemberRow)
+                    .where(RolloutMemberRow.rollout == rollout_id)
+                    .order_by(RolloutMemberRow.place)
+                )
+            ).all()
+            counts = await _standings(session, [rollout_id])
         release = await self._releases.get(row.release)
         full = await self._releases.blob(release.model_file)
-        state = state_of(row)
         return {
-            **await self._summary(row, state),
+            **await self._summary(row, counts[rollout_id]),
             "nodes": [
                 {
-                    "node": node,
-                    "standing": member.standing.value,
+                    "node": member.node,
+                    "standing": member.standing,
                     "wave": member.wave,
                     "offered_ms": member.offered_ms,
                     "resolved_ms": member.resolved_ms,
                     "reason": member.reason,
-                    "phase": self._phase(node, release),
+                    "phase": self._phase(member.node, release),
                 }
-                for node, member in state.members.items()
+                for member in members
             ],
             "decisions": [{"at_ms": entry.at_ms, "text": entry.text} for entry in decisions],
             "full_bytes": full.size_bytes,
@@ -87,7 +99,8 @@ class RolloutViews:
             ],
         }
 
-    async def _summary(self, row: RolloutRow, state: Rollout) -> dict[str, Any]:
+    async def _summary(self, row: RolloutRow, counts: "_Standings") -> dict[str, Any]:
+        state = state_of(row)
         release = await self._releases.get(row.release)
         return {
             "id": row.id,
@@ -99,8 +112,8 @@ class RolloutViews:
             "reason": state.reason,
             "wave": state.wave,
             "wave_size": state.wave_size,
-            "started": state.started,
-            "counts": {standing.value: state.count(standing) for standing in Standing},
+            "started": counts.started,
+            "counts": {standing.value: counts.standing[standing.value] for standing in Standing},
             "created_ms": row.created_ms,
             "updated_ms": row.updated_ms,
         }
@@ -113,6 +126,27 @@ class RolloutViews:
         return state.phase.name.lower()
 
 
-def state_of(row: RolloutRow) -> Rollout:
-    """The engine's state in a row."""
-    return msgspec.json.decode(row.state, type=Rollout)
+@dataclass(slots=True)
+class _Standings:
+    """How many nodes of a rollout stand where, and how many ever got a lease."""
+
+    standing: Counter[str] = field(default_factory=Counter)
+    started: int = 0
+
+
+async def _standings(session: AsyncSession, rollouts: list[int]) -> Mapping[int, _Standings]:
+    found = {rollout: _Standings() for rollout in rollouts}
+    rows = await session.execute(
+        select(
+            RolloutMemberRow.rollout,
+            RolloutMemberRow.standing,
+            func.count(),
+            func.count(RolloutMemberRow.offered_ms),
+        )
+        .where(RolloutMemberRow.rollout.in_(rollouts))
+        .group_by(RolloutMemberRow.rollout, RolloutMemberRow.standing)
+    )
+    for rollout, standing, nodes, started in rows:
+        found[rollout].standing[standing] = nodes
+        found[rollout].started += started
+    return found

@@ -8,24 +8,26 @@ rollouts is in `rollout_views`.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
 import msgspec
 import structlog
-from sqlalchemy import select, update
+from sqlalchemy import select
 
 from shoal_contract.messages import Phase
 from shoal_fleet.clock import ListeningTime, now_ms
-from shoal_fleet.database import Database, DecisionRow, RolloutRow
+from shoal_fleet.database import Database, DecisionRow, RolloutMemberRow, RolloutRow
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import ConflictError, NotFoundError, RequestError, StateError
 from shoal_fleet.model_files import NO_MODEL, model_files
 from shoal_fleet.registry import Node, Registry
 from shoal_fleet.releases import Release, Releases
 from shoal_fleet.rollout import step, uncounted
+from shoal_fleet.rollout_roster import Roster
+from shoal_fleet.rollout_rows import add_members, load_roster, save, state_of
 from shoal_fleet.rollout_state import (
     Event,
     Fails,
@@ -45,7 +47,6 @@ from shoal_fleet.rollout_state import (
     Stop,
     Tick,
 )
-from shoal_fleet.rollout_views import state_of
 from shoal_fleet.selection import belongs, parse_group, stratify
 from shoal_fleet.wanted import WantedStates
 
@@ -63,6 +64,17 @@ class _Open:
     release: Release
     group: dict[str, str]
     state: Rollout
+    roster: Roster
+
+    @property
+    def has_room(self) -> bool:
+        """Whether somebody waits and a lease is free."""
+        counts = self.roster.counts
+        return (
+            self.state.status is Status.RUNNING
+            and counts.at(Standing.WAITING) > 0
+            and counts.leases.get(self.state.wave, 0) < self.state.wave_size
+        )
 
 
 class Rollouts:
@@ -102,6 +114,7 @@ class Rollouts:
                     )
                 )
             ).all()
+            rosters = {row.id: await load_roster(session, row.id) for row in rows}
         for row in rows:
             self._open[row.id] = _Open(
                 row.id,
@@ -110,6 +123,7 @@ class Rollouts:
                 # Nobody listened while no controller ran. When it ended is not known: its last word
                 # was this row.
                 uncounted(state_of(row), now_ms() - row.updated_ms),
+                rosters[row.id],
             )
 
     async def start(self, release: Release, group: str, options: Options) -> int:
@@ -131,11 +145,11 @@ class Rollouts:
                     )
             failed = await self._failed_before(release.id)
             order = stratify(
-                ((node.name, node.stratum) for node in nodes), seed=f"{release.id.hex()} {now_ms()}"
+                ((node.name, node.strata) for node in nodes), seed=f"{release.id.hex()} {now_ms()}"
             )
-            state = Rollout(
-                options=options, members={name: failed.get(name, Member()) for name in order}
-            )
+            kinds = {node.name: node.kind for node in nodes}
+            roster = Roster((name, failed.get(name, Member(kind=kinds[name]))) for name in order)
+            state = Rollout(options=options)
             row = RolloutRow(
                 release=release.id,
                 group=group,
@@ -147,6 +161,7 @@ class Rollouts:
             async with self._database.write() as session:
                 session.add(row)
                 await session.flush()
+                await add_members(session, row.id, roster)
                 session.add(
                     DecisionRow(
                         rollout=row.id,
@@ -154,7 +169,7 @@ class Rollouts:
                         text=f"started: {release.title} to {len(order)} nodes",
                     )
                 )
-            self._open[row.id] = _Open(row.id, release, wanted, state)
+            self._open[row.id] = _Open(row.id, release, wanted, state, roster)
         log.info("rollout started", rollout=row.id, release=release.title, nodes=len(order))
         self._to_prepare.set()
         return row.id
@@ -185,23 +200,20 @@ class Rollouts:
         """The node's presence or report has changed."""
         node = self._registry.nodes[name]
         for opened in list(self._open.values()):
-            if not belongs(node.labels, opened.group) and name not in opened.state.members:
+            if not belongs(node.labels, opened.group) and name not in opened.roster.members:
                 continue
-            before = opened.state
+            wave = opened.state.wave
             await self._notice(opened, node)
-            member = opened.state.members.get(name)
-            # Most reports change nothing that a lease depends on.
-            if opened.state is not before or (
-                member is not None and member.standing is Standing.WAITING
-            ):
-                await self._offer(opened)
+            # A new wave is open to everybody; else one more is ready, perhaps.
+            has_opened = opened.state.wave != wave
+            await self._offer(opened, self._registry.nodes.values() if has_opened else (node,))
         # A direct wish may be fulfilled by this report: its blobs can go.
         self._blobs_wanted.set()
 
     def claims(self, node: str, model: str) -> int | None:
         """The rollout that has offered the node a release of this model and waits for it."""
         for opened in self._open.values():
-            member = opened.state.members.get(node)
+            member = opened.roster.members.get(node)
             if (
                 opened.release.name == model
                 and member is not None
@@ -228,7 +240,7 @@ class Rollouts:
             (node, opened.release.id)
             for opened in self._open.values()
             if opened.state.status is not Status.PREPARING
-            for node, member in opened.state.members.items()
+            for node, member in opened.roster.members.items()
             if member.standing in {Standing.WAITING, Standing.OFFERED}
         }
 
@@ -277,15 +289,15 @@ class Rollouts:
         joined = tuple(
             name
             for name, node in nodes.items()
-            if name not in opened.state.members and belongs(node.labels, opened.group)
+            if name not in opened.roster.members and belongs(node.labels, opened.group)
         )
         if joined:
-            await self._feed(opened, Joined(joined))
+            await self._feed(opened, Joined(tuple((name, nodes[name].kind) for name in joined)))
             # All of them before anybody is offered it: some may have failed it already.
             for name in joined:
                 await self._notice(opened, nodes[name])
         await self._feed(opened, Tick())
-        await self._offer(opened)
+        await self._offer(opened, nodes.values())
 
     async def _notice(self, opened: _Open, node: Node) -> None:
         state = node.model(opened.release.name)
@@ -295,36 +307,28 @@ class Rollouts:
             elif state.target == opened.release.id and state.phase is Phase.FAILED:
                 await self._feed(opened, Fails(node.name, state.reason or "no reason given"))
 
-    async def _offer(self, opened: _Open) -> None:
-        state = opened.state
-        if state.status is not Status.RUNNING or not state.count(Standing.WAITING):
+    async def _offer(self, opened: _Open, nodes: Iterable[Node]) -> None:
+        """Leases to those of these nodes that are ready."""
+        if not opened.has_room:
             return
         ready = frozenset(
-            name
-            for name, node in self._registry.nodes.items()
+            node.name
+            for node in nodes
             # Labels may have changed since it became a member.
             if node.online and belongs(node.labels, opened.group)
         )
-        await self._feed(opened, Ready(ready))
+        if ready:
+            await self._feed(opened, Ready(ready))
 
     async def _feed(self, opened: _Open, event: Event) -> None:
         async with self._turn:
-            before = opened.state
-            after, actions = step(before, event, now_ms())
-            if not actions and after.status is before.status and after.members is before.members:
+            outcome = step(opened.state, opened.roster, event, now_ms())
+            if outcome.is_empty:
                 return
             changes_wanted = False
             async with self._database.write() as session:
-                await session.execute(
-                    update(RolloutRow)
-                    .where(RolloutRow.id == opened.id)
-                    .values(
-                        status=after.status.value,
-                        state=msgspec.json.encode(after),
-                        updated_ms=now_ms(),
-                    )
-                )
-                for action in actions:
+                await save(session, opened.id, outcome, opened.roster, at_ms=now_ms())
+                for action in outcome.actions:
                     match action:
                         case Note(text):
                             session.add(DecisionRow(rollout=opened.id, at_ms=now_ms(), text=text))
@@ -342,10 +346,11 @@ class Rollouts:
                                 session, node, opened.release.name, opened.release.id
                             )
                             changes_wanted = True
-            opened.state = after
-            if not after.status.is_open:
+            opened.state = outcome.rollout
+            opened.roster.put(outcome.changes)
+            if not opened.state.status.is_open:
                 self._open.pop(opened.id, None)
-        for action in actions:
+        for action in outcome.actions:
             if isinstance(action, Note):
                 log.info("rollout", rollout=opened.id, decision=action.text)
         if changes_wanted:
@@ -356,15 +361,15 @@ class Rollouts:
         item = opened.release
         # Those of the newest releases, too: who joins later is likely to have one.
         boards = Counter(dict.fromkeys(await self._releases.bases(item.name, limit=OTHER_BASES), 0))
-        members = [self._registry.nodes[name] for name in opened.state.members]
+        members = [self._registry.nodes[name] for name in opened.roster.members]
         boards.update(model_files(members, item.name))
         boards.pop(NO_MODEL, None)
         await self._deltas.ensure(boards, item.model_file)
         # Those who serve it already, or failed it, are known before anybody is offered it.
-        for name in list(opened.state.members):
+        for name in list(opened.roster.members):
             await self._notice(opened, self._registry.nodes[name])
         await self._feed(opened, Prepared())
-        await self._offer(opened)
+        await self._offer(opened, self._registry.nodes.values())
 
     async def _opened(self, rollout_id: int) -> _Open:
         if rollout_id not in self._open:
@@ -378,14 +383,21 @@ class Rollouts:
     async def _failed_before(self, release: bytes) -> dict[str, Member]:
         """Nodes that failed this very release in an earlier rollout: they are not offered it again."""
         async with self._database.read() as session:
-            rows = (
-                await session.scalars(select(RolloutRow).where(RolloutRow.release == release))
-            ).all()
-        return {
-            node: Member(
-                Standing.EXCLUDED, reason=f"failed in rollout {row.id}: {member.reason}", seen=True
+            rows = await session.scalars(
+                select(RolloutMemberRow)
+                .join(RolloutRow)
+                .where(
+                    RolloutRow.release == release,
+                    RolloutMemberRow.standing == Standing.FAILED.value,
+                )
+                .order_by(RolloutRow.id)
             )
-            for row in rows
-            for node, member in state_of(row).members.items()
-            if member.standing is Standing.FAILED
-        }
+            return {
+                row.node: Member(
+                    Standing.EXCLUDED,
+                    reason=f"failed in rollout {row.rollout}: {row.reason}",
+                    seen=True,
+                    kind=row.kind,
+                )
+                for row in rows
+            }

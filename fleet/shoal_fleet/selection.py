@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from shoal_contract.errors import TopicError
@@ -67,21 +67,29 @@ def belongs(labels: Mapping[str, str], group: Mapping[str, str]) -> bool:
     return all(labels.get(key) == value for key, value in group.items())
 
 
-def stratify(nodes: Iterable[tuple[str, str]], *, seed: str) -> list[str]:
+def stratify(nodes: Iterable[tuple[str, Sequence[str]]], *, seed: str) -> list[str]:
     """The nodes in the order in which they are offered a release: one of each stratum in turn.
 
-    So the first wave meets every kind of hardware, rare ones too. Within a stratum the order is
-    drawn by `seed`: it is not always the same boards that go first.
+    So the first wave meets every kind of hardware, rare ones too, and within a kind every site, within
+    a site every kind of link. The rest of the order is drawn by `seed`: it is not always the same boards
+    that go first.
 
     Args:
-        nodes: (node, stratum), each node once.
+        nodes: (node, strata), each node once; strata from what matters most to what matters least, the
+            same number for all.
         seed: the same seed and nodes give the same order.
     """
-    strata: dict[str, list[str]] = defaultdict(list)
-    for node, stratum in nodes:
-        strata[stratum].append(node)
+    return _in_turns([(node, tuple(strata)) for node, strata in nodes], seed)
+
+
+def _in_turns(nodes: list[tuple[str, tuple[str, ...]]], seed: str) -> list[str]:
+    if not nodes or not nodes[0][1]:
+        return sorted((node for node, _ in nodes), key=lambda node: _draw(seed, node))
+    strata: dict[str, list[tuple[str, tuple[str, ...]]]] = defaultdict(list)
+    for node, (stratum, *rest) in nodes:
+        strata[stratum].append((node, tuple(rest)))
     queues = deque(
-        deque(sorted(members, key=lambda node: _draw(seed, node)))
+        deque(_in_turns(members, seed))
         for _, members in sorted(strata.items(), key=lambda item: _draw(seed, item[0]))
     )
     order: list[str] = []

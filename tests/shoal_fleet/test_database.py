@@ -1,12 +1,15 @@
-from contextlib import AsyncExitStack
+import sqlite3
+from contextlib import AsyncExitStack, closing
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.dialects.sqlite import insert
 
 from shoal_fleet import database as module
-from shoal_fleet.database import Database, ReadingRow, ReadingsBase
+from shoal_fleet.database import Database, FleetBase, ReadingRow, ReadingsBase, RolloutRow
 from shoal_fleet.errors import StateError
+from shoal_fleet.rollout_rows import load_roster, state_of
+from shoal_fleet.rollout_state import Member, Options, Standing, Status
 
 SOME_READER = text("SELECT count(*) FROM readings")
 CONNECTIONS = 14  # SQLAlchemy's pool: 5, and 10 more when they are needed; one is for `append`
@@ -57,3 +60,42 @@ async def test_a_full_disk_is_a_state_error_and_the_next_append_works(database):
     await connection.execute(text("PRAGMA max_page_count = 100000"))
     assert await database.append(statement, rows) == 100
     assert await database.append(statement, rows) == 0
+
+
+OLD_STATE = (
+    '{"options":{"first_wave":6,"factor":2.0,"overdue_s":600.0},"members":{'
+    '"n2":{"standing":"serving","wave":1,"offered_ms":10,"resolved_ms":20,"reason":"","seen":false,"grace_ms":7},'
+    '"n1":{"standing":"failed","wave":1,"offered_ms":11,"resolved_ms":21,"reason":"no answer","seen":true,'
+    '"grace_ms":0},'
+    '"n0":{"standing":"waiting","wave":0,"offered_ms":null,"resolved_ms":null,"reason":"","seen":false,"grace_ms":0}'
+    '},"status":"held","reason":"n1 failed: no answer","wave":1,"wave_size":6}'
+)
+
+
+async def test_a_rollout_that_an_older_version_began_goes_on_where_it_stood(tmp_path):
+    path = tmp_path / "fleet.db"
+    async with Database.open(path, FleetBase):
+        pass
+    with closing(sqlite3.connect(path)) as old:
+        old.execute("DROP TABLE rollout_members")
+        old.execute("PRAGMA foreign_keys = OFF")
+        old.execute(
+            'INSERT INTO rollouts (id, release, "group", status, state, created_ms, updated_ms)'
+            " VALUES (3, x'00', '', 'held', ?, 1, 2)",
+            (OLD_STATE.encode(),),
+        )
+        old.execute("PRAGMA user_version = 3")
+        old.commit()
+    async with Database.open(path, FleetBase) as database, database.read() as session:
+        row = await session.get(RolloutRow, 3)
+        roster = await load_roster(session, 3)
+    state = state_of(row)
+    assert (state.status, state.wave, state.wave_size) == (Status.HELD, 1, 6)
+    assert state.options == Options(first_wave=6, overdue_s=600.0)
+    assert b"members" not in row.state
+    assert dict(roster.members) == {
+        "n2": Member(Standing.SERVING, 1, 10, 20, "", seen=False, unheard_ms=-7),
+        "n1": Member(Standing.FAILED, 1, 11, 21, "no answer", seen=True),
+        "n0": Member(),
+    }
+    assert list(roster.members) == ["n2", "n1", "n0"]

@@ -74,7 +74,7 @@ async def test_a_failure_holds_it_and_resuming_goes_on_without_that_node(site):
     nodes = await site.nodes(3)
     for node in nodes:
         node.fails[bytes.fromhex(release["id"])] = "golden outputs differ"
-    rollout = await start(site, "digits@1.0.0", first_wave=1)
+    rollout = await start(site, "digits@1.0.0", first_wave=1, hold_on_any=True)
     held = await site.rollout(rollout, "held")
     (failed,) = [row for row in held["nodes"] if row["standing"] == "failed"]
     assert failed["reason"] == "golden outputs differ"

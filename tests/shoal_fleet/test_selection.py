@@ -35,18 +35,27 @@ def test_a_label_that_could_not_be_asked_for_is_refused():
 
 @given(NODES, st.text(max_size=4))
 def test_every_node_stands_in_the_order_once(nodes, seed):
-    order = stratify(nodes.items(), seed=seed)
+    order = stratify(((node, (kind,)) for node, kind in nodes.items()), seed=seed)
     assert sorted(order) == sorted(nodes)
 
 
 @given(NODES, st.text(max_size=4))
 def test_the_first_nodes_are_of_different_hardware(nodes, seed):
     strata = len(set(nodes.values()))
-    order = stratify(nodes.items(), seed=seed)
+    order = stratify(((node, (kind,)) for node, kind in nodes.items()), seed=seed)
     assert len({nodes[node] for node in order[:strata]}) == strata
 
 
 def test_another_seed_gives_another_order():
-    nodes = [(f"n{index}", "pi") for index in range(20)]
+    nodes = [(f"n{index}", ("pi",)) for index in range(20)]
     assert stratify(nodes, seed="a") != stratify(nodes, seed="b")
     assert stratify(nodes, seed="a") == stratify(reversed(nodes), seed="a")
+
+
+def test_within_a_kind_of_hardware_the_sites_take_turns_too():
+    nodes = [
+        (f"{kind}{site}{index}", (kind, site)) for kind in "ab" for site in "xyz" for index in "12"
+    ]
+    order = stratify(nodes, seed="s")
+    assert {node[0] for node in order[:2]} == {"a", "b"}
+    assert {node[:2] for node in order[:6]} == {"ax", "ay", "az", "bx", "by", "bz"}
