@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-long bench bench-bus bench-broker bench-delta delta-corpus delta-test-pairs peers lock digits picture ansible-env quantize-env bench-infer bench-infer-http serving-peers clean
+.PHONY: help setup demo test check test-long bench bench-bus bench-broker bench-delta delta-corpus delta-test-pairs peers lock digits picture ansible-env quantize-env bench-infer bench-infer-http bench-rollout serving-peers clean
 
 PY := .venv/bin/python
 
@@ -39,6 +39,9 @@ bench-bus: setup ## measure the bus against its goals (about 15 minutes)
 
 bench-broker: setup peers ## measure the embedded broker beside its peers (about 10 minutes)
 	@$(PY) bench/run.py --area broker $(ARGS)
+
+bench-rollout: setup ## simulate rollouts beside other engines' rules (about 15 minutes)
+	@$(PY) bench/run.py --area rollout $(ARGS)
 
 bench-infer-http: setup serving-peers ## measure the local API beside LitServe and MLServer (about 10 minutes)
 	@$(PY) bench/run.py --area infer-http $(ARGS)

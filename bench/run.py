@@ -1,8 +1,8 @@
 """`make bench`: measures Shoal beside its peers in one run and prints one table an area.
 
 Loopback only, no root, nothing downloaded. What an area measures stands in bus.py, broker.py,
-delta.py, delta_pairs.py, inference.py, infer.py and
-infer_http.py; what the figures mean in docs/benchmarks.md.
+delta.py, delta_pairs.py, inference.py, infer.py,
+infer_http.py and rollout.py; what the figures mean in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -34,10 +34,13 @@ PARTS: dict[str, tuple[str, ...]] = {
     "inference": (),
     "infer": (),
     "infer-http": (),
+    "rollout": (),
 }
 # What needs more than `make setup`, or takes long, is measured when it is asked for.
 AREAS = tuple(PARTS)
-DEFAULT_AREAS = tuple(area for area in PARTS if area not in {"delta-pairs", "infer", "infer-http"})
+DEFAULT_AREAS = tuple(
+    area for area in PARTS if area not in {"delta-pairs", "infer", "infer-http", "rollout"}
+)
 QUICK_ROUNDS = 1
 WIDTH = 160
 

@@ -73,7 +73,8 @@ class NewRollout(_Body):
     release: str
     group: str = Field(default="", max_length=256)
     first_wave: int | None = Field(default=None, ge=1, le=1_000_000)
-    factor: float = Field(default=2.0, ge=1, le=100)
+    budget: float = Field(default=3.0, gt=0, le=1_000_000)
+    factor: float = Field(default=8.0, ge=1, le=100)
     overdue_s: float = Field(default=1800.0, ge=1, le=30 * 86400)
     hold_on_any: bool = False
 
@@ -244,6 +245,7 @@ async def start_rollout(parts: Parts, new: NewRollout) -> Answer:
     release = await parts.releases.find(new.release)
     options = Options(
         first_wave=new.first_wave,
+        budget=new.budget,
         factor=new.factor,
         overdue_s=new.overdue_s,
         hold_on_any=new.hold_on_any,

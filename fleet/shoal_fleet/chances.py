@@ -8,6 +8,7 @@ _NEGLIGIBLE: Final = 1e-18
 _PRIOR: Final = 9
 """How bad a bad release is, before anything is known: density proportional to (1 - p)^(_PRIOR - 1)."""
 _MOST_LOG: Final = 600.0
+_EXACT_SHARE: Final = 1e-9
 
 
 @lru_cache(maxsize=1 << 16)
@@ -63,6 +64,20 @@ def _term(failures: int, started: int, share: float) -> float:
         + failures * math.log(share)
         + (started - failures) * math.log1p(-share)
     )
+
+
+def upper_share(failures: int, started: int, doubt: float) -> float:
+    """The share of failures that is not exceeded, but for a doubt (Clopper and Pearson's one-sided bound)."""
+    if failures >= started:
+        return 1.0
+    low, high = failures / started, 1.0
+    while high - low > _EXACT_SHARE:
+        middle = (low + high) / 2
+        if chance_of_at_most(failures, started, middle) > doubt:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 def evidence(failures: int, started: int, tolerated: float) -> float:

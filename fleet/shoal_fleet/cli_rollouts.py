@@ -47,7 +47,13 @@ def start(
     first_wave: Annotated[
         int | None, typer.Option(min=1, help="Nodes of the first wave (default: 2 %, 6 to 20).")
     ] = None,
-    factor: Annotated[float, typer.Option(min=1, max=100, help="How waves grow.")] = 2.0,
+    budget: Annotated[
+        float,
+        typer.Option(min=0.001, help="Nodes that a wave may break beyond what is tolerable."),
+    ] = 3.0,
+    factor: Annotated[
+        float, typer.Option(min=1, max=100, help="How much larger than the last a wave may be.")
+    ] = 8.0,
     overdue_s: Annotated[
         float,
         typer.Option("--overdue", min=1, help="No answer for so many seconds is a failure."),
@@ -68,6 +74,7 @@ def start(
                 "release": release,
                 "group": group,
                 "first_wave": first_wave,
+                "budget": budget,
                 "factor": factor,
                 "overdue_s": overdue_s,
                 "hold_on_any": hold_on_any,

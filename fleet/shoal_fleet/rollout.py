@@ -16,7 +16,7 @@ from typing import Final, assert_never
 
 import msgspec
 
-from shoal_fleet.chances import chance_of_at_least, evidence
+from shoal_fleet.chances import chance_of_at_least, evidence, upper_share
 from shoal_fleet.rollout_roster import Roster
 from shoal_fleet.rollout_state import (
     Action,
@@ -47,6 +47,8 @@ STOP_AT: Final = 200.0
 STRANGE_BELOW: Final = 0.2
 """Failures that are less likely than this are strange: a wave waits for its slow nodes while all of them
 failing would be, and the next one is no larger while those that have failed are."""
+DOUBT: Final = 0.2
+"""How sure a wave's size is that the release is no worse than it takes it to be: 1 - DOUBT."""
 CANARY_SHARE: Final = 0.02
 CANARY_MOST: Final = 20
 CANARY_LEAST: Final = 6
@@ -330,10 +332,16 @@ class _Turn:
             return
         if self._is_strange(counts.all_failures + offered) and offered:
             return
-        factor = self._before.options.factor
-        if self._is_strange(counts.all_failures):
-            factor = math.sqrt(factor)
-        self._open_wave(max(self._wave_size, math.ceil(self._wave_size * factor)))
+        self._open_wave(self._next_size())
+
+    def _next_size(self) -> int:
+        """As many as may be started when the release is as bad as it can still be taken to be."""
+        counts, options = self._counts, self._before.options
+        worst = upper_share(counts.all_failures, counts.all_started, DOUBT)
+        most = math.ceil(self._wave_size * options.factor)
+        if worst > TOLERATED_SHARE:
+            most = min(most, math.ceil(options.budget / (worst - TOLERATED_SHARE)))
+        return max(most, first_wave(options, len(self._roster.members)))
 
     def _is_strange(self, failures: int) -> bool:
         """Whether a tolerable release would rarely have so many."""

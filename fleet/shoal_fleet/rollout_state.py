@@ -33,13 +33,19 @@ class Status(StrEnum):
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How a rollout goes out. `first_wave` None: 2 % of the nodes, 6 to 20.
+    """How a rollout goes out.
 
-    `hold_on_any`: the first failure already holds it for a person, however likely one is by chance.
+    Attributes:
+        first_wave: how many leases the first wave has; None: 2 % of the nodes, 6 to 20.
+        budget: how many nodes more than is tolerable a wave may break, as far as is known by then.
+        factor: a wave is at most so many times as large as the one before.
+        overdue_s: when no answer is a failure.
+        hold_on_any: the first failure already holds it for a person, however likely one is by chance.
     """
 
     first_wave: int | None = None
-    factor: float = 2.0
+    budget: float = 3.0
+    factor: float = 8.0
     overdue_s: float = 1800.0
     hold_on_any: bool = False
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal_fleet.chances import chance_of_at_least, evidence
+from shoal_fleet.chances import chance_of_at_least, chance_of_at_most, evidence, upper_share
 
 SHARE = 0.02
 
@@ -19,7 +19,7 @@ def test_the_tail_of_the_binomial_is_the_sum_of_its_terms(failures, count):
     assert chance_of_at_least(failures, count, SHARE) == pytest.approx(exact, rel=1e-9, abs=1e-12)
 
 
-@given(st.integers(1, 100), st.integers(0, 100_000))
+@given(st.integers(1, 100), st.integers(0, 5_000))
 def test_more_failures_are_more_evidence_and_more_nodes_are_less(failures, good):
     some = evidence(failures, failures + good, SHARE)
     assert evidence(failures + 1, failures + 1 + good, SHARE) > some
@@ -56,3 +56,16 @@ def test_a_good_release_hardly_ever_looks_bad_however_often_one_looks(share):
 def test_no_failure_is_no_evidence_and_numbers_of_any_size_are_taken():
     assert evidence(0, 100_000, SHARE) == 0.0
     assert evidence(100_000, 100_000, SHARE) > 1e100
+
+
+@given(st.integers(0, 50), st.integers(1, 5000), st.floats(0.01, 0.5))
+def test_the_upper_share_is_where_so_few_failures_become_a_matter_of_doubt(failures, more, doubt):
+    started = failures + more
+    share = upper_share(failures, started, doubt)
+    assert chance_of_at_most(failures, started, share) == pytest.approx(doubt, rel=1e-3)
+    assert share >= failures / started
+
+
+def test_when_all_have_failed_nothing_is_excluded():
+    assert upper_share(3, 3, 0.2) == 1.0
+    assert upper_share(0, 0, 0.2) == 1.0
