@@ -119,6 +119,7 @@ async def read_status(parts: Parts) -> Answer:
         "nodes": len(parts.registry.nodes),
         "nodes_online": sum(node.online for node in parts.registry.nodes.values()),
         "nodes_silent": sorted(parts.alarms.silent),
+        "trust_alarms": list(parts.distribution.alarms),
         "received": dict(parts.inbox.received),
         "malformed": dict(parts.inbox.malformed),
         "unknown_kinds": parts.inbox.unknown_kinds,

@@ -46,6 +46,7 @@ from shoal_fleet.registry import Registry
 from shoal_fleet.releases import Releases
 from shoal_fleet.rollout_views import RolloutViews
 from shoal_fleet.rollouts import Rollouts
+from shoal_fleet.trust.distribution import Distribution
 from shoal_fleet.update_costs import UpdateCosts
 from shoal_fleet.wanted import WantedStates
 
@@ -110,6 +111,7 @@ async def running(config: FleetConfig, state_dir: Path) -> AsyncIterator[tuple[C
                     "webhook": controller.alarms.deliver,
                     "mirror": controller.door.mirror.run,
                     "policies": controller.policies.run,
+                    "distribution": controller.distribution.run,
                 }.items()
             ]
             serving = tasks.create_task(server.serve(sockets=[listener]), name="controller.api")
@@ -229,6 +231,7 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
         mandates=mandates,
         policies=policies,
         update_costs=UpdateCosts(registry=registry, releases=releases, deltas=deltas),
+        distribution=Distribution(state_dir, session, topics),
     )
     await orders.recover()
     await door.open(
@@ -250,6 +253,7 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
             wanted=wanted,
             mirror=door.mirror,
             policies=policies,
+            distribution=controller.distribution,
         )
     )
     return controller

@@ -15,6 +15,7 @@ from shoal_fleet.cli_mandates import mandate_app
 from shoal_fleet.cli_output import AsJson, Target, print_json, printable, target
 from shoal_fleet.cli_releases import release_app
 from shoal_fleet.cli_rollouts import rollout_app
+from shoal_fleet.cli_trust import trust_app
 from shoal_fleet.errors import FleetError, UsageError
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app.add_typer(key_app, name="key")
 app.add_typer(mandate_app, name="mandate")
 app.add_typer(release_app, name="release")
 app.add_typer(rollout_app, name="rollout")
+app.add_typer(trust_app, name="trust")
 app.command(epilog="Example: shoal want press-4 digits=digits@1.0.0")(cli_nodes.want)
 app.command(epilog="Example: shoal send press-4 device.set device=valve channel=2 value=1")(
     cli_commands.send

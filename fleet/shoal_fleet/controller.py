@@ -28,6 +28,7 @@ from shoal_fleet.releases import Release, Releases
 from shoal_fleet.rollout_views import RolloutViews
 from shoal_fleet.rollouts import Rollouts
 from shoal_fleet.selection import GROUP_LABEL, belongs, parse_group
+from shoal_fleet.trust.distribution import Distribution
 from shoal_fleet.update_costs import UpdateCosts
 from shoal_fleet.wanted import WantedStates
 
@@ -58,6 +59,7 @@ class Controller:
     mandates: Mandates
     policies: Policies
     update_costs: UpdateCosts
+    distribution: Distribution
 
     async def node(self, name: str) -> dict[str, Any]:
         """A node with what it is to run.

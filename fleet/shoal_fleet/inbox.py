@@ -34,6 +34,7 @@ from shoal_fleet.readings import Readings
 from shoal_fleet.receipts import Receipts
 from shoal_fleet.registry import Registry
 from shoal_fleet.rollouts import Rollouts
+from shoal_fleet.trust.distribution import Distribution
 from shoal_fleet.wanted import WantedStates
 
 log = structlog.get_logger(__name__)
@@ -56,6 +57,7 @@ class Parts:
     wanted: WantedStates
     mirror: DoorMirror
     policies: Policies
+    distribution: Distribution
 
 
 class Inbox:
@@ -96,6 +98,7 @@ class Inbox:
         if not session_present:
             parts.publisher.forget()
             parts.wanted.forget()
+            parts.distribution.forget()
             if session.linked_s is not None:
                 parts.mirror.presence_unknown(
                     await parts.registry.forget_presence(session.linked_s)
