@@ -38,6 +38,9 @@ from shoal_agent.reporter import Reporter
 from shoal_agent.staging import Staging
 from shoal_agent.trust import Trust
 from shoal_agent.update import Updater
+from shoal_agent.updater.notices import Notices
+from shoal_agent.updater.remembered import RememberedFloors
+from shoal_agent.updater.signed_releases import SignedReleases
 from shoal_broker.bus_errors import BrokerTableError
 from shoal_broker.logs import RecentLines
 from shoal_broker.outbox import Outbox
@@ -128,6 +131,7 @@ async def running(
         trust = Trust(config.command_keys)
         inbox = Inbox(topics, config.node, trust)
         reporter = Reporter(config, topics=topics)
+        notices = Notices(topics, is_followed=config.trust.root_file is not None)
         sources = assembly.topic_sources(config.pipeline)
         stale = await subscribed.remember(store, sources)
         session = await enter(
@@ -140,6 +144,7 @@ async def running(
                     topics.group_commands(EVERYBODY): inbox.command,
                     topics.wanted(config.node): inbox.wanted,
                     topics.every_model(config.node): inbox.inference,
+                    **notices.subscriptions,
                     **{
                         name: SideBySide(one.receive, at_once=AT_ONCE)
                         for name, one in sources.items()
@@ -150,12 +155,14 @@ async def running(
         )
         stack.push_async_callback(reporter.say_goodbye, session)
         fetcher = BlobFetcher(session, topics, config.node, content)
+        signed = await _signed_releases(config, state_dir, store, session, notices)
         updater = Updater(
             journal=journal,
             content=content,
             staging=Staging(content, fetcher),
             engine=engine,
             on_change=reporter.changed,
+            signed=signed,
         )
         devices = {
             device.name: await enter(DeviceLink.open(device.name, device.socket))
@@ -221,6 +228,8 @@ async def running(
         background = await enter(Background.open())
         background.start(commands.run(), name="commands")
         background.start(updater.run(), name="updater")
+        if signed is not None:
+            background.start(signed.follow(updater.wake), name="updater.signatures")
         background.start(reporter.run(session, updater, discovery), name="reporter")
         background.start(subscribed.take_back(store, session, stale), name="pipelines.stale")
         if discovery is not None:
@@ -272,6 +281,23 @@ async def _open_peers(
         upstream=config.upstream,
     )
     return router, discovery, server.port
+
+
+async def _signed_releases(
+    config: AgentConfig, state_dir: Path, store: Store, session: Session, notices: Notices
+) -> SignedReleases | None:
+    """Who says which releases may run here; None: every one may."""
+    if config.trust.root_file is None:
+        return None
+    return SignedReleases(
+        root_file=Path(config.trust.root_file),
+        source=config.trust.metadata,
+        groups=config.trust.release_groups,
+        directory=state_dir / "metadata",
+        floors=await RememberedFloors.load(store),
+        session=session,
+        notices=notices,
+    )
 
 
 async def _open_local_api(

@@ -12,7 +12,7 @@ from shoal_agent.pipelines.values import Format, parse_path
 from shoal_broker.broker_table import BrokerTable
 from shoal_broker.bus_errors import BrokerTableError, TopicError
 from shoal_broker.topic_filter import check_filter, check_topic, matches
-from shoal_contract import envelope, toml, topics
+from shoal_contract import envelope, release_targets, toml, topics
 from shoal_contract.errors import ContractError, KeyTextError
 from shoal_contract.release import Encoding
 
@@ -34,9 +34,16 @@ class PeersTable(toml.Table, frozen=True, kw_only=True):
 
 
 class TrustTable(toml.Table, frozen=True, kw_only=True):
-    """[trust]: `command_keys` are the public keys (base64) whose commands count; none: all commands do."""
+    """[trust]: `command_keys` are the public keys (base64) whose commands count; none: all commands do.
+
+    `root_file`: with it a release runs only when it is signed for one of `release_groups` (none: the groups of the
+    wanted state), or for all. `metadata`: where the signatures come from: "broker", an http(s) address, or a directory.
+    """
 
     command_keys: tuple[str, ...] = ()
+    root_file: str | None = None
+    release_groups: tuple[str, ...] = ()
+    metadata: str = "broker"
 
 
 class MetricsTable(toml.Table, frozen=True, kw_only=True):
@@ -230,6 +237,7 @@ def _check(config: AgentConfig) -> None:
         _ = config.command_keys
     except KeyTextError as exc:
         raise ConfigError(f"[trust] command_keys: {exc}") from exc
+    _check_releases(config.trust)
     names = [device.name for device in config.device]
     for name in names:
         topics.check_leaf(name)
@@ -253,6 +261,18 @@ def _check(config: AgentConfig) -> None:
         host, _, port = config.peers.upstream.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) <= 65535:  # noqa: PLR2004 - ports
             raise ConfigError(f"[peers] upstream {config.peers.upstream!r} must be host:port")
+
+
+def _check_releases(table: TrustTable) -> None:
+    for group in table.release_groups:
+        release_targets.check_group(group)
+    text = table.metadata
+    if text != "broker" and not text.startswith(("http://", "https://", "/")):
+        raise ConfigError(
+            f'[trust] metadata {text!r} must be "broker", an http(s) address or an absolute path'
+        )
+    if table.root_file is None and (table.release_groups or text != "broker"):
+        raise ConfigError("[trust] release_groups and metadata say nothing without root_file")
 
 
 def _check_source(pipeline: PipelineTable, devices: list[str]) -> None:

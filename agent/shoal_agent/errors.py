@@ -24,6 +24,10 @@ class UpdateError(AgentError):
     """
 
 
+class UnverifiedReleaseError(UpdateError):
+    """Whether a release is signed cannot be said now: the metadata is expired, rolled back, forged or away."""
+
+
 class UnusableReleaseError(AgentError):
     """A release can never serve here, however often it is tried; the message is the reason."""
 
@@ -38,3 +42,7 @@ class PathError(AgentError):
 
 class PayloadError(AgentError):
     """A message of another program does not hold what a pipeline reads of it: its sender's fault."""
+
+
+class UnsignedReleaseError(AgentError):
+    """Nobody whom this node trusts has signed the release for it; somebody may yet. The message is the reason."""

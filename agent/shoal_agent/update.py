@@ -12,7 +12,13 @@ from dataclasses import dataclass
 
 import structlog
 
-from shoal_agent.errors import AgentError, UnusableReleaseError, UpdateError
+from shoal_agent.errors import (
+    AgentError,
+    UnsignedReleaseError,
+    UnusableReleaseError,
+    UnverifiedReleaseError,
+    UpdateError,
+)
 from shoal_agent.files import ContentStore
 from shoal_agent.inference.engine import Engine
 from shoal_agent.inference.errors import InferenceError, ModelRefusedError
@@ -30,6 +36,7 @@ from shoal_agent.reconcile import (
     next_step,
 )
 from shoal_agent.staging import Installed, Staging
+from shoal_agent.updater.signed_releases import SignedReleases
 from shoal_broker.bus_errors import StoreError
 from shoal_contract.messages import BlobRef, ModelState, ModelWanted, Phase
 
@@ -37,6 +44,8 @@ log = structlog.get_logger()
 
 RETRY_S = 5.0
 MAX_RETRY_S = 300.0
+MAX_UNVERIFIED_RETRY_S = 40.0
+"""A clock that was wrong is soon right."""
 
 
 @dataclass(slots=True)
@@ -54,6 +63,7 @@ class Updater:
 
     Args:
         on_change: awaited whenever `states()` would answer differently.
+        signed: says which releases may be brought here; None: every one that is wanted.
     """
 
     def __init__(
@@ -64,12 +74,14 @@ class Updater:
         staging: Staging,
         engine: Engine,
         on_change: Callable[[], Awaitable[None]],
+        signed: SignedReleases | None = None,
     ) -> None:
         self._journal = journal
         self._content = content
         self._staging = staging
         self._engine = engine
         self._on_change = on_change
+        self._signed = signed
         self._wake = asyncio.Event()
         self._wakes = 0
         self._progress: dict[str, _Progress] = {}
@@ -77,6 +89,7 @@ class Updater:
         self._admitted: set[bytes] = set()
         # What this round brings about; a fetch ends when something else is wanted.
         self._models: list[ModelWanted] = []
+        self._groups: list[str] = []
         self.wanted_revision = 0
 
     def wake(self) -> None:
@@ -149,7 +162,8 @@ class Updater:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(retry_s):
                         await self._woken_since(seen)
-                retry_s = min(retry_s * 2, MAX_RETRY_S)
+                unverified = isinstance(exc, UnverifiedReleaseError)
+                retry_s = min(retry_s * 2, MAX_UNVERIFIED_RETRY_S if unverified else MAX_RETRY_S)
 
     async def reconcile_once(self) -> None:
         """Bring every model where it is wanted, or until something else is wanted.
@@ -163,6 +177,7 @@ class Updater:
         if wanted is None:
             return
         self._models = wanted.models
+        self._groups = wanted.groups
         by_model = {entry.model: entry for entry in wanted.models}
         refused = await self._journal.refused()
         failures: list[UpdateError] = []
@@ -198,6 +213,7 @@ class Updater:
         release = wanted.release if wanted is not None else b""
         failure: UpdateError | None = None
         try:
+            await self._require_signed(model, wanted)
             while (step := next_step(wanted, await self._actual(model, wanted))) is not None:
                 name = type(step).__name__.lower()
                 await self._journal.record_step(model, release, name, at_ms=_now_ms())
@@ -209,12 +225,13 @@ class Updater:
                 await self._fail(model, release, str(exc))
                 return
             failure = UpdateError(f"{exc}; damaged files, to be fetched again: {damaged}")
-        except UnusableReleaseError as exc:
-            await self._fail(model, release, str(exc))
+        except (UnusableReleaseError, UnsignedReleaseError) as exc:
+            for_good = isinstance(exc, UnusableReleaseError)
+            await self._fail(model, release, str(exc), for_good=for_good)
             return
         except (UpdateError, InferenceError, OSError) as exc:
             # What may pass by itself: a full disk, a worker that is just being restarted.
-            failure = UpdateError(str(exc))
+            failure = exc if isinstance(exc, UpdateError) else UpdateError(str(exc))
         if failure is not None:
             failures.append(failure)
             await self._tell(model, release, Phase.FETCHING, str(failure))
@@ -224,6 +241,13 @@ class Updater:
             self._progress.pop(model, None)
         elif progress is None or progress.phase is not Phase.SERVING:
             await self._tell(model, wanted.release, Phase.SERVING)
+
+    async def _require_signed(self, model: str, wanted: ModelWanted | None) -> None:
+        """Before a byte of it is fetched. What serves already was signed when it came."""
+        if self._signed is None or wanted is None:
+            return
+        if self._engine.serving(model) != wanted.release:
+            await self._signed.require(model, wanted.release, self._groups)
 
     async def _perform(self, model: str, wanted: ModelWanted | None, step: Step) -> None:
         if isinstance(step, Remove):
@@ -297,9 +321,13 @@ class Updater:
             admitted=wanted.release in self._admitted,
         )
 
-    async def _fail(self, model: str, release: bytes, reason: str) -> None:
+    async def _fail(
+        self, model: str, release: bytes, reason: str, *, for_good: bool = True
+    ) -> None:
+        """Tell, and unless it may be signed yet (newer metadata wakes us) never try it again."""
         log.error("release refused", model=model, release=release.hex()[:12], reason=reason)
-        await self._journal.refuse(release, reason)
+        if for_good:
+            await self._journal.refuse(release, reason)
         await self._tell(model, release, Phase.FAILED, reason)
 
     async def _tell(self, model: str, release: bytes, phase: Phase, reason: str = "") -> None:
