@@ -1,6 +1,6 @@
 """A repository with everything that offline keys do, all its keys at hand: what a test signs, nodes can check."""
 
-import tempfile
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Root
 
-from shoal_fleet.trust import ceremony, online
+from shoal_contract import envelope
+from shoal_fleet.trust import ceremony, keys, online
 from shoal_fleet.trust.repository import Repository, encoded
 
 START = datetime(2026, 11, 30, 12, tzinfo=UTC)
@@ -21,14 +22,21 @@ class Key:
     def __init__(self) -> None:
         private = Ed25519PrivateKey.generate()
         self.signer = CryptoSigner(private)
+        self.seed = private.private_bytes_raw()
         self.public = private.public_key().public_bytes_raw()
 
 
 class SignedRepository:
     """Two of three root keys, targets, two groups, the online key; `now` is its time."""
 
-    def __init__(self, directory: Path, *, groups: tuple[str, ...] = ("oslo", "bergen", "all")):
-        self.now = START
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        groups: tuple[str, ...] = ("oslo", "bergen", "all"),
+        now: datetime | None = START,
+    ) -> None:
+        self.now = now or datetime.now(UTC)
         self.repository = Repository(directory)
         self.roots = [Key() for _ in range(3)]
         self.targets, self.online = Key(), Key()
@@ -104,6 +112,12 @@ class SignedRepository:
         directory = self.repository.directory
         return {path.name: path.read_bytes() for path in sorted(directory.glob("*.json"))}
 
+    def online_key_file(self, path: Path) -> None:
+        """The online key as the controller is given it."""
+        seed = self.online.seed.hex()
+        public = envelope.key_text(self.online.public)
+        path.write_text(json.dumps({"format": keys.FORMAT, "public": public, "seed": seed}))
+
     def forge(self, role: str, metadata: Any, *keys: Key) -> None:
         """Put metadata there that these keys signed, whether or not they may."""
         metadata.signatures.clear()
@@ -111,8 +125,3 @@ class SignedRepository:
             metadata.sign(key.signer, append=True)
         name = "timestamp.json" if role == "timestamp" else f"{metadata.signed.version}.{role}.json"
         (self.repository.directory / name).write_bytes(encoded(metadata))
-
-
-def temporary(**arguments: Any) -> SignedRepository:
-    """One in a directory that stays as long as the process."""
-    return SignedRepository(Path(tempfile.mkdtemp(prefix="shoal-tuf-")), **arguments)
