@@ -13,7 +13,7 @@ from shoal_agent.updater.child import ADDRESS, judged
 from shoal_agent.updater.floors import Floors, raised
 from shoal_agent.updater.sources import DirectorySource
 from shoal_agent.updater.wire import Question, Verdict
-from shoal_contract.release_targets import groups_for, path_of
+from shoal_contract.release_targets import ISSUED_FIELD, groups_for, path_of
 
 MANIFEST = b"a manifest"
 RELEASE = hashlib.sha256(MANIFEST).digest()
@@ -216,6 +216,34 @@ def test_versions_may_start_anew_when_the_online_key_is_another_one(node, reposi
     repository.forge("timestamp", timestamp, repository.online)
     assert node.look().kind == "listed"
     assert node.floors.timestamp == 1
+
+
+def test_a_thief_who_signs_a_late_time_ages_nothing_for_good(node, repository):
+    repository.release("oslo", ("digits", MANIFEST))
+    assert node.look().kind == "listed"
+    stolen = repository.repository.timestamp()
+    stolen.signed.version += 1
+    stolen.signed.expires = repository.in_days(80 * 365)
+    stolen.signed.unrecognized_fields[ISSUED_FIELD] = repository.now_s + 70 * 365 * 86400
+    repository.forge("timestamp", stolen, repository.online)
+    assert node.look().kind == "listed"
+    assert node.floors.issued_s > repository.now_s
+    assert node.look().kind == "unverified"
+    repository.rotate_online()
+    # The first look learns of the new key, the next one goes by its time.
+    assert node.look().kind == "unverified"
+    assert node.look().kind == "listed"
+
+
+def test_a_time_behind_its_own_expiry_is_no_time(node, repository):
+    repository.release("oslo", ("digits", MANIFEST))
+    for said in (1 << 60, -5, "now", None):
+        timestamp = repository.repository.timestamp()
+        timestamp.signed.version += 1
+        timestamp.signed.unrecognized_fields[ISSUED_FIELD] = said
+        repository.forge("timestamp", timestamp, repository.online)
+        assert node.look().kind in {"listed", "unverified"}
+        assert node.floors.issued_s == 0
 
 
 def test_every_key_can_be_rotated(node, repository):

@@ -1,6 +1,8 @@
 """Signed releases as an agent asks for them: a real broker, a real journal, the real child."""
 
 import hashlib
+import subprocess
+import sys
 from contextlib import AsyncExitStack
 
 import pytest
@@ -207,3 +209,18 @@ async def test_nothing_retained_is_nothing_and_a_message_is_found(site):
     await site.publish()
     data = await retained(site.node, TOPICS.update("1.root.json"), timeout_s=2)
     assert data == site.repository.files()["1.root.json"]
+
+
+def test_the_agent_itself_never_loads_what_the_child_is_for():
+    foreign = "{'tuf', 'securesystemslib', 'cryptography', 'urllib3', 'nacl'}"
+    found = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import sys, shoal_agent.app, shoal_agent.updater.signed_releases; print({foreign} & set(sys.modules))",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout == "set()\n"
