@@ -15,6 +15,7 @@ from tests.support.hub import Hub, Release
 import shoal_delta
 from shoal_agent import update
 from shoal_agent.background import Background
+from shoal_agent.errors import UnsignedReleaseError, UnverifiedReleaseError
 from shoal_agent.fetch import BlobFetcher
 from shoal_agent.files import ContentStore
 from shoal_agent.inference.engine import Admission, Engine
@@ -81,10 +82,26 @@ class EngineSimulator:
         return sorted(self._serving)
 
 
+class SignedSimulator:
+    """Knows what is signed, as the updater child does; `lost` is why nothing can be said."""
+
+    def __init__(self, *signed: tuple[str, bytes]) -> None:
+        self.signed = set(signed)
+        self.lost = ""
+        self.asked = 0
+
+    async def require(self, model: str, release: bytes, groups: list[str]) -> None:
+        self.asked += 1
+        if self.lost:
+            raise UnverifiedReleaseError(self.lost)
+        if (model, release) not in self.signed:
+            raise UnsignedReleaseError(f"nobody has signed it for {groups}")
+
+
 class Board:
     """What an updater needs, on the disk in `folder`."""
 
-    def __init__(self, store, session, engine, folder, topics) -> None:
+    def __init__(self, store, session, engine, folder, topics, signed=None) -> None:
         self.journal = Journal(store)
         self.engine = engine
         self.content = ContentStore(folder)
@@ -95,6 +112,7 @@ class Board:
             staging=Staging(self.content, self.fetcher),
             engine=engine,
             on_change=self._changed,
+            signed=signed,
         )
         self.phases: list[Phase] = []
 
@@ -121,7 +139,7 @@ class Board:
 
 
 @asynccontextmanager
-async def board(folder: Path, port: int, engine, **options):
+async def board(folder: Path, port: int, engine, *, signed=None, **options):
     """A running updater; leaving is a power cut as far as it is concerned."""
     topics = Topics()
     async with AsyncExitStack() as stack:
@@ -134,7 +152,7 @@ async def board(folder: Path, port: int, engine, **options):
                 outbox=await Outbox.load(store),
             )
         )
-        made = Board(store, session, engine, folder, topics)
+        made = Board(store, session, engine, folder, topics, signed)
         for name, value in options.items():
             setattr(made.updater, name, value)
         await made.updater.restore()
@@ -203,6 +221,45 @@ async def test_a_delta_that_leads_nowhere_is_left_for_the_whole_file(
         steps = await node.steps()
         assert steps.count("build") == 1
         assert node.state().fetched_bytes > len(v2.model)
+
+
+async def test_an_unsigned_release_is_not_fetched_and_runs_once_it_is_signed(tmp_path, hub, v1):
+    signed = SignedSimulator()
+    async with board(tmp_path, hub.port, EngineSimulator(), signed=signed) as node:
+        await hub.want(v1)
+        await until(lambda: node.phase() is Phase.FAILED)
+        assert node.state().reason == "nobody has signed it for []"
+        assert node.fetcher.received_bytes == 0
+        assert await node.steps() == []
+        assert await node.journal.refused() == {}
+        signed.signed.add(("digits", v1.id))
+        node.updater.wake()
+        await node.until_serving(v1)
+        # What serves is not asked for again.
+        asked = signed.asked
+        node.updater.wake()
+        await until(lambda: node.phase() is Phase.SERVING)
+        await node.updater.reconcile_once()
+        assert signed.asked == asked
+
+
+async def test_what_cannot_be_verified_now_waits_and_is_tried_again(
+    tmp_path, hub, v1, v2, monkeypatch
+):
+    monkeypatch.setattr(update, "RETRY_S", 0.05)
+    signed = SignedSimulator(("digits", v1.id), ("digits", v2.id))
+    async with board(tmp_path, hub.port, EngineSimulator(), signed=signed) as node:
+        await hub.want(v1)
+        await node.until_serving(v1)
+        signed.lost = "the clock says 2036"
+        await hub.want(v2)
+        await until(lambda: node.state().reason == "the clock says 2036")
+        assert node.phase() is Phase.FETCHING
+        assert node.engine.serving("digits") == v1.id
+        asked = signed.asked
+        await until(lambda: signed.asked > asked)
+        signed.lost = ""
+        await node.until_serving(v2)
 
 
 async def test_a_release_with_wrong_golden_outputs_is_refused_and_the_old_one_serves_on(

@@ -31,6 +31,7 @@ CHILD_TIMEOUT_S: Final = 180.0
 SPREAD_S: Final = 5.0
 """A new timestamp reaches every node at once: each looks after a pause by chance, at most so long."""
 UNVERIFIED_LOOK_S: Final = 300.0
+FIRST_LOOK_S: Final = 60.0
 POLL_S: Final = 3600.0
 """A source that cannot call us is looked at so often."""
 
@@ -103,6 +104,11 @@ class SignedReleases:
 
     async def follow(self, on_new: Callable[[], None]) -> NoReturn:
         """Look at the metadata whenever it changes and when it runs out, for ever; then call `on_new`."""
+        if self._source == BROKER:
+            # Else every start would begin with an error: there is no connection yet.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_LOOK_S):
+                    await self._notices.is_new.wait()
         while True:
             self._notices.is_new.clear()
             wait_s = UNVERIFIED_LOOK_S
