@@ -217,6 +217,7 @@ async def running(
                 devices=devices,
                 pipelines=pipelines,
                 local_api=lambda: agent.local_api,
+                signed=signed,
             )
             stack.enter_context(metrics.serve(config.metrics, collector))
         await updater.restore()

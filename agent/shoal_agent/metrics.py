@@ -20,6 +20,7 @@ from shoal_agent.inference.engine import Engine
 from shoal_agent.inference.router import Router
 from shoal_agent.pipelines.pipeline import Pipeline
 from shoal_agent.trust import Trust
+from shoal_agent.updater.signed_releases import SignedReleases
 from shoal_broker.outbox import Outbox
 from shoal_broker.session import Session
 
@@ -46,6 +47,7 @@ class AgentCollector(Collector):
         devices: dict[str, DeviceLink],
         pipelines: list[Pipeline],
         local_api: Callable[[], LocalApi | None],
+        signed: SignedReleases | None = None,
     ) -> None:
         self._session = session
         self._outbox = outbox
@@ -58,6 +60,7 @@ class AgentCollector(Collector):
         self._devices = devices
         self._pipelines = pipelines
         self._local_api = local_api
+        self._signed = signed
 
     def collect(self) -> Iterator[Metric]:
         """Every family, with its present value."""
@@ -88,6 +91,17 @@ class AgentCollector(Collector):
         for reason, count in self._trust.refused.items():
             refused.add_metric([reason], count)
         yield refused
+        if self._signed is not None:
+            yield _counter(
+                "releases_unsigned",
+                "releases that nobody signed for this node",
+                self._signed.refused,
+            )
+            yield _counter(
+                "metadata_unverified",
+                "looks at the signed metadata that could not rely on it",
+                self._signed.unverified,
+            )
         malformed = self._inbox.stats.malformed + self._inbox.stats.unknown_kind
         yield _counter("malformed_messages", "messages that were not understood", malformed)
         yield _counter(

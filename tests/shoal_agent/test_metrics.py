@@ -3,12 +3,14 @@
 import asyncio
 import socket
 import urllib.request
+from datetime import UTC, datetime
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.support.board import NODE, Board, short_folder
-from tests.support.hub import Hub
+from tests.support.hub import Hub, Release
+from tests.support.signed_repository import SignedRepository
 
 from shoal_agent import app, metrics
 from shoal_agent.config import load
@@ -17,6 +19,7 @@ from shoal_broker.server import Broker, BrokerConfig
 from shoal_contract import envelope, messages
 from shoal_contract.messages import Command
 from shoal_contract.signatures import Signer
+from shoal_fleet import digits
 
 
 @pytest.fixture
@@ -129,6 +132,35 @@ async def test_a_command_that_no_key_signed_is_counted_and_does_not_come_again(f
                     assert seen["shoal_agent_commands_refused_total{reason=unsigned}"] == refused
                     assert seen["shoal_agent_commands_refused_total{reason=unknown_key}"] == 0
                     hub.results.clear()
+
+
+async def test_releases_that_nobody_signed_are_counted_where_a_root_asks_for_signatures(
+    free_port, tmp_path
+):
+    signed = SignedRepository(tmp_path / "tuf", now=datetime.now(UTC))
+    more = f"[trust]\nroot_file = '{signed.root_file}'\nmetadata = '{tmp_path}/tuf'"
+    with short_folder() as folder:
+        board = Board(folder)
+        async with (
+            Broker.open(BrokerConfig(host="127.0.0.1", port=0)) as broker,
+            Hub.open(broker.port, NODE) as hub,
+        ):
+            config = load(
+                board.agent_toml(broker.port, more=f"{more}\n[metrics]\nport = {free_port}")
+            )
+            async with app.running(config, recent=RecentLines(), stop=asyncio.Event()):
+                await hub.want(Release(digits.release_dir(1)))
+                await until_scraped(free_port, "shoal_agent_releases_unsigned_total", 1)
+                seen = await asyncio.to_thread(scrape, free_port)
+                assert seen["shoal_agent_metadata_unverified_total"] == 0
+                await hub.until(
+                    lambda: (
+                        hub.reported[-1:]
+                        and any(
+                            "nobody has signed" in model.reason for model in hub.reported[-1].models
+                        )
+                    )
+                )
 
 
 async def until_scraped(port: int, name: str, value: float) -> None:
