@@ -27,8 +27,8 @@ async def retained(session: Session, topic: str, *, timeout_s: float) -> bytes |
             arrived.set_result(message.payload)
 
     await session.wait_connected(timeout_s)
-    await session.subscribe(topic, receive)
     try:
+        await session.subscribe(topic, receive)
         quiet_since_s = time.monotonic()
         while (now_s := time.monotonic()) < min(quiet_since_s + ABSENT_S, ends_s):
             wait_s = min(quiet_since_s + ABSENT_S, ends_s) - now_s
