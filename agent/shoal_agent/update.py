@@ -158,12 +158,13 @@ class Updater:
                 retry_s = RETRY_S
                 await self._woken_since(seen)
             except (UpdateError, StoreError) as exc:
+                if isinstance(exc, UnverifiedReleaseError):
+                    retry_s = min(retry_s, MAX_UNVERIFIED_RETRY_S)
                 log.warning("update is waiting", reason=str(exc), retry_s=retry_s)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(retry_s):
                         await self._woken_since(seen)
-                unverified = isinstance(exc, UnverifiedReleaseError)
-                retry_s = min(retry_s * 2, MAX_UNVERIFIED_RETRY_S if unverified else MAX_RETRY_S)
+                retry_s = min(retry_s * 2, MAX_RETRY_S)
 
     async def reconcile_once(self) -> None:
         """Bring every model where it is wanted, or until something else is wanted.
@@ -200,7 +201,8 @@ class Updater:
         self.wanted_revision = wanted.revision
         await self._on_change()
         if failures:
-            raise failures[0]
+            # The one that is to be looked at again soonest.
+            raise min(failures, key=lambda one: not isinstance(one, UnverifiedReleaseError))
 
     async def _woken_since(self, wakes: int) -> None:
         while self._wakes == wakes:
