@@ -137,6 +137,8 @@ def test_the_agent_accepts_a_configuration_with_everything(tmp_path: Path) -> No
             shoal_agent_broker_cert_file=f"/etc/tls/{AWKWARD}",
             shoal_agent_broker_key_file="/etc/tls/me.key",
             shoal_agent_command_keys=[envelope.key_text(b"k" * 32), envelope.key_text(b"l" * 32)],
+            shoal_agent_root_file=f"/etc/{AWKWARD}",
+            shoal_agent_release_groups=["oslo"],
             shoal_agent_peers_upstream="hub.local:9000",
             shoal_agent_role="upstream",
             shoal_agent_devices=[device],
@@ -149,6 +151,8 @@ def test_the_agent_accepts_a_configuration_with_everything(tmp_path: Path) -> No
         ca_file="/etc/tls/ca.crt", cert_file=f"/etc/tls/{AWKWARD}", key_file="/etc/tls/me.key"
     )
     assert config.command_keys == (b"k" * 32, b"l" * 32)
+    assert config.trust.root_file == f"/etc/{AWKWARD}"
+    assert config.trust.release_groups == ("oslo",)
     assert config.upstream == ("hub.local", 9000)
     assert config.device[0].socket == f"/run/{AWKWARD}"
     assert config.pipeline[0].deadline_s == 1.5
