@@ -88,21 +88,22 @@ class Alarms:
             while True:
                 await self._post(client, await self._to_tell.get())
 
-    def _tell(self, event: str, node: str, silent_s: float) -> None:
+    def tell(self, event: str, node: str, **facts: Any) -> None:
+        """Post an alarm about a node to the webhook, where there is one."""
         if self._webhook_url is None:
             return
         try:
-            self._to_tell.put_nowait(
-                {
-                    "event": event,
-                    "node": node,
-                    "silent_s": round(silent_s, 1),
-                    "last_seen_ms": self._registry.last_seen_ms[node],
-                    "at_ms": now_ms(),
-                }
-            )
+            self._to_tell.put_nowait({"event": event, "node": node, **facts, "at_ms": now_ms()})
         except asyncio.QueueFull:
             self.webhook_failures += 1
+
+    def _tell(self, event: str, node: str, silent_s: float) -> None:
+        self.tell(
+            event,
+            node,
+            silent_s=round(silent_s, 1),
+            last_seen_ms=self._registry.last_seen_ms[node],
+        )
 
     async def _post(self, client: httpx.AsyncClient, alarm: dict[str, Any]) -> None:
         if self._webhook_url is None:

@@ -16,6 +16,7 @@ from shoal_fleet import api_mandates, metrics
 from shoal_fleet.access import Door
 from shoal_fleet.controller import Controller
 from shoal_fleet.errors import FleetError, RequestError
+from shoal_fleet.identity import api as api_identity
 from shoal_fleet.orders import Order
 from shoal_fleet.plain import plain
 from shoal_fleet.releases import Release
@@ -35,6 +36,7 @@ def build(controller: Controller, *, token: str) -> FastAPI:
     app.state.controller = controller
     app.include_router(router)
     app.include_router(api_mandates.router)
+    app.include_router(api_identity.router)
     app.add_exception_handler(FleetError, _on_fleet_error)
     app.add_exception_handler(BusError, _on_bus_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -170,7 +172,7 @@ async def send_command(parts: Parts, new: NewCommand) -> Answer:
             raise RequestError("only a command for one node can be sent by somebody else")
         members = parts.members(new.group)
         return await parts.commands.get(await parts.orders.send_to_group(new.group, members, order))
-    node = parts.registry.get(new.node or "").name
+    node = parts.commandable(new.node or "")
     ordered = await parts.orders.send(node, order, publish=new.publish)
     command = await parts.commands.get(ordered.id)
     if not new.publish:

@@ -32,6 +32,7 @@ from shoal_fleet.cuts import Cuts
 from shoal_fleet.database import Database, FleetBase, ReadingsBase
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import ConfigError, ListenError, StateError
+from shoal_fleet.identity.assembly import open_identity
 from shoal_fleet.inbox import Inbox, Parts
 from shoal_fleet.issuer import Issuer, load_signer
 from shoal_fleet.json_door import JsonDoor
@@ -112,6 +113,7 @@ async def running(config: FleetConfig, state_dir: Path) -> AsyncIterator[tuple[C
                     "mirror": controller.door.mirror.run,
                     "policies": controller.policies.run,
                     "distribution": controller.distribution.run,
+                    **({} if controller.identity is None else controller.identity.work),
                 }.items()
             ]
             serving = tasks.create_task(server.serve(sockets=[listener]), name="controller.api")
@@ -203,6 +205,24 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
         database, topics, book=mandates, registry=registry, orders=orders, issuer=issuer
     )
     mandates.on_change = policies.wake
+    alarms = Alarms(
+        registry,
+        silent_after_s=config.silent_after_s,
+        webhook_url=config.webhook_url,
+        is_listening=lambda: session.connected,
+    )
+    identity = await open_identity(
+        stack,
+        config.identity,
+        state_dir=state_dir,
+        database=database,
+        registry=registry,
+        wanted=wanted,
+        alarms=alarms,
+        reserved=(config.broker.client_id, *(table.user for table in config.door)),
+    )
+    if identity is not None:
+        inbox.is_revoked = identity.inventory.is_revoked
     controller = Controller(
         config=config,
         version=version("shoal"),
@@ -211,12 +231,7 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
         inbox=inbox,
         door=door,
         registry=registry,
-        alarms=Alarms(
-            registry,
-            silent_after_s=config.silent_after_s,
-            webhook_url=config.webhook_url,
-            is_listening=lambda: session.connected,
-        ),
+        alarms=alarms,
         issuer=issuer,
         orders=orders,
         commands=Commands(database, session, outbox, topics, issuer=issuer),
@@ -232,6 +247,7 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
         policies=policies,
         update_costs=UpdateCosts(registry=registry, releases=releases, deltas=deltas),
         distribution=Distribution(state_dir, session, topics),
+        identity=identity,
     )
     await orders.recover()
     await door.open(

@@ -9,7 +9,8 @@ import typer
 
 from shoal_contract.errors import ContractError
 from shoal_contract.exits import Exit
-from shoal_fleet import cli_commands, cli_decode, cli_demo, cli_nodes
+from shoal_fleet import cli_commands, cli_decode, cli_demo, cli_identity, cli_nodes
+from shoal_fleet.cli_ca import ca_app
 from shoal_fleet.cli_keys import key_app, sign
 from shoal_fleet.cli_mandates import mandate_app
 from shoal_fleet.cli_output import AsJson, Target, print_json, printable, target
@@ -28,11 +29,14 @@ app = typer.Typer(
 )
 app.add_typer(cli_nodes.nodes_app, name="nodes")
 app.add_typer(cli_nodes.readings_app, name="readings")
+app.add_typer(ca_app, name="ca")
+app.add_typer(cli_identity.token_app, name="token")
 app.add_typer(key_app, name="key")
 app.add_typer(mandate_app, name="mandate")
 app.add_typer(release_app, name="release")
 app.add_typer(rollout_app, name="rollout")
 app.add_typer(trust_app, name="trust")
+cli_identity.add_to(cli_nodes.nodes_app)
 app.command(epilog="Example: shoal want press-4 digits=digits@1.0.0")(cli_nodes.want)
 app.command(epilog="Example: shoal send press-4 device.set device=valve channel=2 value=1")(
     cli_commands.send

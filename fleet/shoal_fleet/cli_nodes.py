@@ -7,6 +7,7 @@ import typer
 from shoal_fleet.cli_output import (
     AsJson,
     ago,
+    clock,
     parse_pairs,
     print_json,
     print_table,
@@ -52,6 +53,8 @@ def show(context: typer.Context, node: str, *, as_json: AsJson = False) -> None:
         print_json(found)
         return
     print_table("Node", _COLUMNS, [_node_row(found)])
+    if (identity := found.get("identity")) is not None:
+        typer.echo(printable(_identity_text(identity)))
     for model in (found["reported"] or {}).get("models", []):
         typer.echo(printable(f"{model['model']}: {_model_text(model)} {model['reason']}".rstrip()))
     for model, release in found["wanted"].items():
@@ -154,6 +157,8 @@ def _node_row(node: dict[str, Any]) -> tuple[str, ...]:
     temperature = hardware.get("temperature_c")
     throttled = hardware.get("throttled")
     online = "yes" if node["online"] else "no"
+    if (node.get("identity") or {}).get("revoked_ms") is not None:
+        online = "revoked"
     return (
         node["node"],
         f"{online} (silent)" if node["silent"] else online,
@@ -165,6 +170,15 @@ def _node_row(node: dict[str, Any]) -> tuple[str, ...]:
         "?" if throttled is None else ("yes" if throttled else "no"),
         _labels_text(node["labels"]) or "-",
         ago(node["last_seen_ms"]),
+    )
+
+
+def _identity_text(identity: dict[str, Any]) -> str:
+    if identity["revoked_ms"] is not None:
+        return f"revoked {ago(identity['revoked_ms'])} {identity['reason']}".rstrip()
+    return (
+        f"certificate until {clock(identity['not_after_ms'])} ({identity['how']}),"
+        f" key {identity['key']}"
     )
 
 

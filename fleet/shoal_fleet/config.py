@@ -15,6 +15,8 @@ from shoal_contract.errors import ContractError
 from shoal_contract.messages import CHUNK_BYTES
 from shoal_contract.topics import Topics, check_user
 from shoal_fleet.errors import ConfigError, RequestError
+from shoal_fleet.identity.config import IdentityTable
+from shoal_fleet.identity.config import check as check_identity
 from shoal_fleet.selection import parse_group
 
 DEFAULT_PORT: Final = 8750
@@ -80,6 +82,7 @@ class FleetConfig(toml.Table, frozen=True, kw_only=True):
     broker: BrokerTable = BrokerTable()
     listen: ListenTable = ListenTable()
     door: tuple[DoorTable, ...] = ()
+    identity: IdentityTable | None = None
 
 
 def load(path: Path) -> FleetConfig:
@@ -123,6 +126,8 @@ def check(config: FleetConfig) -> FleetConfig:
         if not usable:
             raise ConfigError(f"[webhook_url] {config.webhook_url!r} is not an http(s) address")
     _check_door(config.door)
+    if config.identity is not None:
+        check_identity(config.identity)
     return config
 
 

@@ -12,7 +12,8 @@ from shoal_fleet.commands import Commands
 from shoal_fleet.config import FleetConfig
 from shoal_fleet.database import Database
 from shoal_fleet.deltas import Deltas
-from shoal_fleet.errors import RequestError
+from shoal_fleet.errors import ConflictError, RequestError
+from shoal_fleet.identity.assembly import Identity
 from shoal_fleet.inbox import Inbox
 from shoal_fleet.issuer import Issuer
 from shoal_fleet.json_door import JsonDoor
@@ -60,6 +61,7 @@ class Controller:
     policies: Policies
     update_costs: UpdateCosts
     distribution: Distribution
+    identity: Identity | None
 
     async def node(self, name: str) -> dict[str, Any]:
         """A node with what it is to run.
@@ -88,6 +90,22 @@ class Controller:
             self.policies.wake()
         return node
 
+    def is_revoked(self, name: str) -> bool:
+        """Whether the node was taken out of the fleet."""
+        return self.identity is not None and self.identity.inventory.is_revoked(name)
+
+    def commandable(self, name: str) -> str:
+        """The node's name.
+
+        Raises:
+            NotFoundError: no such node.
+            ConflictError: it was revoked.
+        """
+        node = self.registry.get(name)
+        if self.is_revoked(name):
+            raise ConflictError(f"{name} was revoked: nothing is asked of it")
+        return node.name
+
     def members(self, group: str) -> list[str]:
         """The nodes that a group expression names now.
 
@@ -96,7 +114,11 @@ class Controller:
         """
         wanted = parse_group(group)
         nodes = self.registry.nodes.items()
-        members = sorted(name for name, node in nodes if belongs(node.labels, wanted))
+        members = sorted(
+            name
+            for name, node in nodes
+            if belongs(node.labels, wanted) and not self.is_revoked(name)
+        )
         if not members:
             raise RequestError(f"no node is in the group {group!r}")
         return members
@@ -111,6 +133,7 @@ class Controller:
             "labels": dict(node.labels),
             "first_seen_ms": node.first_seen_ms,
             "last_seen_ms": self.registry.last_seen_ms[node.name],
+            "identity": None if self.identity is None else self.identity.inventory.view(node.name),
             "reported": None,
         }
         if reported is not None:
@@ -151,7 +174,7 @@ class Controller:
             RequestError: the release is of another model.
             ConflictError: a rollout waits for this node.
         """
-        node = self.registry.get(name)
+        node = self.registry.get(name if release is None else self.commandable(name))
         try:
             check_leaf(model)
         except ContractError as exc:

@@ -50,6 +50,22 @@ class ConflictError(RequestError):
     status: ClassVar[int] = 409
 
 
+class EnrolmentRefusedError(RequestError):
+    """A board gets no certificate. The message is for whoever set it up.
+
+    Attributes:
+        why: one constant word, for logs and counters.
+        retry_s: when asking again may help; 0: only a person can.
+    """
+
+    status: ClassVar[int] = 403
+
+    def __init__(self, message: str, *, why: str, retry_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.why = why
+        self.retry_s = retry_s
+
+
 class ReleaseError(RequestError):
     """A release directory is not a release, or does not do what it says."""
 
@@ -79,8 +95,12 @@ class StateError(FleetError):
     """The controller's own files cannot be read or written, or have another version."""
 
 
+class AuthorityError(FleetError):
+    """The certificate authority's directory cannot be read or written, or is not what it should be."""
+
+
 class ListenError(FleetError):
-    """The API's address is taken, or is not this machine's."""
+    """The API's, or the enrolment door's, address is taken, or is not this machine's."""
 
 
 class DeltaBuildError(FleetError):

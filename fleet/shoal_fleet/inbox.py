@@ -67,12 +67,16 @@ class Inbox:
         received: messages by channel.
         malformed: messages that break the contract, by channel.
         unknown_kinds: well-formed messages of a newer version.
+        of_revoked: messages of nodes that were revoked; they do not count.
+        is_revoked: says whether a node was.
     """
 
     def __init__(self, topics: Topics) -> None:
         self.received: Counter[str] = Counter()
         self.malformed: Counter[str] = Counter()
         self.unknown_kinds = 0
+        self.of_revoked = 0
+        self.is_revoked: Callable[[str], bool] = lambda _: False
         self._topics = topics
         self._parts: asyncio.Future[Parts] = asyncio.get_running_loop().create_future()
 
@@ -113,6 +117,9 @@ class Inbox:
             self._complain("topic", inbound, exc)
             return
         if not isinstance(address, NodeTopic) or (inbound.retain and not inbound.payload):
+            return
+        if self.is_revoked(address.node):
+            self.of_revoked += 1
             return
         channel = address.channel
         self.received[channel.name.lower()] += 1

@@ -23,6 +23,7 @@ async def render(controller: Controller) -> bytes:
         ),
         *_bus(controller),
         *_door(controller),
+        *_identity(controller),
     ]
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Ready(families))
@@ -154,6 +155,52 @@ def _door(controller: Controller) -> Iterator[Metric]:
     )
     yield CounterMetricFamily(
         "shoal_door_mirror_dropped", "Messages that were not.", value=mirror.dropped
+    )
+
+
+def _identity(controller: Controller) -> Iterator[Metric]:
+    identity = controller.identity
+    if identity is None:
+        return
+    inventory, stats = identity.inventory, identity.enrolment.stats
+    yield GaugeMetricFamily(
+        "shoal_nodes_certified", "Nodes with a certificate.", value=len(inventory.newest)
+    )
+    yield GaugeMetricFamily(
+        "shoal_nodes_revoked", "Nodes that were revoked.", value=len(inventory.revoked)
+    )
+    yield GaugeMetricFamily(
+        "shoal_certificates_expiring",
+        "Nodes whose certificate has less than a third of its life left.",
+        value=len(identity.expiry.soon),
+    )
+    yield GaugeMetricFamily(
+        "shoal_certificates_expired",
+        "Nodes whose certificate has run out.",
+        value=len(identity.expiry.over),
+    )
+    yield _by("shoal_certificates", "Certificates issued.", "how", stats.issued, counter=True)
+    yield _by(
+        "shoal_enrolment_refused",
+        "Requests for a certificate that were refused.",
+        "why",
+        stats.refused,
+        counter=True,
+    )
+    yield CounterMetricFamily(
+        "shoal_enrolment_turned_away",
+        "Connections to the enrolment door that were too many.",
+        value=identity.door.turned_away,
+    )
+    yield CounterMetricFamily(
+        "shoal_revoked_list_failures",
+        "Times that the list of revoked certificates could not be written.",
+        value=identity.revocations.list_failures,
+    )
+    yield CounterMetricFamily(
+        "shoal_messages_of_revoked",
+        "Messages of revoked nodes, which do not count.",
+        value=controller.inbox.of_revoked,
     )
 
 

@@ -1,0 +1,167 @@
+"""Puts the parts of `[identity]` together for a controller; without the table there are none."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import structlog
+
+from shoal_contract.messages import Presence
+from shoal_fleet.alarms import Alarms
+from shoal_fleet.clock import now_ms
+from shoal_fleet.database import Database
+from shoal_fleet.errors import ConfigError, ListenError
+from shoal_fleet.identity import names
+from shoal_fleet.identity.authority import Authority, read_passphrase
+from shoal_fleet.identity.config import IdentityTable
+from shoal_fleet.identity.disconnect import Disconnect, by_the_list_alone
+from shoal_fleet.identity.door import BACKLOG, Door
+from shoal_fleet.identity.door_certificate import DoorCertificate
+from shoal_fleet.identity.enrolment import Enrolment
+from shoal_fleet.identity.expiry import Expiry
+from shoal_fleet.identity.inventory import Inventory
+from shoal_fleet.identity.pending import Pending
+from shoal_fleet.identity.revocations import Revocations
+from shoal_fleet.identity.tokens import Tokens
+from shoal_fleet.registry import Registry
+from shoal_fleet.selection import GROUP_LABEL
+from shoal_fleet.wanted import WantedStates
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What the API speaks to. `work` runs beside the controller."""
+
+    authority: Authority
+    inventory: Inventory
+    tokens: Tokens
+    pending: Pending
+    enrolment: Enrolment
+    revocations: Revocations
+    expiry: Expiry
+    door: Door
+    work: Mapping[str, Callable[[], Awaitable[NoReturn]]]
+
+
+async def open_identity(
+    stack: AsyncExitStack,
+    table: IdentityTable | None,
+    *,
+    state_dir: Path,
+    database: Database,
+    registry: Registry,
+    wanted: WantedStates,
+    alarms: Alarms,
+    reserved: Collection[str],
+    disconnect: Disconnect = by_the_list_alone,
+) -> Identity | None:
+    """The door is open until the stack is left; None without the table.
+
+    Raises:
+        AuthorityError: the authority's directory cannot be used.
+        ListenError: the address is taken, or not this machine's.
+    """
+    if table is None:
+        return None
+    folder = Path(table.ca_dir)
+    passphrase = (
+        None if table.passphrase_file is None else read_passphrase(Path(table.passphrase_file))
+    )
+    authority = await asyncio.to_thread(Authority.load, folder, passphrase=passphrase)
+    inventory = await Inventory.load(database)
+    revocations = Revocations(
+        database,
+        authority,
+        inventory,
+        disconnect=disconnect,
+        forsake=_forsaking(database, registry, wanted),
+        is_node=lambda name: name in registry.nodes,
+    )
+    fixed = {names.CONTROLLER, *reserved, *table.reserved}
+    enrolment = Enrolment(
+        database,
+        authority,
+        inventory,
+        reserved=lambda: fixed | names.given(folder),
+        groups_of=_groups_in(registry),
+        admit=_admitting(registry),
+        superseded=revocations.write_list,
+        life_s=table.certificate_days * 86400,
+    )
+    await enrolment.recover()
+    await revocations.write_list()
+    certificate = DoorCertificate(authority, state_dir, table.names)
+    await asyncio.to_thread(certificate.renew)
+    listener = stack.enter_context(_listen(table))
+    door = await stack.enter_async_context(
+        Door.open(listener, certificate.context, enrolment, ca_pem=authority.pem)
+    )
+    expiry = Expiry(inventory, tell=alarms.tell)
+    log.info("enrolment door is open", listen=table.listen, port=door.port, ca_pin=authority.pin)
+    return Identity(
+        authority=authority,
+        inventory=inventory,
+        tokens=Tokens(database),
+        pending=Pending(database, inventory),
+        enrolment=enrolment,
+        revocations=revocations,
+        expiry=expiry,
+        door=door,
+        work={
+            "revocations": revocations.run,
+            "expiry": expiry.run,
+            "door certificate": certificate.run,
+        },
+    )
+
+
+def _admitting(registry: Registry) -> Callable[[str, Mapping[str, str]], Awaitable[None]]:
+    async def admit(node: str, labels: Mapping[str, str]) -> None:
+        """A node with a certificate is in the registry before it says its first word."""
+        if await registry.heard(node, retained=True) and labels:
+            await registry.label(node, labels)
+
+    return admit
+
+
+def _groups_in(registry: Registry) -> Callable[[str], Sequence[str]]:
+    def groups_of(node: str) -> Sequence[str]:
+        known = registry.nodes.get(node)
+        group = None if known is None else known.labels.get(GROUP_LABEL)
+        return () if group is None else (group,)
+
+    return groups_of
+
+
+def _forsaking(
+    database: Database, registry: Registry, wanted: WantedStates
+) -> Callable[[str], Awaitable[None]]:
+    async def forsake(node: str) -> None:
+        """Nothing is wanted of a revoked node, and its last word no longer counts."""
+        if node in registry.nodes:
+            gone = Presence(online=False, boot=bytes(4), since_ms=now_ms())
+            await registry.presence(node, gone)
+        models = await wanted.of(node)
+        async with database.write() as change:
+            for model in models:
+                await wanted.want_none(change, node, model)
+        wanted.changed()
+
+    return forsake
+
+
+def _listen(table: IdentityTable) -> socket.socket:
+    host, port = table.address
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address, family=family, backlog=BACKLOG)
+    except UnicodeError as exc:
+        raise ConfigError(f"[identity] listen: {host!r} is no host name") from exc
+    except OSError as exc:
+        raise ListenError(f"[identity] cannot listen on {table.listen}: {exc.strerror}") from exc
