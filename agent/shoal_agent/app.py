@@ -24,6 +24,8 @@ from shoal_agent.devices import DeviceLink
 from shoal_agent.errors import ConfigError
 from shoal_agent.fetch import BlobFetcher
 from shoal_agent.files import ContentStore
+from shoal_agent.identity import connecting
+from shoal_agent.identity.store import IdentityStore
 from shoal_agent.inbox import Inbox, Parts
 from shoal_agent.inference.calibrations import Calibrations, hardware_key
 from shoal_agent.inference.engine import Engine
@@ -42,14 +44,17 @@ from shoal_agent.updater.notices import Notices
 from shoal_agent.updater.remembered import RememberedFloors
 from shoal_agent.updater.signed_releases import SignedReleases
 from shoal_broker.bus_errors import BrokerTableError
+from shoal_broker.link import Connect
 from shoal_broker.logs import RecentLines
 from shoal_broker.outbox import Outbox
 from shoal_broker.session import Session, SessionConfig, SideBySide
 from shoal_broker.store import Store
+from shoal_broker.transports import connect_with
 from shoal_contract.messages import InferReply, InferRequest
 from shoal_contract.topics import EVERYBODY, Topics
 
 if TYPE_CHECKING:
+    from shoal_agent.identity.keeper import Keeper
     from shoal_agent.local_api.server import LocalApi
     from shoal_agent.peers.discovery import Discovery
 
@@ -134,9 +139,11 @@ async def running(
         notices = Notices(topics, is_followed=config.trust.root_file is not None)
         sources = assembly.topic_sources(config.pipeline)
         stale = await subscribed.remember(store, sources)
+        identity = IdentityStore(state_dir)
+        keeper = _keeper(config, state_dir)
         session = await enter(
             Session.open(
-                _session_config(config),
+                _session_config(config, identity),
                 outbox=outbox,
                 will=reporter.will(),
                 subscriptions={
@@ -151,6 +158,7 @@ async def running(
                     },
                 },
                 on_connected=reporter.on_connected,
+                connect=_connect(config, identity, keeper),
             )
         )
         stack.push_async_callback(reporter.say_goodbye, session)
@@ -216,6 +224,7 @@ async def running(
                 fetcher=fetcher,
                 devices=devices,
                 pipelines=pipelines,
+                keeper=keeper,
                 local_api=lambda: agent.local_api,
                 signed=signed,
             )
@@ -227,6 +236,8 @@ async def running(
         inbox.open(Parts(commands, outbox, belonging, journal, updater, router, session))
         agent.local_api = await _open_local_api(stack, config, engine, router)
         background = await enter(Background.open())
+        if keeper is not None:
+            background.start(keeper.run(session.reconnect), name="identity")
         background.start(commands.run(), name="commands")
         background.start(updater.run(), name="updater")
         if signed is not None:
@@ -351,8 +362,27 @@ def _content_store(state_dir: Path) -> ContentStore:
         raise ConfigError(f"state_dir {state_dir} cannot be used: {exc.strerror}") from exc
 
 
-def _session_config(config: AgentConfig) -> SessionConfig:
+def _keeper(config: AgentConfig, state_dir: Path) -> Keeper | None:
+    """Who gets the certificate; None: nobody, or another program."""
+    if config.enrolment is None:
+        return None
+    # What it needs is needed by who enrols only.
+    from shoal_agent.identity.keeper import Keeper  # noqa: PLC0415
+
+    board = hardware.read(state_dir)
+    line = f"{board.model}, {board.os}, {board.machine}"
+    return Keeper(config.enrolment, node=config.node, state_dir=state_dir, hardware=line)
+
+
+def _connect(config: AgentConfig, identity: IdentityStore, keeper: Keeper | None) -> Connect | None:
+    """The way to the broker; None: the transport's own."""
+    if keeper is None or not connecting.uses_identity(config, identity):
+        return None
+    return connecting.once_enrolled(connect_with(config.broker.transport), keeper.enrolled)
+
+
+def _session_config(config: AgentConfig, identity: IdentityStore) -> SessionConfig:
     try:
-        return config.broker.session(config.node)
+        return connecting.session_config(config, identity)
     except BrokerTableError as exc:
         raise ConfigError(str(exc)) from exc

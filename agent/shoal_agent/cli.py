@@ -18,6 +18,10 @@ from shoal_contract.exits import Exit
 
 def main() -> None:
     """The console entry."""
+    if sys.argv[1:2] == ["enrol"]:
+        from shoal_agent.identity import cli as enrolling  # noqa: PLC0415 - not for who runs
+
+        sys.exit(enrolling.main(sys.argv[2:]))
     options = _parser().parse_args()
     # ONNX Runtime's telemetry has no place on a board; workers inherit this.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -74,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="shoal-agent",
         description="Runs models and device commands on this board.",
-        epilog="example: shoal-agent --config /opt/shoal/current/agent.toml",
+        epilog="example: shoal-agent --config /opt/shoal/current/agent.toml. "
+        "Or: shoal-agent enrol [--config FILE] [--url URL] [--ca-pin PIN] [--ca-file FILE] "
+        "[--token-file FILE] [--node-id ID] [--state-dir DIR] [--wait S] [--json]: get a certificate.",
     )
     parser.add_argument("--config", type=Path, required=True, help="the TOML configuration file")
     parser.add_argument("--check", action="store_true", help="check the configuration and stop")

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from shoal_agent.errors import ConfigError, PathError
+from shoal_agent.identity.config import EnrolmentTable
+from shoal_agent.identity.config import check as check_enrolment
 from shoal_agent.inference.settings import WorkerSettings
 from shoal_agent.pipelines.values import Format, parse_path
 from shoal_broker.broker_table import BrokerTable
@@ -166,6 +168,7 @@ class AgentConfig(toml.Table, frozen=True, kw_only=True):
     role: Literal["node", "upstream"] = "node"
     report_every_s: Annotated[float, msgspec.Meta(ge=1, le=86400)] = 600.0
     trust: TrustTable = TrustTable()
+    enrolment: EnrolmentTable | None = None
     peers: PeersTable = PeersTable()
     metrics: MetricsTable | None = None
     local_api: LocalApiTable | None = None
@@ -229,10 +232,7 @@ def redacted(config: AgentConfig) -> dict[str, object]:
 def _check(config: AgentConfig) -> None:
     topics.check_node_id(config.node)
     topics.Topics(config.root)
-    try:
-        config.broker.tls()
-    except BrokerTableError as exc:
-        raise ConfigError(str(exc)) from exc
+    _check_broker(config)
     try:
         _ = config.command_keys
     except KeyTextError as exc:
@@ -273,6 +273,17 @@ def _check_releases(table: TrustTable) -> None:
         )
     if table.root_file is None and (table.release_groups or text != "broker"):
         raise ConfigError("[trust] release_groups and metadata say nothing without root_file")
+def _check_broker(config: AgentConfig) -> None:
+    broker = config.broker
+    if config.enrolment is not None:
+        check_enrolment(config.enrolment)
+        if broker.ca_file is None:
+            # The authority comes with the certificate; the broker's name may be another all the same.
+            broker = msgspec.structs.replace(broker, server_name=None)
+    try:
+        broker.tls()
+    except BrokerTableError as exc:
+        raise ConfigError(str(exc)) from exc
 
 
 def _check_source(pipeline: PipelineTable, devices: list[str]) -> None:

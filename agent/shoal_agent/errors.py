@@ -46,3 +46,13 @@ class PayloadError(AgentError):
 
 class UnsignedReleaseError(AgentError):
     """Nobody whom this node trusts has signed the release for it; somebody may yet. The message is the reason."""
+class IdentityError(AgentError):
+    """This board cannot get a certificate as it is set up, or its own files are at fault."""
+
+
+class DoorUnreachableError(AgentError):
+    """Nobody, or nobody who makes sense, answers at the enrolment door."""
+
+
+class DoorNotTrustedError(AgentError):
+    """The enrolment door is not the one that this board was told to trust, or its certificate is not good."""

@@ -25,6 +25,7 @@ from shoal_broker.outbox import Outbox
 from shoal_broker.session import Session
 
 if TYPE_CHECKING:
+    from shoal_agent.identity.keeper import Keeper
     from shoal_agent.local_api.server import LocalApi
 
 _QUANTILES = (0.5, 0.95)
@@ -46,6 +47,7 @@ class AgentCollector(Collector):
         fetcher: BlobFetcher,
         devices: dict[str, DeviceLink],
         pipelines: list[Pipeline],
+        keeper: Keeper | None = None,
         local_api: Callable[[], LocalApi | None],
         signed: SignedReleases | None = None,
     ) -> None:
@@ -59,6 +61,7 @@ class AgentCollector(Collector):
         self._fetcher = fetcher
         self._devices = devices
         self._pipelines = pipelines
+        self._keeper = keeper
         self._local_api = local_api
         self._signed = signed
 
@@ -158,6 +161,8 @@ class AgentCollector(Collector):
         yield samples
         yield damaged
         yield from _pipelines(self._pipelines)
+        if self._keeper is not None:
+            yield from _of_identity(self._keeper)
         if (api := self._local_api()) is not None:
             yield from _of_local_api(api)
 
@@ -171,6 +176,21 @@ def _of_outbox(outbox: Outbox) -> Iterator[Metric]:
     yield _counter("outbox_expired", "messages dropped for their age", stats.expired)
     yield _counter("outbox_resent", "messages sent again for want of a receipt", stats.resent)
     yield _counter("outbox_unconfirmed", "messages given up without a receipt", stats.unconfirmed)
+
+
+def _of_identity(keeper: Keeper) -> Iterator[Metric]:
+    facts = keeper.facts
+    yield GaugeMetricFamily(
+        "shoal_agent_certificate_not_after_seconds",
+        "when our certificate ends, in Unix seconds; 0 without one",
+        0 if facts is None else facts.not_after_ms / 1000,
+    )
+    yield _counter("certificates_issued", "certificates that we got", keeper.issued)
+    yield GaugeMetricFamily(
+        "shoal_agent_enrolment_failures",
+        "attempts in a row to get a certificate that brought none",
+        keeper.failures,
+    )
 
 
 def _of_local_api(api: LocalApi) -> Iterator[Metric]:

@@ -228,6 +228,20 @@ class Session:
                 if ready in self._wait_ready:
                     self._wait_ready.remove(ready)
 
+    async def reconnect(self) -> None:
+        """Say goodbye and connect anew, with TLS files as they are now; nothing without a connection.
+
+        The broker keeps the session, and publishes no will.
+        """
+        if (link := self._link) is None:
+            return
+        try:
+            async with asyncio.timeout(self.config.close_timeout_s):
+                await link.disconnect()
+        except (TimeoutError, LinkError):
+            pass
+        link.abort(LinkError("left on purpose, to connect anew"))
+
     async def subscribe(self, topic_filter: str, subscriber: Subscriber, *, qos: int = 1) -> None:
         """Remember the subscription; when connected, return once the broker has granted it.
 

@@ -9,7 +9,7 @@ connection, so a renewed certificate needs no restart. No X.509 of our own: Open
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -61,10 +61,26 @@ def client_context(files: TlsFiles) -> ssl.SSLContext:
     """Read the files. Blocks for as long as the disk does. Raises TlsFilesError."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     made.minimum_version = ssl.TLSVersion.TLSv1_3
+    files = _together(files)
     trust(made, files.ca_file)
     if files.cert_file is not None and files.key_file is not None:
         identify(made, files.cert_file, files.key_file)
     return made
+
+
+def _together(files: TlsFiles) -> TlsFiles:
+    """The same files, where they stand in one directory that is a link: all from where it leads now."""
+    if files.cert_file is None or files.key_file is None:
+        return files
+    folder = Path(files.cert_file).parent
+    if Path(files.key_file).parent != folder or not folder.is_symlink():
+        return files
+    there = folder.resolve()
+    return replace(
+        files,
+        cert_file=str(there / Path(files.cert_file).name),
+        key_file=str(there / Path(files.key_file).name),
+    )
 
 
 def trust(

@@ -32,6 +32,8 @@ NEVER_IN_THE_CORE = (
     "zstandard",
     "fastapi",
     "nacl",
+    # X.509 lives in a child, also of an agent that enrols (tests/system/test_enrolment.py).
+    "cryptography",
     # Installed here, not on a board; structlog and msgspec would load them for nothing.
     "rich",
     "pygments",

@@ -30,7 +30,7 @@ CA_YEARS: Final = 10
 CRL_DAYS: Final = 365
 """An authority's list that has run out shuts everybody out; the controller writes it anew every day."""
 BACKDATED_S: Final = 300
-"""Clocks of boards and brokers may be behind ours by so much."""
+"""Clocks of boards and brokers may be behind ours by so much, or by a tenth of a life that is shorter."""
 CA_BACKDATED_S: Final = 3600
 
 _SHA256: Final = hashes.SHA256()
@@ -124,7 +124,7 @@ class Authority:
             .issuer_name(self._certificate.subject)
             .public_key(public_key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(_date(now_ms - BACKDATED_S * _SECOND_MS))
+            .not_valid_before(_date(now_ms - round(min(BACKDATED_S, life_s / 10) * _SECOND_MS)))
             .not_valid_after(_date(now_ms + round(life_s * _SECOND_MS)))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(of_authority=False), critical=True)
