@@ -174,8 +174,13 @@ def revoke(
     as_json: AsJson = False,
 ) -> None:
     """Take a node out of the fleet: its certificates, its connection, and what was wanted of it."""
+    from shoal_fleet.client import LONG_TIMEOUT_S  # noqa: PLC0415 - `--help` answers at once
+
     with target(context).connect() as client:
-        found = client.post(f"/api/nodes/{segment(node)}/revoke", {"reason": reason})
+        # A broker that is slow to let go of the node is waited for.
+        found = client.post(
+            f"/api/nodes/{segment(node)}/revoke", {"reason": reason}, timeout_s=LONG_TIMEOUT_S
+        )
     _print(found, f"{node}: revoked, {found['certificates']} certificates", as_json=as_json)
 
 

@@ -66,7 +66,7 @@ def read_certificate(pem: bytes) -> x509.Certificate:
         raise IdentityError("a certificate of that size is none")
     try:
         return x509.load_pem_x509_certificate(pem)
-    except ValueError as exc:
+    except (ValueError, x509.InvalidVersion) as exc:
         raise IdentityError("that is no certificate in PEM form") from exc
 
 
@@ -98,7 +98,7 @@ def check_issued(
     """
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature) as exc:
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as exc:
         raise IdentityError("the certificate is not of the authority that was pinned") from exc
     public = certificate.public_key()
     if not isinstance(public, ec.EllipticCurvePublicKey) or _spki(public) != _spki(

@@ -79,7 +79,7 @@ class Authority:
             raise AuthorityError(
                 f"{exc.filename}: {exc.strerror} (make an authority with shoal ca init)"
             ) from exc
-        except ValueError as exc:
+        except (ValueError, x509.InvalidVersion) as exc:
             raise AuthorityError(f"{folder / CERTIFICATE_FILE}: is no certificate") from exc
         try:
             key = serialization.load_pem_private_key(key_pem, password=passphrase)
@@ -201,7 +201,7 @@ def read_pin(folder: Path) -> str:
         return pin_of(x509.load_pem_x509_certificate(path.read_bytes()))
     except OSError as exc:
         raise AuthorityError(f"{path}: {exc.strerror} (make one with shoal ca init)") from exc
-    except ValueError as exc:
+    except (ValueError, x509.InvalidVersion) as exc:
         raise AuthorityError(f"{path}: is no certificate") from exc
 
 

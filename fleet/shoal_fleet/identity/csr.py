@@ -11,6 +11,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from shoal_contract.enrolment import MAX_CSR_BYTES
 from shoal_contract.errors import DecodeError
 
+_NO_REQUEST = (
+    ValueError,
+    TypeError,
+    x509.InvalidVersion,
+    UnsupportedAlgorithm,
+    InvalidSignature,
+)
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 
 
@@ -39,7 +46,7 @@ def read(csr: bytes) -> AskingKey:
             and isinstance(found.signature_hash_algorithm, _HASHES)
             and found.is_signature_valid
         )
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as exc:
+    except _NO_REQUEST as exc:
         raise DecodeError("that is no certificate signing request in DER form") from exc
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(
         public.curve, ec.SECP256R1

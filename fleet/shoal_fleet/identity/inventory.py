@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shoal_contract.enrolment import sha256_text
@@ -19,6 +19,16 @@ LAPSED_S: Final = 90 * 86400
 """So long after its end a certificate's key still speaks for its node."""
 
 _SECOND_MS: Final = 1000
+_AT_ONCE: Final = 500
+# A row without the certificate itself.
+_FACTS: Final = (
+    CertificateRow.node,
+    CertificateRow.serial,
+    CertificateRow.key,
+    CertificateRow.how,
+    CertificateRow.issued_ms,
+    CertificateRow.not_after_ms,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +73,9 @@ class Inventory:
         """The book as an earlier process left it."""
         book = cls(database)
         async with database.read() as session:
-            for row in await session.scalars(
-                select(CertificateRow).order_by(CertificateRow.issued_ms)
-            ):
-                book.newest[row.node] = _identity(row)
+            rows = await session.execute(select(*_FACTS).order_by(CertificateRow.issued_ms))
+            for row in rows:
+                book.newest[row.node] = Identity(**row._mapping)  # noqa: SLF001 - its public name
             for revoked in await session.scalars(select(RevocationRow)):
                 book.revoked[revoked.node] = Revocation(revoked.revoked_ms, revoked.reason)
         return book
@@ -106,6 +115,27 @@ class Inventory:
                 )
             )
             return [Revoked(int(row.serial, 16), row.revoked_ms or 0) for row in rows]
+
+    async def prune(self, now_ms: int) -> None:
+        """Forget certificates whose key does not count any more; the newest of each node stays.
+
+        Raises:
+            StateError: the disk does not take it.
+        """
+        newest = {identity.serial for identity in self.newest.values()}
+        async with self._database.write() as change:
+            old = await change.scalars(
+                select(CertificateRow.serial).where(
+                    CertificateRow.not_after_ms < now_ms - LAPSED_S * _SECOND_MS
+                )
+            )
+            gone = [serial for serial in old if serial not in newest]
+            for start in range(0, len(gone), _AT_ONCE):
+                await change.execute(
+                    delete(CertificateRow).where(
+                        CertificateRow.serial.in_(gone[start : start + _AT_ONCE])
+                    )
+                )
 
     # ------------------------------------------------------------------ within a caller's transaction
     async def with_key(self, change: AsyncSession, node: str, key: bytes) -> CertificateRow | None:

@@ -89,8 +89,10 @@ class Revocations:
         try:
             await self.write_list()
         finally:
-            await self._disconnect(node)
-            await self._forsake(node)
+            try:
+                await self._forsake(node)
+            finally:
+                await self._disconnect(node)
         return {"node": node, "revoked_ms": at_ms, "certificates": count, "reason": reason}
 
     async def write_list(self) -> None:
@@ -110,10 +112,11 @@ class Revocations:
                 raise
 
     async def run(self) -> NoReturn:
-        """Keep the list young for ever, and write it again where it failed."""
+        """Keep the list young and the book small for ever, and write the list again where that failed."""
         while True:
             self._due.clear()
             try:
+                await self._inventory.prune(now_ms())
                 await self.write_list()
             except AuthorityError as exc:
                 log.error("list of revoked certificates cannot be written", reason=str(exc))  # noqa: TRY400 - the message says it all

@@ -2,7 +2,7 @@
 
 import pytest
 from cryptography import x509
-from tests.support.enrolling import BoardKey, certificate_of
+from tests.support.enrolling import DAY_MS, BoardKey, certificate_of
 
 from shoal_fleet.errors import AuthorityError, NotFoundError, RequestError
 from shoal_fleet.identity.authority import Authority
@@ -72,3 +72,21 @@ async def test_a_disk_that_does_not_take_the_list_is_said_and_the_rest_is_done(o
     assert office.revocations._due.is_set()
     await office.revocations.write_list()
     assert len(listed(office)) == 1
+
+
+async def test_old_certificates_are_forgotten_but_not_that_their_node_is_known(office):
+    board, other = BoardKey(), BoardKey()
+    await office.ask(board.asks("press-4", token=await office.token()))
+    await office.ask(other.asks("press-5", token=await office.token()))
+    office.at_ms += 20 * DAY_MS
+    newer = BoardKey()
+    await office.ask(newer.asks("press-4", known=board))
+    await office.inventory.prune(office.at_ms + 60 * DAY_MS)
+    async with office.database.read() as session:
+        assert await office.inventory.issued_since(session, "press-4", 0) == 2
+    await office.inventory.prune(office.at_ms + 101 * DAY_MS)
+    async with office.database.read() as session:
+        assert await office.inventory.with_key(session, "press-4", board.digest) is None
+        assert await office.inventory.with_key(session, "press-4", newer.digest) is not None
+        # Its only one, however old.
+        assert await office.inventory.is_known(session, "press-5")
