@@ -273,6 +273,8 @@ def _check_releases(table: TrustTable) -> None:
         )
     if table.root_file is None and (table.release_groups or text != "broker"):
         raise ConfigError("[trust] release_groups and metadata say nothing without root_file")
+
+
 def _check_broker(config: AgentConfig) -> None:
     broker = config.broker
     if config.enrolment is not None:

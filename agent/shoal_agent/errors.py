@@ -46,6 +46,8 @@ class PayloadError(AgentError):
 
 class UnsignedReleaseError(AgentError):
     """Nobody whom this node trusts has signed the release for it; somebody may yet. The message is the reason."""
+
+
 class IdentityError(AgentError):
     """This board cannot get a certificate as it is set up, or its own files are at fault."""
 
