@@ -59,6 +59,10 @@ class TlsFilesError(TrustError):
         self.path = path
 
 
+class CertificateFactsError(BusError):
+    """A file does not hold the certificate, or the list of revoked ones, that it should; says why."""
+
+
 class BrokerTableError(BusError):
     """A `[broker]` table that cannot be used; the message names the key and its file."""
 

@@ -56,6 +56,8 @@ class AccessRules(toml.Table, frozen=True, kw_only=True):
     operators: tuple[str, ...] = ()
     observers: tuple[str, ...] = ()
     doors: tuple[str, ...] = ()
+    banned: tuple[str, ...] = ()
+    """May not connect, whatever else is said of them."""
     site: tuple[Site, ...] = ()
     rule: tuple[Rule, ...] = ()
 

@@ -13,6 +13,7 @@ from shoal_broker.server.reserved import is_own_state, is_reserved_client_id
 from shoal_broker.server.router import MAX_LEVELS
 
 MAX_CLIENT_ID_CHARACTERS = 256
+BANNED = "this user is banned"
 
 
 def refusal(packet: ConnectPacket, connection: Connection) -> tuple[ConnAckReasonCode, str] | None:

@@ -3,7 +3,6 @@
 As a TOML file it is `config_file`'s business; what happens at each limit is told in docs/broker.md.
 """
 
-import ipaddress
 import math
 import typing
 from enum import Enum, auto
@@ -14,6 +13,7 @@ import msgspec
 
 from shoal_broker import bus_errors
 from shoal_broker.errors import ConfigError
+from shoal_broker.loopback import is_loopback
 from shoal_broker.packet_text import DEFAULT_MAX_PACKET_BYTES
 from shoal_broker.server.access_rules import AccessRules
 from shoal_broker.server.bridge.table import BridgeTable, check_names
@@ -204,16 +204,6 @@ class BrokerConfig(Limits, frozen=True, kw_only=True):
                 f"{listener.host}:{listener.port} lets anybody in beside a listener that asks who "
                 "a client is: say so (no_auth = true), or give a password file"
             )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`. Names but localhost are taken for reachable."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _check_port(name: str, port: int | None) -> None:

@@ -5,7 +5,7 @@ The shell calls `open`, `receive`, `written`, `lost` and `tick`; after each it t
 seconds on a monotonic clock. Nothing here blocks, and nothing a client sends raises.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from shoal_broker.codec import (
     ConnAckReasonCode,
@@ -29,6 +29,7 @@ from shoal_broker.codec import (
 )
 from shoal_broker.errors import ProtocolError
 from shoal_broker.server.access_rules import AccessRules
+from shoal_broker.server.admission import BANNED
 from shoal_broker.server.config import BrokerConfig, Login
 from shoal_broker.server.connection import Connection, State
 from shoal_broker.server.counters import Counters
@@ -164,11 +165,24 @@ class BrokerCore:
         self.router.retained.drop_expired(now_s)
         self._status.tick(now_s)
 
-    def dismiss(self, is_gone: Callable[[str], bool], now_s: float) -> None:
+    def dismiss(self, connections: Iterable[Connection], reason: str, now_s: float) -> None:
+        """Send these away: they may no longer be here."""
+        for connection in list(connections):
+            self._lifecycle.dismiss(connection, reason, now_s)
+
+    def dismiss_banned(self, now_s: float) -> None:
+        """Send away the connected users whom the rules ban."""
+        banned = [each for each in self.connections if each.identity in self.router.banned]
+        self.dismiss(banned, BANNED, now_s)
+
+    def dismiss_users(self, is_gone: Callable[[str], bool], now_s: float) -> None:
         """Send away the connected users who had a password and are gone."""
-        for connection in list(self.connections):
-            if connection.login is Login.PASSWORD and is_gone(connection.identity or ""):
-                self._lifecycle.dismiss(connection, now_s)
+        gone = [
+            connection
+            for connection in self.connections
+            if connection.login is Login.PASSWORD and is_gone(connection.identity or "")
+        ]
+        self.dismiss(gone, "this user is no longer known", now_s)
 
     def shut_down(self) -> None:
         """Say goodbye to everybody (0x8B). Sessions end with the process, so no wills are sent."""

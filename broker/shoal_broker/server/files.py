@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
 from shoal_broker.server.config import BrokerConfig, Tls
 from shoal_broker.server.passwords import Passwords
-from shoal_broker.server.tls import server_context
+from shoal_broker.server.tls import Secured
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +16,7 @@ class Files:
     """All of them, as they were when they were read."""
 
     passwords: Passwords | None
-    contexts: Mapping[Tls, ssl.SSLContext]
+    secured: Mapping[Tls, Secured]
 
     @classmethod
     def read(cls, config: BrokerConfig) -> Self:
@@ -25,8 +24,8 @@ class Files:
         file = config.password_file
         return cls(
             passwords=None if file is None else Passwords.read(file),
-            contexts={
-                listener.tls: server_context(listener.tls)
+            secured={
+                listener.tls: Secured.read(listener.tls)
                 for listener in config.listeners
                 if listener.tls is not None
             },

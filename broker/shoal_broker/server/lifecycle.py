@@ -111,6 +111,9 @@ class Lifecycle:
     def _accept(self, connection: Connection, packet: ConnectPacket, now_s: float) -> None:
         sessions = self._router.sessions
         identity = connection.identity
+        if identity in self._router.banned:
+            self._refuse(connection, ConnAckReasonCode.BANNED, admission.BANNED)
+            return
         rights = self._router.rights(identity)
         if rights is not None and rights.names_client:
             client_id = rights.identity
@@ -235,11 +238,14 @@ class Lifecycle:
         self.leave(connection, now_s, with_will=True, reason_code=int(code), reason=reason)
         self.close(connection)
 
-    def dismiss(self, connection: Connection, now_s: float) -> None:
-        """Send away a client who is connected and may no longer be."""
+    def dismiss(self, connection: Connection, reason: str, now_s: float) -> None:
+        """Send away a client who may no longer be connected, before or after its CONNECT."""
         if connection.state is State.CONNECTED:
             code = DisconnectReasonCode.ADMINISTRATIVE_ACTION
-            self._send_away(connection, code, "this user is no longer known", now_s)
+            self._send_away(connection, code, reason, now_s)
+        elif connection.state is not State.CLOSED:
+            self._turn_away(connection, None, reason)
+            self.close(connection)
 
     def leave(
         self,

@@ -7,7 +7,7 @@ import socket
 from typing import Protocol, cast
 
 from shoal_broker.reading import ReadingProtocol
-from shoal_broker.server.config import Login
+from shoal_broker.server.config import Login, Tls
 from shoal_broker.server.connection import Connection
 from shoal_broker.server.rates import Meter, neighbourhood
 
@@ -55,6 +55,10 @@ class Link(ReadingProtocol):
         self.peer = self.address = "?"
         self.why_lost: str | None = None
         """Said by who knows better than the event loop."""
+        self.tls: Tls | None = None
+        """Of the listener that accepted it."""
+        self.certificate: int | None = None
+        """The number of the one that the client has shown."""
         self.meter: Meter | None = None
         self._pause: asyncio.TimerHandle | None = None
 
@@ -98,9 +102,10 @@ class Link(ReadingProtocol):
         """Send bytes of MQTT."""
         self.transport.write(data)
 
-    def identified(self, name: str | None) -> None:
-        """The TLS handshake is over; `name` is what the client's certificate says."""
+    def identified(self, name: str | None, certificate: int | None) -> None:
+        """The TLS handshake is over; `name` is what the client's certificate says, and its number."""
         self.connection.identity = name
+        self.certificate = certificate
 
     def hold(self, reason: int) -> None:
         """Do not read it until every reason to is gone."""

@@ -61,6 +61,8 @@ class Router:
         self.work = 0
         """Counts up with what costs time: subscribers found, retained messages looked at."""
         self._access = compiled(config.access)
+        self.banned = frozenset(config.access.banned)
+        """Users who may not connect."""
         self._config = config
         self._counters = counters
         self.journal: Journal | None = None
@@ -101,6 +103,7 @@ class Router:
     def apply_access(self, rules: AccessRules) -> None:
         """From now on these rules hold, for what waits in queues, too."""
         self._access = compiled(rules)
+        self.banned = frozenset(rules.banned)
         for session in self.sessions.values():
             self.belongs_to(session, session.identity, self.rights(session.identity))
             session.forget_unreadable()

@@ -9,10 +9,10 @@ import asyncio
 import errno
 import secrets
 import socket
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Self, cast
@@ -38,7 +38,8 @@ from shoal_broker.server.listening import listen
 from shoal_broker.server.loop_lag import LoopLag
 from shoal_broker.server.password_checks import PasswordChecks
 from shoal_broker.server.rates import Addresses, Meter
-from shoal_broker.server.tls import TlsStream
+from shoal_broker.server.revocation import Revocations
+from shoal_broker.server.tls import REVOKED, Secured, TlsStream
 
 if TYPE_CHECKING:
     from shoal_broker.server.bridge.bridge import Bridge
@@ -82,6 +83,7 @@ class Broker:
         self._links: set[Link] = set()
         self._unwelcome: set[Link] = set()
         self._passwords = PasswordChecks(self.core, clock=clock, after=self._after)
+        self.revocations = Revocations(lambda: self.secured, self._go_by, clock=clock)
         self._addresses = Addresses(
             max_connections=config.max_connections_per_address or config.max_connections,
             connects_per_s=config.max_connects_per_s,
@@ -121,6 +123,9 @@ class Broker:
                 working = [tasks.create_task(broker._sweep_forever(), name="broker.sweep")]
                 if gate is not None:
                     working.append(tasks.create_task(gate.run(), name="broker.commits"))
+                if any(tls.crl_file is not None for tls in broker.secured):
+                    watch = broker.revocations.run()
+                    working.append(tasks.create_task(watch, name="broker.revocations"))
                 try:
                     async with (
                         optional_parts.metrics(broker) as broker.metrics_port,
@@ -163,9 +168,9 @@ class Broker:
         return next(port for listener, port in ports if listener.websocket)
 
     @property
-    def contexts(self) -> Mapping[Tls, ssl.SSLContext]:
-        """Of the listeners that speak TLS, as their files were when they were last read."""
-        return self._files.contexts
+    def secured(self) -> Mapping[Tls, Secured]:
+        """What the listeners that speak TLS go by, as their files were when they were last read."""
+        return self._files.secured
 
     @property
     def counters(self) -> Counters:
@@ -189,15 +194,32 @@ class Broker:
     async def read_again(self, access: AccessRules) -> None:
         """Use these access rules, and the files for TLS and passwords as they are now.
 
-        Connections stay as they are but for the rules; users who are no longer in the password file
-        are sent away (0x98). Raises PasswordFileError and CertificateFileError: then nothing has changed.
+        Connections stay as they are but for the rules; who may no longer connect is sent away (0x98): users
+        who are not in the password file any more or are banned, and certificates that were revoked.
+        Raises PasswordFileError and CertificateFileError: then nothing has changed.
         """
         self._files = await asyncio.to_thread(Files.read, self.config)
         self.core.apply_access(access)
+        self.core.dismiss_banned(self._clock())
         passwords = self._files.passwords
         if passwords is not None:
-            self.core.dismiss(lambda user: user not in passwords, self._clock())
+            self.core.dismiss_users(lambda user: user not in passwords, self._clock())
+        self._send_revoked_away()
         self._after()
+
+    def _go_by(self, secured: Mapping[Tls, Secured]) -> None:
+        self._files = replace(self._files, secured=secured)
+        self._send_revoked_away()
+        self._after()
+
+    def _send_revoked_away(self) -> None:
+        secured = self.secured
+        revoked = [
+            link.connection
+            for link in self._links
+            if link.tls is not None and link.certificate in secured[link.tls].revoked.numbers
+        ]
+        self.core.dismiss(revoked, REVOKED, self._clock())
 
     def abort(self) -> None:
         """Drop the listener and every connection at once, as a kill would: no goodbye, no wills."""
@@ -432,8 +454,14 @@ def _links(broker: Broker, listener: Listener) -> Callable[[], asyncio.BaseProto
     files = listener.tls
     if files is None:
         return new_link
-    # The context is looked up each time: files are read again.
-    return lambda: TlsStream(broker.contexts[files], new_link(), broker.counters)
+
+    def secured_link() -> TlsStream:
+        link = new_link()
+        link.tls = files
+        # Looked up each time: files are read again.
+        return TlsStream(lambda: broker.secured[files], link, broker.counters)
+
+    return secured_link
 
 
 def _plain_link(broker: Broker, listener: Listener) -> Link:

@@ -9,9 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from typing import Any, Final, cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self, cast
 
-from shoal_broker.bus_errors import TlsFilesError
+from shoal_broker.bus_errors import CertificateFactsError, TlsFilesError
+from shoal_broker.certificate_facts import (
+    MAX_FILE_BYTES,
+    NOTHING_REVOKED,
+    RevokedList,
+    read_revoked,
+)
 from shoal_broker.errors import CertificateFileError
 from shoal_broker.reading import ReadingProtocol
 from shoal_broker.server.config import Tls
@@ -21,7 +30,49 @@ from shoal_broker.tls import identify, trust
 from shoal_broker.tls_failures import explain_client
 
 _RECORD_BYTES: Final = 1 << 14
+REVOKED: Final = "the certificate was revoked"
 _CLOSED: Final = (ssl.SSLZeroReturnError, ssl.SSLEOFError)
+
+Stamp = tuple[int, int, int]
+"""Of a file: another one when it was replaced or written to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Secured:
+    """What a listener goes by: its context, and the certificates that were revoked by then."""
+
+    context: ssl.SSLContext
+    revoked: RevokedList = NOTHING_REVOKED
+    stamp: Stamp | None = None
+    """Of `crl_file`, taken before it was read."""
+
+    @classmethod
+    def read(cls, files: Tls) -> Self:
+        """Blocks for as long as the disk does. Raises CertificateFileError."""
+        if files.crl_file is None:
+            return cls(server_context(files))
+        stamp = stamp_of(files.crl_file)
+        return cls(server_context(files), revoked_in(files.crl_file), stamp)
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """None: there is no such file, or it cannot be looked at."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def revoked_in(path: Path) -> RevokedList:
+    """What the file says now. Raises CertificateFileError."""
+    try:
+        with path.open("rb") as file:
+            return read_revoked(file.read(MAX_FILE_BYTES + 1))
+    except OSError as exc:
+        raise CertificateFileError(f"crl_file {path} cannot be read: {exc.strerror}") from exc
+    except CertificateFactsError as exc:
+        raise CertificateFileError(f"crl_file {path} {exc}") from exc
 
 
 def server_context(files: Tls) -> ssl.SSLContext:
@@ -50,12 +101,13 @@ class TlsStream(ReadingProtocol, asyncio.Transport):
     for that, too; `Link.identified` follows it, before any data.
     """
 
-    def __init__(self, context: ssl.SSLContext, link: Link, counters: Counters) -> None:
+    def __init__(self, secured_by: Callable[[], Secured], link: Link, counters: Counters) -> None:
         self._link = link
         self._counters = counters
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._secured_by = secured_by
+        self._tls = secured_by().context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._secured = False
         self._has_ended = False
         """The client has said goodbye."""
@@ -156,8 +208,15 @@ class TlsStream(ReadingProtocol, asyncio.Transport):
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
             return False
+        certificate = self._tls.getpeercert() or {}
+        number = _number(certificate)
+        if number in self._secured_by().revoked.numbers:
+            # The list came while hands were shaken by the earlier one.
+            self._link.why_lost = REVOKED
+            self._socket.close()
+            return False
         self._secured = True
-        self._link.identified(_common_name(self._tls))
+        self._link.identified(_common_name(certificate), number)
         return True
 
     def _read(self) -> bytes:
@@ -177,9 +236,14 @@ class TlsStream(ReadingProtocol, asyncio.Transport):
             self._socket.write(self._outgoing.read())
 
 
-def _common_name(tls: ssl.SSLObject) -> str | None:
+def _common_name(certificate: Mapping[str, Any]) -> str | None:
     """Who the client is; None without a certificate, or when that does not name exactly one."""
-    certificate = tls.getpeercert() or {}
     subject = cast("tuple[tuple[tuple[str, str], ...], ...]", certificate.get("subject", ()))
     names = [value for part in subject for key, value in part if key == "commonName"]
     return names[0] if len(names) == 1 else None
+
+
+def _number(certificate: Mapping[str, Any]) -> int | None:
+    """By which number a list of revoked certificates names it."""
+    number: str | None = certificate.get("serialNumber")
+    return None if number is None else int(number, 16)

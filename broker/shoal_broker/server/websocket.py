@@ -20,7 +20,8 @@ from websockets.protocol import State as WebSocketState
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from shoal_broker.server.config import BrokerConfig, Listener, is_loopback
+from shoal_broker.loopback import is_loopback
+from shoal_broker.server.config import BrokerConfig, Listener
 from shoal_broker.server.connection import LARGEST_FIRST_PACKET_BYTES, State
 from shoal_broker.server.link import Link, LinkOwner
 
