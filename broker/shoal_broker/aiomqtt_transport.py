@@ -244,7 +244,7 @@ class _Client(aiomqtt.Client):
             password=config.password,
             identifier=config.client_id,
             protocol=aiomqtt.ProtocolVersion.V5,
-            clean_start=False,
+            clean_start=config.clean_start,
             keepalive=config.keepalive_s,
             properties=properties,
             logger=_QUIET,

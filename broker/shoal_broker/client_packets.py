@@ -65,7 +65,7 @@ def connect_packet(config: SessionConfig, will: Will | None) -> bytes:
                 config.client_id,
                 username=config.username,
                 password=None if config.password is None else config.password.encode(),
-                clean_start=False,
+                clean_start=config.clean_start,
                 will=None if will is None else _will(will),
                 keep_alive=config.keepalive_s,
                 session_expiry_interval=config.session_expiry_s,

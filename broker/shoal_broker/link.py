@@ -37,6 +37,7 @@ class SessionConfig:
     `transport`: aiomqtt is in every role's install; codec, a quarter of the CPU, needs mqtt5.
     `tls`: None is a plain connection. `is_bridge` (codec only): what comes is to go on to another
     broker, so subscriptions are no-local and retain as published, and messages bring `properties`.
+    `clean_start`: what the broker keeps for this client id is ended first; a Session never says so.
     """
 
     host: str
@@ -59,6 +60,7 @@ class SessionConfig:
     transport: Transport = "aiomqtt"
     tls: TlsFiles | None = None
     is_bridge: bool = False
+    clean_start: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from shoal_broker.bus_errors import (
     RefusedByBrokerError,
     TrustError,
 )
+from shoal_broker.clock_jump import ClockJump
 from shoal_broker.dispatch import Dispatcher, SideBySide, Subscriber, Subscription
 from shoal_broker.link import (
     Connect,
@@ -389,15 +390,20 @@ class Session:
     async def _live(self) -> None:
         """Connect, serve, wait, until we leave."""
         while True:
+            clock_jump, is_refused = ClockJump(), False
             try:
                 await self._one_connection()
             except LinkError as exc:
+                is_refused = isinstance(exc, TrustError)
                 delay_s = self.backoff.after_failure(exc)
             else:
                 delay_s = self.backoff.after_success()
             if self._leaving:
                 return
-            await asyncio.sleep(delay_s)
+            if is_refused:
+                await clock_jump.sleep(delay_s)
+            else:
+                await asyncio.sleep(delay_s)
 
     async def _one_connection(self) -> None:
         """Return when a good connection ended. Raises LinkError when there was none."""

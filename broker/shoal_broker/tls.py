@@ -1,7 +1,7 @@
 """TLS towards a broker: from the files that a configuration names to an `ssl.SSLContext`.
 
 TLS 1.3, and the broker's certificate and name are always verified. Files are read anew for each
-connection, so a renewed certificate needs no restart. No X.509 of our own: OpenSSL judges, and
+connection, so a renewed certificate needs no restart. OpenSSL alone judges, and
 `tls_failures` says in words what it found. The embedded broker reads its own files with the same
 `trust` and `identify`.
 """
@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-from shoal_broker.bus_errors import TlsFilesError
+from shoal_broker.bus_errors import CertificateFactsError, TlsFilesError
+from shoal_broker.certificate_facts import MAX_FILE_BYTES, read_certificate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,12 +22,14 @@ class TlsFiles:
     """PEM files: who may vouch for the broker, and, where it asks, who we are.
 
     `server_name` is the name in the broker's certificate where that is not the address we connect to.
+    `named` is whom our certificate must name (its CN), None: anybody.
     """
 
     ca_file: str
     cert_file: str | None = None
     key_file: str | None = None
     server_name: str | None = None
+    named: str | None = None
 
 
 def configured(
@@ -65,6 +68,8 @@ def client_context(files: TlsFiles) -> ssl.SSLContext:
     trust(made, files.ca_file)
     if files.cert_file is not None and files.key_file is not None:
         identify(made, files.cert_file, files.key_file)
+        if files.named is not None:
+            _check_named(files.cert_file, files.named)
     return made
 
 
@@ -111,6 +116,19 @@ def identify(made: ssl.SSLContext, cert_file: str, key_file: str) -> None:
         if not _holds_a_certificate(cert_file):
             _refuse("cert_file", cert_file, f"holds no certificate in PEM form: {_why(exc)}", exc)
         _refuse("key_file", key_file, f"holds no private key in PEM form: {_why(exc)}", exc)
+
+
+def _check_named(cert_file: str, name: str) -> None:
+    """A broker takes a client for whom its certificate names: as another one it would hear nothing."""
+    try:
+        with Path(cert_file).open("rb") as file:
+            found = read_certificate(file.read(MAX_FILE_BYTES + 1)).common_name
+    except CertificateFactsError as exc:
+        _refuse("cert_file", cert_file, str(exc), exc)
+    except OSError as exc:
+        _refuse("cert_file", cert_file, f"cannot be read: {exc.strerror}", exc)
+    if found != name:
+        _refuse("cert_file", cert_file, f"is the certificate of {found!r}, and we are {name!r}")
 
 
 def _check_readable(key: str, path: str) -> None:

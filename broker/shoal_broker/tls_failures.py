@@ -20,6 +20,7 @@ from shoal_broker.bus_errors import (
     TlsFilesError,
 )
 from shoal_broker.tls import TlsFiles
+from shoal_broker.tls_dates import against_the_clock, our_clock
 
 _ALERT = re.compile(r"alert[ _]([a-z_ ]+)", re.IGNORECASE)
 
@@ -84,7 +85,7 @@ def explain(exc: OSError, tls: TlsFiles) -> LinkError:
     IdentityRefusedError: the broker does not take us. BrokerNotTrustedError: we do not take it.
     """
     if isinstance(exc, ssl.SSLCertVerificationError):
-        advice = _ADVICE.get(exc.verify_code)
+        advice = _advice(exc.verify_code, tls)
         return BrokerNotTrustedError(
             f"we do not accept the broker's certificate: {exc.verify_message}"
             + (f" ({advice})" if advice else ""),
@@ -96,7 +97,8 @@ def explain(exc: OSError, tls: TlsFiles) -> LinkError:
     if alert in IDENTITY_ALERTS:
         whose = tls.cert_file or "none is configured"
         return IdentityRefusedError(
-            f"the broker refuses our certificate: {alert} ({whose}: {IDENTITY_ALERTS[alert]})",
+            f"the broker refuses our certificate: {alert} ({whose}: {IDENTITY_ALERTS[alert]}"
+            + (f"; {dates})" if (dates := against_the_clock(tls)) else ")"),
             alert=alert,
         )
     if alert == "protocol version" or _reason(exc) == "UNSUPPORTED_PROTOCOL":
@@ -144,6 +146,13 @@ def hung_up() -> LinkError:
     return LinkError(
         "the other end closed the connection in the TLS handshake: is this the broker's TLS port?"
     )
+
+
+def _advice(verify_code: int, tls: TlsFiles) -> str | None:
+    advice = _ADVICE.get(verify_code)
+    if verify_code in (_NOT_YET_VALID, _EXPIRED):
+        return against_the_clock(tls) or f"{our_clock()}; {advice}"
+    return advice
 
 
 def _plain(exc: ssl.SSLError) -> str:
