@@ -32,6 +32,8 @@ from shoal_agent.inference.engine import Engine
 from shoal_agent.inference.router import Router
 from shoal_agent.journal import Journal
 from shoal_agent.peers.client import PeerClient
+from shoal_agent.peers.credentials import Credentials
+from shoal_agent.peers.permission import known_as, permitted
 from shoal_agent.peers.server import PeerServer
 from shoal_agent.pipelines import assembly, subscribed
 from shoal_agent.pipelines.sources import AT_ONCE
@@ -254,10 +256,19 @@ async def _open_peers(
     stack: AsyncExitStack, config: AgentConfig, engine: Engine
 ) -> tuple[Router, Discovery | None, int | None]:
     """The router and, unless peers are switched off, everything that makes it more than local."""
-    client = await stack.enter_async_context(PeerClient.open(root=config.root, node=config.node))
-    if not config.peers.enabled:
+    identity = known_as(config)
+    credentials = None if identity is None else Credentials(identity)
+    client = await stack.enter_async_context(
+        PeerClient.open(root=config.root, node=config.node, credentials=credentials)
+    )
+    asks, answers = permitted(config, has_identity=identity is not None)
+    if not answers:
         router = Router(
-            node=config.node, engine=engine, discovery=None, client=client, upstream=config.upstream
+            node=config.node,
+            engine=engine,
+            discovery=None,
+            client=client,
+            upstream=config.upstream if asks else None,
         )
         return router, None, None
 
@@ -270,7 +281,12 @@ async def _open_peers(
     try:
         server = await stack.enter_async_context(
             PeerServer.open(
-                config.peers.host, config.peers.port, answer, root=config.root, node=config.node
+                config.peers.host,
+                config.peers.port,
+                answer,
+                root=config.root,
+                node=config.node,
+                credentials=credentials,
             )
         )
     except OSError as exc:
@@ -283,6 +299,7 @@ async def _open_peers(
             port=server.port,
             role=config.role,
             interfaces=config.peers.interfaces or None,
+            tls=identity is not None,
         )
     )
     router = Router(
@@ -290,7 +307,7 @@ async def _open_peers(
         engine=engine,
         discovery=discovery,
         client=client,
-        upstream=config.upstream,
+        upstream=config.upstream if asks else None,
     )
     return router, discovery, server.port
 

@@ -26,13 +26,19 @@ Channel = Annotated[int, msgspec.Meta(ge=0, le=255)]
 
 
 class PeersTable(toml.Table, frozen=True, kw_only=True):
-    """[peers]: help among neighbours. `interfaces` are addresses to announce on; none is all."""
+    """[peers]: help among neighbours. `interfaces` are addresses to announce on; none is all.
+
+    With an identity neighbours are asked and answered over mutual TLS; `plaintext` allows to do without
+    one. `crl_file`: certificates that count no more.
+    """
 
     enabled: bool = True
     host: str = "0.0.0.0"
     port: Port = 0
     interfaces: tuple[str, ...] = ()
     upstream: str | None = None
+    plaintext: bool = False
+    crl_file: str | None = None
 
 
 class TrustTable(toml.Table, frozen=True, kw_only=True):

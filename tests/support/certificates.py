@@ -98,6 +98,24 @@ class Registry(Authority):
         )
 
 
+def unacceptable(registry: Registry, stranger: Registry, name: str) -> dict[str, tuple[str, str]]:
+    """What nobody may let in as `name`: certificate and key by what is wrong with it.
+
+    The one that is "revoked" stands in every later list of `registry`.
+    """
+    revoked = registry.certify(name)
+    registry.revoked(revoked[0])
+    return {
+        "expired": registry.certify(name, begins_in_s=-7200, ends_in_s=-3600),
+        "not yet valid": registry.certify(name, begins_in_s=3600),
+        "foreign authority": stranger.certify(name),
+        "self-signed": registry.self_signed(name),
+        "revoked": revoked,
+        "for servers only": registry.certify(name, purposes="serverAuth"),
+        "for code": registry.certify(name, purposes="codeSigning"),
+    }
+
+
 def replace(path: Path, content: bytes) -> None:
     """As whoever renews a file does it: nobody sees half of it."""
     beside = path.with_name(path.name + ".new")

@@ -1,1 +1,1 @@
-"""Neighbours: finding them by mDNS and talking to them over TCP. No mTLS yet (docs/peers.md)."""
+"""Neighbours: finding them by mDNS and talking to them over TCP. With mutual TLS where the board has an identity."""

@@ -1,6 +1,7 @@
 """What a node says of itself in mDNS TXT records (RFC 6763), built and strictly parsed. Pure.
 
-Keys: v=1, root, node, role, models (comma-joined). All of it is a rumour: anybody may say anything.
+Keys: v=1, root, node, role, models (comma-joined), tls=1 where mutual TLS is spoken. All of it is a rumour:
+anybody may say anything.
 """
 
 import hashlib
@@ -30,7 +31,9 @@ def host_name(*, node: str, root: str) -> str:
     return f"shoal-{_fleet_digest(node=node, root=root)}.local."
 
 
-def build(*, node: str, root: str, role: str, models: Iterable[str]) -> dict[str, str]:
+def build(
+    *, node: str, root: str, role: str, models: Iterable[str], tls: bool = False
+) -> dict[str, str]:
     """The TXT entries; models that do not fit into one entry (255 bytes) are left out."""
     fitting = ""
     for model in sorted(models)[:MAX_MODELS]:
@@ -38,7 +41,8 @@ def build(*, node: str, root: str, role: str, models: Iterable[str]) -> dict[str
         if len("models=") + len(longer) > MAX_ENTRY_BYTES:
             break
         fitting = longer
-    return {"v": VERSION, "root": root, "node": node, "role": role, "models": fitting}
+    said = {"v": VERSION, "root": root, "node": node, "role": role, "models": fitting}
+    return said | {"tls": "1"} if tls else said
 
 
 def parse(
@@ -48,8 +52,9 @@ def parse(
     root: str,
     address: str | None,
     port: int | None,
+    tls: bool = False,
 ) -> Peer | None:
-    """The neighbour that an announcement describes; None if it belongs to another fleet.
+    """The neighbour that an announcement describes; None if it belongs to another fleet, or speaks TLS where we do not.
 
     Args:
         instance: the service's full name.
@@ -57,6 +62,7 @@ def parse(
         root: our topic root.
         address: the IPv4 address it gives.
         port: the port it gives.
+        tls: whether we speak TLS with neighbours; the others are none.
 
     Raises:
         WireError: it is not a proper announcement.
@@ -66,6 +72,8 @@ def parse(
     if _text(entries, b"v") != VERSION:
         raise WireError("an announcement of another version")
     if _text(entries, b"root") != root:
+        return None
+    if (entries.get(b"tls") == b"1") != tls:
         return None
     role = _ROLES.get(_text(entries, b"role"))
     if role is None:

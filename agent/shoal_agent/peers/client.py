@@ -1,6 +1,7 @@
 """Asks neighbours over TCP: one kept-open connection each, several requests under way. Whom to ask is the router's matter."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,14 +12,22 @@ import msgspec
 
 from shoal_agent.background import Background
 from shoal_agent.peers import wire
+from shoal_agent.peers.credentials import (
+    HANDSHAKE_TIMEOUT_S,
+    Credentials,
+    check_named,
+    explain,
+)
 from shoal_agent.peers.errors import PeerBusyError, PeerError, PeerUnreachableError, WireError
 from shoal_agent.peers.peer import Peer
+from shoal_broker.bus_errors import TlsFilesError
 from shoal_contract import messages
 from shoal_contract.errors import ContractError
 from shoal_contract.messages import InferReply, InferRequest
 
 MAX_CONNECTIONS: Final = 32
 MAX_UNDER_WAY: Final = 16
+_BUFFER_BYTES: Final = 1 << 17
 _KEEP_S: Final = 60.0
 """An idle connection is closed after this: well before the server would."""
 
@@ -48,24 +57,30 @@ class _Link:
 class PeerClient:
     """Keeps at most 32 connections; the one unused for longest makes room."""
 
-    def __init__(self, me: wire.Greeting, tasks: Background) -> None:
+    def __init__(
+        self, me: wire.Greeting, tasks: Background, credentials: Credentials | None
+    ) -> None:
         self._me = me
         self._tasks = tasks
+        self._credentials = credentials
         self._links: dict[Peer, _Link] = {}
         self._locks: WeakValueDictionary[Peer, asyncio.Lock] = WeakValueDictionary()
         self._clock = asyncio.get_running_loop().time
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, *, root: str, node: str) -> AsyncIterator[Self]:
+    async def open(
+        cls, *, root: str, node: str, credentials: Credentials | None = None
+    ) -> AsyncIterator[Self]:
         """A client without connections; they are made when asked for and closed with the block.
 
         Args:
             root: the fleet's topic root.
             node: who we are.
+            credentials: for mutual TLS; None: in the clear, and everybody is believed.
         """
         async with Background.open() as tasks:
-            client = cls(wire.Greeting(root, node), tasks)
+            client = cls(wire.Greeting(root, node), tasks, credentials)
             try:
                 yield client
             finally:
@@ -104,12 +119,8 @@ class PeerClient:
             if link is not None and link.last_heard < started:
                 link.close("it went silent")
             raise PeerUnreachableError(f"no answer within {timeout_s:.3g} s") from exc
-        except OSError as exc:
-            raise PeerUnreachableError(exc.strerror or type(exc).__name__) from exc
-        except EOFError as exc:
-            raise PeerUnreachableError("it hung up") from exc
-        except WireError as exc:
-            raise PeerUnreachableError(str(exc)) from exc
+        except (OSError, EOFError, WireError, TlsFilesError) as exc:
+            raise PeerUnreachableError(_why(exc)) from exc
         except ContractError as exc:
             raise PeerError(f"the request cannot be sent: {exc}") from exc
 
@@ -137,10 +148,12 @@ class PeerClient:
             if link is not None and link.is_open:
                 return link
             self._make_room()
-            reader, writer = await asyncio.open_connection(peer.host, peer.port, limit=1 << 17)
+            reader, writer = await self._connect(peer)
             try:
                 writer.write(wire.greeting_frame(self._me))
                 greeting = await wire.read_greeting(reader, root=self._me.root)
+                if self._credentials is not None:
+                    check_named(greeting.node, writer.get_extra_info("peercert"))
             except BaseException:
                 writer.transport.abort()
                 raise
@@ -150,6 +163,19 @@ class PeerClient:
             link = self._links[peer] = _Link(reader, writer, last_heard=self._clock())
             self._tasks.start(self._read(peer, link), name="peers.replies")
             return link
+
+    async def _connect(self, peer: Peer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._credentials is None:
+            return await asyncio.open_connection(peer.host, peer.port, limit=_BUFFER_BYTES)
+        contexts = await self._credentials.contexts()
+        return await asyncio.open_connection(
+            peer.host,
+            peer.port,
+            limit=_BUFFER_BYTES,
+            ssl=contexts.asking if peer.node else contexts.asking_anybody,
+            server_hostname=peer.node or peer.host,
+            ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+        )
 
     def _make_room(self) -> None:
         if len(self._links) < MAX_CONNECTIONS:
@@ -179,3 +205,17 @@ class PeerClient:
             link.close(reason)
             if self._links.get(peer) is link:
                 del self._links[peer]
+
+
+def _why(exc: OSError | EOFError | WireError | TlsFilesError) -> str:
+    match exc:
+        case ssl.SSLError():
+            return explain(exc)
+        case TlsFilesError():
+            return f"we cannot say who we are: {exc}"
+        case OSError():
+            return exc.strerror or type(exc).__name__
+        case EOFError():
+            return "it hung up"
+        case _:
+            return str(exc)

@@ -46,12 +46,20 @@ class Discovery:
     """The neighbours of the same fleet (topic root) that are in sight."""
 
     def __init__(
-        self, *, node: str, root: str, port: int, role: str, interfaces: Sequence[str] | None
+        self,
+        *,
+        node: str,
+        root: str,
+        port: int,
+        role: str,
+        interfaces: Sequence[str] | None,
+        tls: bool = False,
     ) -> None:
         self._node = node
         self._root = root
         self._port = port
         self._role = role
+        self._tls = tls
         self._interfaces = list(interfaces) if interfaces else None
         self._models: list[str] = []
         self._changed = asyncio.Event()
@@ -62,7 +70,14 @@ class Discovery:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, *, node: str, root: str, port: int, role: str, interfaces: Sequence[str] | None
+        cls,
+        *,
+        node: str,
+        root: str,
+        port: int,
+        role: str,
+        interfaces: Sequence[str] | None,
+        tls: bool = False,
     ) -> AsyncIterator[Self]:
         """Look and announce until the block is left; returns at once.
 
@@ -72,8 +87,9 @@ class Discovery:
             port: of our PeerServer.
             role: "node" or "upstream".
             interfaces: IPv4 addresses of the interfaces to use; None: all, as they come and go.
+            tls: we speak mutual TLS; neighbours that do not are not seen, and the other way round.
         """
-        discovery = cls(node=node, root=root, port=port, role=role, interfaces=interfaces)
+        discovery = cls(node=node, root=root, port=port, role=role, interfaces=interfaces, tls=tls)
         async with Background.open() as tasks:
             tasks.start(discovery._run(tasks), name="peers.discovery")
             yield discovery
@@ -151,7 +167,11 @@ class Discovery:
             announcement.instance_name(node=self._node, root=self._root),
             port=self._port,
             properties=announcement.build(
-                node=self._node, root=self._root, role=self._role, models=self._models
+                node=self._node,
+                root=self._root,
+                role=self._role,
+                models=self._models,
+                tls=self._tls,
             ),
             server=announcement.host_name(node=self._node, root=self._root),
             parsed_addresses=list(addresses),
@@ -189,6 +209,7 @@ class Discovery:
                 root=self._root,
                 address=addresses[0] if addresses else None,
                 port=info.port,
+                tls=self._tls,
             )
         except WireError as exc:
             log.warning("announcement refused", name=name[:80], reason=str(exc))

@@ -1,21 +1,24 @@
 """Answers neighbours' inference requests over TCP. What the answer is, is the given function's matter.
 
-Everybody on the network may connect (no mTLS yet): connections, frames, requests under way and idle time
-are bounded, and what breaks the protocol is closed.
+Everybody on the network may connect; with credentials only a node of the fleet gets any further, and
+without them everybody is believed. Connections, handshakes, frames, requests under way and idle time are
+bounded, what breaks the protocol is closed, and whatever happens on a connection ends that one alone.
 """
 
 import asyncio
-import contextlib
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, Self, cast
 
 import structlog
 
 from shoal_agent.background import Background
 from shoal_agent.peers import wire
-from shoal_agent.peers.errors import WireError
+from shoal_agent.peers.credentials import Credentials, check_named, explain
+from shoal_agent.peers.errors import PeerError, WireError
+from shoal_broker.bus_errors import TlsFilesError
 from shoal_contract import messages
 from shoal_contract.errors import ContractError
 from shoal_contract.messages import InferReply, InferRequest
@@ -39,6 +42,7 @@ class ServerStats:
     requests: int = 0
     refused: int = 0
     malformed: int = 0
+    untrusted: int = 0
 
 
 class PeerServer:
@@ -49,18 +53,32 @@ class PeerServer:
         stats: counters since the start.
     """
 
-    def __init__(self, answer: Answer, me: wire.Greeting, tasks: Background) -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        me: wire.Greeting,
+        tasks: Background,
+        credentials: Credentials | None,
+    ) -> None:
         self.port = 0
         self.stats = ServerStats()
         self._answer = answer
         self._me = me
         self._tasks = tasks
+        self._credentials = credentials
         self._open: set[asyncio.StreamWriter] = set()
 
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, host: str, port: int, answer: Answer, *, root: str, node: str
+        cls,
+        host: str,
+        port: int,
+        answer: Answer,
+        *,
+        root: str,
+        node: str,
+        credentials: Credentials | None = None,
     ) -> AsyncIterator[Self]:
         """Listen.
 
@@ -70,12 +88,13 @@ class PeerServer:
             answer: turns a request into its reply; does not raise.
             root: the fleet's topic root; others are sent away.
             node: who we are.
+            credentials: for mutual TLS; None: in the clear, and everybody is believed.
 
         Raises:
             OSError: the address cannot be used.
         """
         async with Background.open() as tasks:
-            server = cls(answer, wire.Greeting(root, node), tasks)
+            server = cls(answer, wire.Greeting(root, node), tasks, credentials)
             listening = await asyncio.start_server(server._connected, host, port, limit=1 << 17)
             try:
                 server.port = listening.sockets[0].getsockname()[1]
@@ -90,24 +109,50 @@ class PeerServer:
             return
         self.stats.connections += 1
         self._open.add(writer)
+        if self._credentials is not None:
+            # What comes now is TLS, and not for the reader.
+            cast("asyncio.Transport", writer.transport).pause_reading()
         self._tasks.start(self._serve(reader, writer), name="peers.connection")
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        address = writer.get_extra_info("peername")
         try:
             async with asyncio.timeout(GREETING_TIMEOUT_S):
-                peer = await wire.read_greeting(reader, root=self._me.root)
+                peer = await self._greeted(reader, writer)
             writer.write(wire.greeting_frame(self._me))
             async with Background.open() as replies:
                 await self._read_requests(peer.node, reader, writer, replies)
         except (WireError, ContractError) as exc:
             self.stats.malformed += 1
-            address = writer.get_extra_info("peername")
             log.warning("neighbour broke the protocol", address=address, reason=str(exc))
+        except ssl.SSLError as exc:
+            self.stats.untrusted += 1
+            log.warning("neighbour not trusted", address=address, reason=explain(exc))
+        except PeerError as exc:
+            self.stats.untrusted += 1
+            log.warning("neighbour not trusted", address=address, reason=str(exc))
+        except TlsFilesError as exc:
+            log.error("tls files unusable", reason=str(exc))  # noqa: TRY400 - the message says it all
         except (OSError, EOFError):
             pass  # it hung up, or was idle for too long (TimeoutError)
+        except Exception:
+            # One neighbour's connection must not end the service, and with it the agent.
+            log.exception("a neighbour's connection failed", address=address)
         finally:
             self._open.discard(writer)
             writer.transport.abort()
+
+    async def _greeted(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> wire.Greeting:
+        """The neighbour, and, with credentials, its proof."""
+        if self._credentials is None:
+            return await wire.read_greeting(reader, root=self._me.root)
+        contexts = await self._credentials.contexts()
+        await writer.start_tls(contexts.accepting, ssl_handshake_timeout=GREETING_TIMEOUT_S)
+        peer = await wire.read_greeting(reader, root=self._me.root)
+        check_named(peer.node, writer.get_extra_info("peercert"))
+        return peer
 
     async def _read_requests(
         self,
@@ -142,9 +187,9 @@ class PeerServer:
         finally:
             room.release()
         writer.write(wire.frame(body))
-        with contextlib.suppress(ConnectionError):
-            try:
-                async with asyncio.timeout(WRITE_TIMEOUT_S):
-                    await writer.drain()
-            except TimeoutError:
-                writer.transport.abort()
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await writer.drain()
+        except OSError:
+            # It takes nothing (TimeoutError), or is gone.
+            writer.transport.abort()

@@ -45,6 +45,14 @@ def test_another_fleets_node_is_nobody():
     assert parse(entries(root=b"other")) is None
 
 
+def test_nodes_with_and_without_tls_do_not_see_each_other():
+    built = announcement.build(node="a", root="shoal", role="node", models=[], tls=True)
+    found = {key.encode(): value.encode() for key, value in built.items()}
+    assert parse(found) is None
+    assert parse(entries(), tls=True) is None
+    assert parse(found, tls=True) is not None
+
+
 @pytest.mark.parametrize(
     ("found", "where"),
     [
