@@ -290,8 +290,15 @@ def _check_broker(config: AgentConfig) -> None:
             broker = msgspec.structs.replace(broker, server_name=None)
     try:
         broker.tls()
+        if not _has_certificate_by_itself(config):
+            broker.check_encrypted()
     except BrokerTableError as exc:
         raise ConfigError(str(exc)) from exc
+
+
+def _has_certificate_by_itself(config: AgentConfig) -> bool:
+    """Whether enrolment gave the board one, or is going to: the broker's table need not name it then."""
+    return config.enrolment is not None or (Path(config.state_dir) / "identity").exists()
 
 
 def _check_source(pipeline: PipelineTable, devices: list[str]) -> None:

@@ -90,6 +90,10 @@ class RefusedByBrokerError(BusError):
 # --- the caller
 
 
+class PlaintextError(BusError):
+    """What is said to a broker on another machine would go there unencrypted, and nobody allowed that."""
+
+
 class TopicError(BusError):
     """Not a topic name or topic filter of MQTT 5, or a filter that is taken already."""
 

@@ -35,7 +35,7 @@ class SessionConfig:
     `half_open_timeout_s` is how long the line may be silent (None: 1.5 x keepalive);
     `ack_timeout_s` how long the broker may leave every publish in flight without an answer.
     `transport`: aiomqtt is in every role's install; codec, a quarter of the CPU, needs mqtt5.
-    `tls`: None is a plain connection. `is_bridge` (codec only): what comes is to go on to another
+    `tls`: None is a plain connection, which `plaintext` allows to other machines. `is_bridge` (codec only): what comes is to go on to another
     broker, so subscriptions are no-local and retain as published, and messages bring `properties`.
     `clean_start`: what the broker keeps for this client id is ended first; a Session never says so.
     """
@@ -59,6 +59,7 @@ class SessionConfig:
     in_flight_bytes: int = 128 << 10
     transport: Transport = "aiomqtt"
     tls: TlsFiles | None = None
+    plaintext: bool = False
     is_bridge: bool = False
     clean_start: bool = False
 

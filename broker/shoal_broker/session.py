@@ -42,6 +42,7 @@ from shoal_broker.link import (
     Will,
 )
 from shoal_broker.liveness import Watch
+from shoal_broker.loopback import check_encrypted
 from shoal_broker.outbox import Lane, Outbox, OutboxMessage
 from shoal_broker.pump import Pump, SendWindow, check
 from shoal_broker.requests import Requests
@@ -137,8 +138,14 @@ class Session:
         Leaving waits at most `close_timeout_s` for the outbox, then sends a normal DISCONNECT: the
         will is not published, so publish an offline presence before if one is wanted.
 
-        Raises TopicError for a filter that is none, TransportMissingError.
+        Raises TopicError for a filter that is none, TransportMissingError, PlaintextError.
         """
+        check_encrypted(
+            config.host,
+            has_tls=config.tls is not None,
+            plaintext=config.plaintext,
+            say="set [broker] ca_file (TLS), or plaintext = true",
+        )
         if connect is None:
             connect = transports.connect_with(config.transport)
         failure: Exception | None = None

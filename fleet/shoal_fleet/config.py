@@ -115,6 +115,7 @@ def check(config: FleetConfig) -> FleetConfig:
         raise ConfigError(f"[root] {exc}") from exc
     try:
         config.broker.tls()
+        config.broker.check_encrypted()
     except BrokerTableError as exc:
         raise ConfigError(str(exc)) from exc
     if config.webhook_url is not None:

@@ -11,6 +11,7 @@ from tests.deploy import ansible_venv
 from tests.deploy.ansible_venv import COLLECTION, REPOSITORY, ROLE, needs_ansible
 
 from shoal_agent.config import load
+from shoal_agent.errors import ConfigError
 from shoal_broker.tls import TlsFiles
 from shoal_contract import envelope
 
@@ -161,6 +162,16 @@ def test_the_agent_accepts_a_configuration_with_everything(tmp_path: Path) -> No
     assert config.pipeline[1].command is None
 
 
+def test_a_broker_in_the_network_without_tls_is_refused_unless_it_is_allowed(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ConfigError, match=r"broker\.example\.net is another machine"):
+        load(_config(tmp_path, shoal_agent_broker_plaintext=False))
+    assert load(_config(tmp_path)).broker.plaintext
+    assert not load(_config(tmp_path)).peers.plaintext
+    assert load(_config(tmp_path, shoal_agent_peers_plaintext=True)).peers.plaintext
+
+
 def test_the_password_stays_out_of_configuration_and_unit(tmp_path: Path) -> None:
     secret = "not-to-be-seen"
     config = _config(tmp_path, shoal_agent_broker_password=secret).read_text()
@@ -209,6 +220,7 @@ def _variables() -> dict[str, object]:
         "ansible_managed": "Ansible managed",
         "shoal_agent_node": "board-1",
         "shoal_agent_broker_host": "broker.example.net",
+        "shoal_agent_broker_plaintext": True,
     }
 
 

@@ -155,6 +155,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
             "shoal_control_password": PASSWORD,
             "shoal_agent_release": f"{manifest.parent}/shoal-board-{{{{ ansible_facts.machine }}}}.json",
             "shoal_agent_broker_host": guest.host_address,
+            "shoal_agent_broker_plaintext": True,
             "shoal_agent_broker_port": port,
             "shoal_agent_broker_username": NODE,
             "shoal_agent_broker_password": PASSWORD,

@@ -8,7 +8,7 @@ GOOD = """
 node = "board-1"
 state_dir = "/var/lib/shoal"
 [broker]
-host = "broker.local"
+host = "localhost"
 [[device]]
 name = "meter"
 socket = "/run/shoal/devices/meter.sock"
@@ -28,6 +28,21 @@ def write(tmp_path, text):
     return path
 
 
+def test_a_broker_on_another_machine_needs_tls_or_a_word(tmp_path):
+    path = tmp_path / "agent.toml"
+
+    def loaded(broker: str):
+        path.write_text(f"node = 'n'\nstate_dir = '{tmp_path}'\n[broker]\n{broker}")
+        return load(path)
+
+    with pytest.raises(ConfigError, match="the broker b is another machine"):
+        loaded("host = 'b'")
+    assert loaded("host = 'b'\nplaintext = true").broker.plaintext
+    assert loaded("host = 'b'\nca_file = 'ca.crt'").broker.tls() is not None
+    (tmp_path / "identity").mkdir()
+    assert loaded("host = 'b'"), "enrolment gave the board a certificate"
+
+
 def test_a_good_file_is_read(tmp_path):
     config = load(write(tmp_path, GOOD))
     assert config.broker.port == 1883
@@ -38,13 +53,13 @@ def test_a_good_file_is_read(tmp_path):
     ("old", "new", "says"),
     [
         (
-            'host = "broker.local"',
+            'host = "localhost"',
             'hots = "x"',
             r"\[broker\] .*`hots`|\[broker\] missing key `host`",
         ),
-        ('host = "broker.local"', 'host = "x"\nport = 99999', r"\[broker.port\]"),
+        ('host = "localhost"', 'host = "localhost"\nport = 99999', r"\[broker.port\]"),
         (
-            'host = "broker.local"',
+            'host = "localhost"',
             'host = "x"\ncert_file = "c"\nkey_file = "k"',
             r"\[broker\] cert_file needs ca_file",
         ),

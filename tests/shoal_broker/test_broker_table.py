@@ -1,8 +1,11 @@
 import pytest
+import structlog.testing
+from tests.support.certificates import Registry
 
 from shoal_broker.broker_table import BrokerTable
-from shoal_broker.bus_errors import BrokerTableError
+from shoal_broker.bus_errors import BrokerTableError, PlaintextError
 from shoal_broker.link import KEEPALIVE_S
+from shoal_broker.session import Session
 
 
 def test_the_password_is_the_first_line_of_its_file(tmp_path):
@@ -45,3 +48,46 @@ def test_a_file_for_tls_that_cannot_be_used_is_named_with_its_key(tmp_path):
 def test_a_key_that_needs_another_one_is_told_without_reading():
     with pytest.raises(BrokerTableError, match=r"\[broker\] cert_file needs ca_file"):
         BrokerTable(host="broker", cert_file="c").tls()
+
+
+def test_nothing_leaves_this_machine_in_the_clear_unless_the_table_says_so(tmp_path):
+    (tmp_path / "secret").write_text("s3cret\n")
+    refused = (
+        r"\[broker\] the broker 192.0.2.1 is another machine.*: set ca_file \(TLS\), or plaintext"
+    )
+    with pytest.raises(BrokerTableError, match=refused):
+        BrokerTable(host="192.0.2.1").check_encrypted()
+    for good in (
+        BrokerTable(host="192.0.2.1", plaintext=True),
+        BrokerTable(host="192.0.2.1", ca_file="ca.crt"),
+        BrokerTable(host="127.0.0.2"),
+        BrokerTable(host="::1"),
+        BrokerTable(host="LocalHost"),
+    ):
+        good.check_encrypted()
+
+
+async def test_a_session_refuses_to_speak_to_another_machine_in_the_clear():
+    with pytest.raises(PlaintextError, match="nothing would be encrypted"):
+        async with Session.open(BrokerTable(host="192.0.2.1").session("n1")):
+            pass
+
+
+def test_that_it_is_spoken_in_the_clear_is_said_aloud():
+    with structlog.testing.capture_logs() as logs:
+        assert BrokerTable(host="192.0.2.1", plaintext=True).session("n1").plaintext
+        BrokerTable(host="127.0.0.1").session("n1")
+    (line,) = logs
+    assert (line["event"], line["log_level"]) == ("broker is spoken to in the clear", "warning")
+
+
+def test_the_certificate_must_be_that_of_who_asks_for_it(tmp_path):
+    registry = Registry(tmp_path)
+    certificate, key = registry.certify("node-2")
+    table = BrokerTable(
+        host="broker", ca_file=str(registry.ca_file), cert_file=certificate, key_file=key
+    )
+    assert table.session("node-2", named="node-2").tls is not None
+    assert table.session("whoever").tls is not None
+    with pytest.raises(BrokerTableError, match=r"\[broker\] cert_file .* of 'node-2', and we are"):
+        table.session("node-1", named="node-1")

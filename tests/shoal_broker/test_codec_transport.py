@@ -805,7 +805,7 @@ def test_a_transport_whose_library_is_not_installed_says_what_to_install():
         "from shoal_broker.bus_errors import BusError\n"
         "async def main():\n"
         "    try:\n"
-        "        config = SessionConfig(host='h', client_id='c', transport='codec')\n"
+        "        config = SessionConfig(host='::1', client_id='c', transport='codec')\n"
         "        async with Session.open(config): pass\n"
         "    except BusError as exc: print(type(exc).__name__, exc)\n"
         "asyncio.run(main())\n"

@@ -13,12 +13,14 @@ from tests.support.tls_listener import client_files, tls_listener
 from shoal_broker.doctor import cli as doctor
 from shoal_broker.doctor import client as doctor_client
 from shoal_broker.doctor.client import Target
-from shoal_broker.doctor.probes import SHARED_MESSAGES
+from shoal_broker.doctor.probes import SHARED_MESSAGES, transport
 from shoal_broker.doctor.retained_sizes import retained_sizes
 from shoal_broker.doctor.round_trip import NAGLE_SUSPECT_MS, round_trip
 from shoal_broker.server import Broker, BrokerConfig
+from shoal_broker.tls import TlsFiles
 
 ALL = [
+    "transport",
     "limits",
     "round trip",
     "retained",
@@ -63,6 +65,26 @@ async def test_a_good_broker_passes_every_probe(port, capsys):
     facts = {probe["probe"]: probe["facts"] for probe in report["probes"]}
     assert 0 < facts["round trip"]["p50_ms"] < NAGLE_SUSPECT_MS
     assert sum(facts["shared subscription"]["members"]) == SHARED_MESSAGES
+
+
+async def test_the_doctor_does_not_go_to_another_machine_in_the_clear_by_accident(capsys):
+    assert await diagnose("--host", "192.0.2.1") == 2
+    assert "--ca-file (TLS), or --plaintext" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("host", "tls", "ok"),
+    [
+        ("127.0.0.1", None, True),
+        ("192.0.2.1", TlsFiles(ca_file="ca", cert_file="c", key_file="k"), True),
+        ("192.0.2.1", TlsFiles(ca_file="ca"), True),
+        ("192.0.2.1", None, False),
+    ],
+)
+def test_the_doctor_says_whether_the_way_to_the_broker_is_encrypted(host, tls, ok):
+    finding = transport(Target(host, 1, None, None, tls))
+    assert finding.ok is ok
+    assert finding.facts["tls"] is (tls is not None)
 
 
 @pytest.mark.slow

@@ -52,11 +52,19 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 
 def test_the_command_line_wins_over_the_file(tmp_path):
-    path = write(tmp_path, "[broker]\nhost = 'a'\nusername = 'u'\n[listen]\nport = 1")
+    path = write(tmp_path, "[broker]\nhost = 'localhost'\nusername = 'u'\n[listen]\nport = 1")
     config = settle(path, host=None, port=2, broker="[::1]:1884")
     assert (config.broker.host, config.broker.port) == ("::1", 1884)
     assert config.broker.username == "u"
     assert config.listen.port == 2
+
+
+def test_a_broker_on_another_machine_needs_tls_or_a_word(tmp_path):
+    with pytest.raises(ConfigError, match="the broker b is another machine"):
+        load(write(tmp_path, "[broker]\nhost = 'b'"))
+    with pytest.raises(ConfigError, match="the broker b is another machine"):
+        settle(None, host=None, port=None, broker="b:1883")
+    assert load(write(tmp_path, "[broker]\nhost = 'b'\nplaintext = true")).broker.plaintext
 
 
 @pytest.mark.parametrize("broker", ["host", ":1", "host:", "host:x", "host:70000"])

@@ -5,8 +5,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-import msgspec
-
 from shoal_agent.config import AgentConfig
 from shoal_agent.identity.store import IdentityStore
 from shoal_broker.link import Connect, Link, SessionConfig, Will
@@ -28,12 +26,10 @@ def session_config(config: AgentConfig, store: IdentityStore) -> SessionConfig:
         BrokerTableError: a file that the configuration names cannot be used.
     """
     if not uses_identity(config, store):
-        return config.broker.session(config.node)
+        return config.broker.session(config.node, named=config.node)
     broker = config.broker
-    plain = msgspec.structs.replace(broker, ca_file=None, server_name=None).session(config.node)
-    # Nothing is read now: there may be no certificate yet, and each connection reads the newest.
     tls = store.tls_files(ca_file=broker.ca_file, server_name=broker.server_name)
-    return replace(plain, tls=tls)
+    return broker.session(config.node, tls=replace(tls, named=config.node))
 
 
 def once_enrolled(connect: Connect, enrolled: asyncio.Event) -> Connect:

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from shoal_broker.bus_errors import TlsFilesError
+from shoal_broker.bus_errors import PlaintextError, TlsFilesError
 from shoal_broker.doctor.access_rules import check_access
 from shoal_broker.doctor.client import Target
 from shoal_broker.doctor.durability import Parties, plant, read_planted, verify
@@ -17,6 +17,7 @@ from shoal_broker.doctor.finding import Report
 from shoal_broker.doctor.identities import EXAMPLE, read_identities
 from shoal_broker.doctor.passwords import read_password
 from shoal_broker.doctor.probes import examine
+from shoal_broker.loopback import check_encrypted
 from shoal_broker.tls import client_context, configured
 from shoal_contract.exits import Exit
 
@@ -77,13 +78,16 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cert-file", metavar="FILE", help="our certificate, if it asks for one")
     parser.add_argument("--key-file", metavar="FILE", help="the key of that certificate")
+    parser.add_argument(
+        "--plaintext", action="store_true", help="speak to another machine without TLS"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Probe, print, and return the exit code."""
     try:
         report = _examined(arguments)
-    except (DoctorFileError, TlsFilesError) as exc:
+    except (DoctorFileError, TlsFilesError, PlaintextError) as exc:
         return _failed(arguments, str(exc), Exit.USAGE)
     except UnreachableError as exc:
         return _failed(arguments, f"{arguments.host}:{arguments.port}: {exc}", Exit.UNREACHABLE)
@@ -101,6 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _examined(arguments: argparse.Namespace) -> Report:
+    check_told(arguments)
     planted = None if arguments.verify is None else read_planted(arguments.verify)
     target = Target(arguments.host, arguments.port, None, None)
     if planted is not None:
@@ -123,6 +128,16 @@ def _examined(arguments: argparse.Namespace) -> Report:
     if arguments.plant is not None:
         return plant(parties, arguments.plant)
     return examined()
+
+
+def check_told(arguments: argparse.Namespace) -> None:
+    """Raise PlaintextError where these options would have a password, say, leave this machine in the clear."""
+    check_encrypted(
+        arguments.host,
+        has_tls=arguments.ca_file is not None,
+        plaintext=arguments.plaintext,
+        say="give --ca-file (TLS), or --plaintext",
+    )
 
 
 def told_target(arguments: argparse.Namespace, target: Target) -> Target:

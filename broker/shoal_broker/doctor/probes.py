@@ -19,6 +19,7 @@ from shoal_broker.doctor.errors import DoctorError
 from shoal_broker.doctor.finding import Finding, Report
 from shoal_broker.doctor.retained_sizes import retained_sizes
 from shoal_broker.doctor.round_trip import round_trip
+from shoal_broker.loopback import is_loopback
 
 WANTED_PACKET_BYTES = 96 << 10
 WANTED_RECEIVE_MAXIMUM = 16
@@ -28,7 +29,7 @@ SHARED_MESSAGES = 20
 def examine(target: Target) -> Report:
     """Run every probe. Raises UnreachableError when there is nothing to probe."""
     with connected(target, "first") as client:
-        findings = [_limits(client)]
+        findings = [transport(target), _limits(client)]
     for name, probe in PROBES.items():
         try:
             findings.append(probe(target))
@@ -38,6 +39,23 @@ def examine(target: Target) -> Report:
 
 
 # --- probes
+
+
+def transport(target: Target) -> Finding:
+    """Whether what is said to the broker is encrypted on its way. Asks nobody."""
+    tls = target.tls
+    facts = {
+        "tls": tls is not None,
+        "client_certificate": tls is not None and tls.cert_file is not None,
+    }
+    if tls is not None:
+        who = "our certificate" if facts["client_certificate"] else "no certificate of ours"
+        means = f"TLS 1.3, the broker's name and certificate verified, {who}"
+        return Finding("transport", ok=True, means=means, facts=facts)
+    if is_loopback(target.host):
+        return Finding("transport", ok=True, means="in the clear, on this machine", facts=facts)
+    means = f"in the clear to {target.host}: whoever is on the way reads, changes and answers everything"
+    return Finding("transport", ok=False, means=means, facts=facts)
 
 
 def _limits(client: ProbeClient) -> Finding:

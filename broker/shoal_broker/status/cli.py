@@ -9,8 +9,8 @@ import argparse
 import json
 from dataclasses import asdict
 
-from shoal_broker.bus_errors import TlsFilesError
-from shoal_broker.doctor.cli import add_target_options, told_target
+from shoal_broker.bus_errors import PlaintextError, TlsFilesError
+from shoal_broker.doctor.cli import add_target_options, check_told, told_target
 from shoal_broker.doctor.client import Target, connected
 from shoal_broker.doctor.errors import DoctorError, DoctorFileError, UnreachableError
 from shoal_broker.status.reading import rows, status_of
@@ -49,8 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Ask, print, and return the exit code."""
     where = f"{arguments.host}:{arguments.port}"
     try:
+        check_told(arguments)
         topics = read(told_target(arguments, Target(arguments.host, arguments.port, None, None)))
-    except (DoctorFileError, TlsFilesError) as exc:
+    except (DoctorFileError, TlsFilesError, PlaintextError) as exc:
         return _failed(arguments, str(exc), Exit.USAGE)
     except UnreachableError as exc:
         return _failed(arguments, f"{where}: {exc}", Exit.UNREACHABLE)

@@ -100,7 +100,7 @@ def test_a_token_file_that_is_not_there_is_refused(tmp_path):
 def test_other_addresses_than_loopback_need_a_token(tmp_path, host):
     path = tmp_path / "agent.toml"
     table = f'[local_api]\nhost = "{host}"\n'
-    board = 'node = "n"\nstate_dir = "s"\n[broker]\nhost = "b"\n'
+    board = 'node = "n"\nstate_dir = "s"\n[broker]\nhost = "localhost"\n'
     path.write_text(board + table)
     with pytest.raises(ConfigError, match="set token_file"):
         load(path)

@@ -241,6 +241,8 @@ class Bridge:
             backoff_initial_s=0.05,
             backoff_max_s=1.0,
             transport="codec",
+            # It never leaves this process.
+            plaintext=True,
             is_bridge=True,
         )
         async with Session.open(

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from shoal_broker.broker_table import BrokerTable
-from shoal_broker.bus_errors import TopicError
+from shoal_broker.bus_errors import BrokerTableError, TopicError
 from shoal_broker.errors import ConfigError
 from shoal_broker.link import Transport
 from shoal_broker.topic_filter import SHARE_PREFIX, check_filter
@@ -105,6 +105,10 @@ class BridgeTable(BrokerTable, frozen=True, kw_only=True):
             )
         if self.transport != "codec":
             raise ConfigError(f"[bridge] {self.name}: bridges have no transport but 'codec'")
+        try:
+            self.check_encrypted()
+        except BrokerTableError as exc:
+            raise ConfigError(str(exc)) from exc
         if not self.topic:
             raise ConfigError(
                 f"[bridge] {self.name}: no [[bridge.topic]], nothing would go over it"

@@ -46,7 +46,7 @@ def topics(*lines):
 
 
 def table(**changes):
-    keys = {"name": "hq", "host": "h", "topic": [{"filter": "a", "direction": "out"}]} | changes
+    keys = {"name": "hq", "host": "::1", "topic": [{"filter": "a", "direction": "out"}]} | changes
     return msgspec.convert(keys, BridgeTable)
 
 
@@ -82,6 +82,13 @@ def test_a_table_is_read_and_its_session_is_that_of_every_broker_table(tmp_path)
 def test_a_table_that_cannot_work_is_refused(changes, what):
     with pytest.raises(ConfigError, match=what):
         table(**changes)
+
+
+def test_a_bridge_to_another_machine_is_encrypted_or_says_that_it_is_not():
+    with pytest.raises(ConfigError, match=r"\[bridge\] the broker hq.example is another machine"):
+        table(host="hq.example")
+    table(host="hq.example", plaintext=True)
+    table(host="hq.example", ca_file="ca.crt")
 
 
 def test_two_bridges_of_one_name_are_refused():
