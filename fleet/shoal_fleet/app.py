@@ -17,6 +17,7 @@ import uvicorn
 
 from shoal_broker.bus_errors import BrokerTableError, BusError
 from shoal_broker.durable import write_durably
+from shoal_broker.loopback import is_loopback
 from shoal_broker.outbox import Outbox
 from shoal_broker.session import Session, SessionConfig
 from shoal_broker.store import Store
@@ -24,6 +25,7 @@ from shoal_contract.topics import Topics
 from shoal_fleet import api
 from shoal_fleet.access import URL_FILE, load_token
 from shoal_fleet.alarms import Alarms
+from shoal_fleet.api_certificate import ApiCertificate
 from shoal_fleet.blob_store import BlobStore
 from shoal_fleet.commands import Commands
 from shoal_fleet.config import FleetConfig
@@ -85,10 +87,14 @@ async def running(config: FleetConfig, state_dir: Path) -> AsyncIterator[tuple[C
     _prepare(state_dir)
     token = load_token(state_dir)
     async with AsyncExitStack() as stack:
+        certificate = ApiCertificate.load(config.listen, state_dir)
         listener = stack.enter_context(_listen(config))
         controller = await _open(stack, config, state_dir)
         host, port = listener.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "http" if certificate is None else "https"
+        url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+        if certificate is None and not is_loopback(config.listen.host):
+            log.warning("the API is spoken to in the clear", url=url)
         server = _Server(
             uvicorn.Config(
                 api.build(controller, token=token),
@@ -96,6 +102,9 @@ async def running(config: FleetConfig, state_dir: Path) -> AsyncIterator[tuple[C
                 access_log=False,
                 lifespan="off",
                 timeout_graceful_shutdown=LEAVE_S,
+                ssl_context_factory=None
+                if certificate is None
+                else lambda _config, _default: certificate.context,
             )
         )
         async with asyncio.TaskGroup() as tasks:
@@ -114,6 +123,7 @@ async def running(config: FleetConfig, state_dir: Path) -> AsyncIterator[tuple[C
                     "policies": controller.policies.run,
                     "distribution": controller.distribution.run,
                     **({} if controller.identity is None else controller.identity.work),
+                    **({} if certificate is None else {"certificate": certificate.run}),
                 }.items()
             ]
             serving = tasks.create_task(server.serve(sockets=[listener]), name="controller.api")

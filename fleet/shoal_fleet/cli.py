@@ -65,9 +65,17 @@ def everywhere(
     url: Annotated[
         str | None, typer.Option(envvar="SHOAL_URL", help="The controller's address.")
     ] = None,
+    ca_file: Annotated[
+        Path | None,
+        typer.Option(envvar="SHOAL_CA_FILE", help="Who vouches for an https:// address (PEM)."),
+    ] = None,
+    *,
+    plaintext: Annotated[
+        bool, typer.Option("--plaintext", help="Send the token to another machine in the clear.")
+    ] = False,
 ) -> None:
     """Run models and drive devices on a fleet of boards."""
-    context.obj = Target(state_dir or _default_state_dir(), url)
+    context.obj = Target(state_dir or _default_state_dir(), url, ca_file, plaintext)
 
 
 @app.command(epilog="Example: shoal serve --broker 127.0.0.1:1883")

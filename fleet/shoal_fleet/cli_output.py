@@ -30,13 +30,20 @@ class Target:
 
     state_dir: Path
     url: str | None = None
+    ca_file: Path | None = None
+    plaintext: bool = False
 
     def connect(self) -> "FleetClient":
         """A client for it."""
         # Imported when it is used: `shoal --help` answers at once.
         from shoal_fleet.client import FleetClient  # noqa: PLC0415 - see above
 
-        return FleetClient.at(state_dir=self.state_dir, url=self.url)
+        return FleetClient.at(
+            state_dir=self.state_dir,
+            url=self.url,
+            ca_file=self.ca_file,
+            plaintext=self.plaintext,
+        )
 
 
 def target(context: typer.Context) -> Target:

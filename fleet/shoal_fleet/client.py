@@ -1,19 +1,24 @@
 """The operator's side of the API: one HTTP client, errors as one line. It prints nothing."""
 
+import ssl
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import urlsplit
 
 import httpx
 
+from shoal_broker.loopback import is_loopback
 from shoal_fleet.access import TOKEN_FILE, URL_FILE, read_token
+from shoal_fleet.api_certificate import PINNED_FILE, pinned_context
 from shoal_fleet.config import DEFAULT_PORT
 from shoal_fleet.errors import (
     ControllerRefusedError,
     ControllerUnreachableError,
     FleetError,
     TimedOutError,
+    UsageError,
 )
 
 TIMEOUT_S: Final = 30.0
@@ -26,25 +31,44 @@ POLL_S: Final = 20.0
 class FleetClient:
     """A connection to the controller. Use it as a context manager."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, verify: ssl.SSLContext | bool = True) -> None:  # noqa: FBT001, FBT002 - as httpx has it
         self._http = httpx.Client(
             base_url=url,
             headers={"Authorization": f"Bearer {token}"},
             timeout=TIMEOUT_S,
+            verify=verify,
             # The controller is asked directly, whatever proxy this machine's environment names.
             trust_env=False,
         )
         self.url = url
 
     @classmethod
-    def at(cls, *, state_dir: Path, url: str | None = None) -> Self:
+    def at(
+        cls,
+        *,
+        state_dir: Path,
+        url: str | None = None,
+        ca_file: Path | None = None,
+        plaintext: bool = False,
+    ) -> Self:
         """A client with the token, and unless given the address, that lie in the state directory.
+
+        Args:
+            state_dir: the controller's own, or a directory with a copy of its token.
+            url: of a controller elsewhere. It is judged by `ca_file`, else by the system's authorities;
+                the one of this machine by the copy of its certificate in the state directory.
+            ca_file: who vouches for it.
+            plaintext: the token may go to another machine in the clear.
 
         Raises:
             ControllerUnreachableError: no controller was ever started there, or it is not ours.
+            UsageError: the token would go to another machine in the clear, or `ca_file` is none.
         """
+        if url is not None and not plaintext:
+            _check_encrypted(url)
         try:
             token = read_token(state_dir / TOKEN_FILE)
+            is_ours = url is None
             if url is None:
                 path = state_dir / URL_FILE
                 url = path.read_text("utf-8").strip() if path.exists() else None
@@ -56,7 +80,11 @@ class FleetClient:
         except OSError as exc:
             raise ControllerUnreachableError(f"{exc.filename}: {exc.strerror}") from exc
         try:
-            return cls(url or f"http://127.0.0.1:{DEFAULT_PORT}", token)
+            return cls(
+                url or f"http://127.0.0.1:{DEFAULT_PORT}",
+                token,
+                _trust(state_dir, ca_file, is_ours),
+            )
         except (httpx.InvalidURL, ValueError) as exc:
             raise ControllerUnreachableError(f"{url!r} is no address: {exc}") from exc
 
@@ -122,10 +150,41 @@ class FleetClient:
                 raise ControllerUnreachableError(f"no controller answers at {self.url}") from exc
             raise TimedOutError(f"the controller at {self.url} did not answer in time") from exc
         except (httpx.TransportError, httpx.InvalidURL) as exc:
+            if "CERTIFICATE_VERIFY_FAILED" in str(exc):
+                why = str(exc).rpartition("certificate verify failed: ")[2].partition(" (_ssl")[0]
+                raise ControllerUnreachableError(
+                    f"the certificate of {self.url} is not accepted: {why}"
+                    " (name who vouches for it with --ca-file)"
+                ) from exc
             raise ControllerUnreachableError(
                 f"no controller answers at {self.url} ({str(exc) or type(exc).__name__})"
             ) from exc
         return _read(response, self.url)
+
+
+def _check_encrypted(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        is_plain = parts.scheme == "http" and not is_loopback(parts.hostname or "")
+    except ValueError:
+        return
+    if is_plain:
+        raise UsageError(
+            f"the token would go to {parts.hostname} in the clear: say https://, or --plaintext"
+        )
+
+
+def _trust(state_dir: Path, ca_file: Path | None, is_ours: bool) -> ssl.SSLContext:  # noqa: FBT001 - see `at`
+    """How the controller's certificate is judged."""
+    pinned = state_dir / PINNED_FILE
+    try:
+        if ca_file is None and is_ours and pinned.exists():
+            return pinned_context(pinned)
+        made = ssl.create_default_context(cafile=ca_file)
+    except OSError as exc:
+        raise UsageError(f"{ca_file or pinned} holds no certificate: {exc}") from exc
+    made.minimum_version = ssl.TLSVersion.TLSv1_3
+    return made
 
 
 def _read(response: httpx.Response, url: str) -> Any:

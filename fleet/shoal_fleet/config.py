@@ -10,6 +10,7 @@ import msgspec
 from shoal_broker import broker_table
 from shoal_broker.bus_errors import BrokerTableError
 from shoal_broker.link import Transport
+from shoal_broker.loopback import is_loopback
 from shoal_contract import blobs, toml
 from shoal_contract.errors import ContractError
 from shoal_contract.messages import CHUNK_BYTES
@@ -39,10 +40,16 @@ class BrokerTable(broker_table.BrokerTable, frozen=True, kw_only=True):
 
 
 class ListenTable(toml.Table, frozen=True, kw_only=True):
-    """[listen]: where the API listens; port 0 takes a free one."""
+    """[listen]: where the API listens; port 0 takes a free one.
+
+    `cert_file`, `key_file`: speak TLS 1.3. `plaintext` allows other machines to do without.
+    """
 
     host: str = "127.0.0.1"
     port: Port = DEFAULT_PORT
+    cert_file: str | None = None
+    key_file: str | None = None
+    plaintext: bool = False
 
 
 class DoorTable(toml.Table, frozen=True, kw_only=True):
@@ -118,6 +125,7 @@ def check(config: FleetConfig) -> FleetConfig:
         config.broker.check_encrypted()
     except BrokerTableError as exc:
         raise ConfigError(str(exc)) from exc
+    _check_listen(config.listen)
     if config.webhook_url is not None:
         try:
             url = urlsplit(config.webhook_url)
@@ -130,6 +138,17 @@ def check(config: FleetConfig) -> FleetConfig:
     if config.identity is not None:
         check_identity(config.identity)
     return config
+
+
+def _check_listen(table: ListenTable) -> None:
+    if (table.cert_file is None) != (table.key_file is None):
+        missing = "cert_file" if table.cert_file is None else "key_file"
+        raise ConfigError(f"[listen] {missing} is missing: TLS needs both, cert_file and key_file")
+    if table.cert_file is None and not table.plaintext and not is_loopback(table.host):
+        raise ConfigError(
+            f"[listen] host {table.host} is for other machines, and the token would come from there"
+            " in the clear: set cert_file and key_file, or plaintext = true"
+        )
 
 
 def _check_door(tables: tuple[DoorTable, ...]) -> None:

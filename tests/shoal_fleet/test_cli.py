@@ -221,7 +221,11 @@ def test_serve_says_when_it_is_ready_and_leaves_at_sigterm(tmp_path, unused_port
     ("config", "exit_code", "complaint"),
     [
         ("colour = 1", Exit.USAGE, "unknown key `colour`"),
-        ("[listen]\nhost = '203.0.113.1'", Exit.FAILED, "cannot listen on 203.0.113.1"),
+        (
+            "[listen]\nplaintext = true\nhost = '203.0.113.1'",
+            Exit.FAILED,
+            "cannot listen on 203.0.113.1",
+        ),
         ("[broker]\npassword_file = '/none'", Exit.USAGE, "[broker] password_file"),
     ],
 )
