@@ -102,7 +102,7 @@ def explain(exc: OSError, tls: TlsFiles) -> LinkError:
             alert=alert,
         )
     if alert == "protocol version" or _reason(exc) == "UNSUPPORTED_PROTOCOL":
-        return LinkError("the broker does not speak TLS 1.3")
+        return BrokerNotTrustedError("the broker does not speak TLS 1.3", reason="protocol version")
     if alert is not None:
         return LinkError(f"the broker ended TLS: {alert}")
     if _reason(exc) in _NOT_TLS:
