@@ -7,9 +7,10 @@ the class above, so that nothing waits for ever. The order therefore never chang
 import asyncio
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
+
+import msgspec
 
 from shoal_agent.inference.signature import Form
 from shoal_agent.inference.tensors import Tensor
@@ -25,8 +26,8 @@ class Priority(IntEnum):
     HIGH = 2
 
 
-@dataclass(slots=True, eq=False)
-class Request:
+# These two are made for every request: as dataclasses they take two and five times as long to make.
+class Request(msgspec.Struct, eq=False):
     """One request: its tensors, in the order of `form.inputs`, and how far it is.
 
     Attributes:
@@ -56,8 +57,7 @@ class Request:
         return self.arrived - self.priority * AGEING_S
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True):
     """Some rows of a request: all of them, unless the request is larger than what was left of a batch."""
 
     request: Request

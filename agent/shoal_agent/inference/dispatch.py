@@ -1,38 +1,31 @@
-"""Keeps a worker running and loaded: restarts it within a budget, gives it back what it had, evicts and reloads.
+"""Keeps a worker running and loaded: restarts it within a budget, has a second one take over, evicts and reloads.
 
-Batches are `lanes`; who may ask for what is the engine's matter.
+Batches are `lanes`, what goes into a worker is `loading`; who may ask for what is the engine's matter.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Final
 
 import structlog
 
-from shoal_agent.inference.calibrations import Calibrations
-from shoal_agent.inference.errors import (
-    ModelRefusedError,
-    NotServingError,
-    WorkerLostError,
-)
+from shoal_agent.inference.errors import ModelRefusedError, NotServingError, WorkerLostError
 from shoal_agent.inference.lanes import Lanes
 from shoal_agent.inference.limits import RestartBudget
-from shoal_agent.inference.pace import Pace, Point
+from shoal_agent.inference.loading import Loader
 from shoal_agent.inference.process_worker import ProcessWorker
 from shoal_agent.inference.served import EngineStats, Release
 from shoal_agent.inference.settings import WorkerSettings
-from shoal_agent.inference.signature import Forms
 from shoal_agent.inference.thread_worker import ThreadWorker
-from shoal_agent.inference.trial import LOAD_TIMEOUT_S
 from shoal_agent.inference.worker import CallRefusedError, Worker
 
 log = structlog.get_logger()
 
 _INSTALL_ATTEMPTS: Final = 3
-_LOAD_CRASHES: Final = 3
-"""A release that the worker did not survive so often in a row is left out of the next one."""
+_NICER: Final = 10
+"""So much nicer is a second worker while it loads: what serves goes first."""
 
 
 class Dispatcher:
@@ -40,10 +33,9 @@ class Dispatcher:
 
     Args:
         stats: counted into.
-        max_batch: rows that run at once.
         python: the interpreter of the worker.
         settings: how the worker runs models.
-        calibrations: what is known of how fast releases are here.
+        loader: loads releases into workers.
 
     Attributes:
         releases: what is loaded, by id; the engine adds, retired ones disappear when they are drained.
@@ -53,31 +45,28 @@ class Dispatcher:
     """
 
     def __init__(
-        self,
-        stats: EngineStats,
-        *,
-        max_batch: int,
-        python: str,
-        settings: WorkerSettings,
-        calibrations: Calibrations,
+        self, stats: EngineStats, *, python: str, settings: WorkerSettings, loader: Loader
     ) -> None:
         self.releases: dict[bytes, Release] = {}
         self.worker: Worker | None = None
         self.halted: str | None = None
         self._stats = stats
-        self._max_batch = max_batch
         self._python = python
         self._settings = settings
-        self._calibrations = calibrations
+        self._loader = loader
         self._clock = asyncio.get_running_loop().time
         self.budget = RestartBudget(self._clock)
         self.lanes = Lanes(self.releases, stats, run_timeout_s=settings.run_timeout_s)
+        self._workers: asyncio.TaskGroup | None = None
+        self._keeper: asyncio.Task[bool] | None = None
         self._change = asyncio.Event()
         self._changed = asyncio.Event()
+        self._drained = asyncio.Event()
 
     def wake(self) -> None:
         """There is something to run, to load or to unload, or nothing any more."""
         self._change.set()
+        self._drained.set()
         self.lanes.wake()
 
     def offer(self, release: Release) -> None:
@@ -88,74 +77,97 @@ class Dispatcher:
             self.lanes.offer(release)
 
     async def run(self) -> None:
-        """Start a worker whenever there is something to serve, for ever."""
+        """Have a worker run whenever there is something to serve, for ever."""
         lost = False
-        while True:
-            while not self.releases:
-                self._change.clear()
-                await self._change.wait()
-            if lost and (wait_s := self.budget.wait_s()):
-                self.halt(f"the worker died too often; it is started again in {wait_s:.0f} s")
-                await asyncio.sleep(wait_s)
-            if lost:
-                self.budget.spend()
-                self._stats.worker_restarts += 1
-            try:
-                lost = False
-                async with self._open_worker() as worker:
-                    await self._reload(worker)
-                    self.worker, self.halted = worker, None
-                    self._tell_changed()
-                    await self._dispatch(worker)
-            except WorkerLostError as exc:
-                lost = True
-                log.warning("inference worker lost", reason=str(exc))
-            finally:
-                self.worker = None
+        async with asyncio.TaskGroup() as self._workers:
+            while True:
+                while not self.releases:
+                    self._change.clear()
+                    await self._change.wait()
+                if lost and (wait_s := self.budget.wait_s()):
+                    self.halt(f"the worker died too often; it is started again in {wait_s:.0f} s")
+                    await asyncio.sleep(wait_s)
+                if self.worker is None:  # or else a second one has taken over meanwhile
+                    if lost:
+                        self.budget.spend()
+                        self._stats.worker_restarts += 1
+                    self._keeper = self._workers.create_task(self._keep(), name="engine.worker")
+                lost = await self._last_keeper()
 
-    def _open_worker(self) -> AbstractAsyncContextManager[Worker]:
-        if self._settings.kind == "thread":
-            return ThreadWorker.open(self._settings, on_lost=self.wake)
-        return ProcessWorker.open(python=self._python, settings=self._settings, on_lost=self.wake)
+    async def _last_keeper(self) -> bool:
+        """Wait until no worker runs. Returns whether the last one was lost."""
+        lost, ended = False, None
+        while self._keeper is not None and self._keeper is not ended:
+            ended = self._keeper
+            lost = await ended
+        return lost
+
+    async def _keep(self) -> bool:
+        """Run a worker with everything that is in use. Returns whether it was lost."""
+        try:
+            async with self._open_worker(self._settings) as worker:
+                for release in list(self.releases.values()):
+                    if release.broken is None and not release.is_evicted:
+                        await self._loader.load(worker, release)
+                await self._serve(worker)
+        except WorkerLostError as exc:
+            log.warning("inference worker lost", reason=str(exc))
+            return True
+        return False
+
+    async def _keep_beside(self, entry: Release, ready: asyncio.Future[None]) -> bool:
+        """The same with a second worker, which takes over once it has loaded everything.
+
+        Args:
+            entry: the release that it is started for.
+            ready: done when it has taken over, or failed with why it has not.
+        """
+        settings = replace(self._settings, loading_nice=_NICER)
+        try:
+            async with self._open_worker(settings) as worker:
+                await self._loader.load_all(worker, entry, self.releases)
+                if ready.cancelled():
+                    return False
+                ready.set_result(None)
+                await self._serve(worker)
+        except (CallRefusedError, WorkerLostError) as exc:
+            if not ready.done():
+                ready.set_exception(exc)
+                return False
+            log.warning("inference worker lost", reason=str(exc))
+            return True
+        return False
+
+    async def _serve(self, worker: Worker) -> None:
+        """Batches go to this worker from now on, until nothing is left to serve or another one takes over.
+
+        Raises:
+            WorkerLostError: with every unanswered request back in its queue.
+        """
+        self.worker, self.halted = worker, None
+        self._keeper = asyncio.current_task()
+        self.lanes.use(worker)
+        self._change.set()  # the one before is to see it
+        self._tell_changed()
+        try:
+            await self._load_and_unload(worker)
+            if self.worker is not worker:
+                await self.lanes.drained(worker)
+            elif worker.lost is not None:
+                raise WorkerLostError(worker.lost)
+        finally:
+            if self.worker is worker:
+                self.worker = None
+                self.lanes.use(None)
+
+    def _open_worker(self, settings: WorkerSettings) -> AbstractAsyncContextManager[Worker]:
+        if settings.kind == "thread":
+            return ThreadWorker.open(settings, on_lost=self.wake)
+        return ProcessWorker.open(python=self._python, settings=settings, on_lost=self.wake)
 
     def _tell_changed(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-    async def _reload(self, worker: Worker) -> None:
-        """Give a new worker everything that serves or is admitted."""
-        for release in list(self.releases.values()):
-            if release.broken is None and not release.is_evicted:
-                await self._load_into(worker, release)
-
-    async def _load_into(self, worker: Worker, release: Release) -> None:
-        if release.id in worker.loaded:
-            release.is_evicted = False
-            return
-        calibrate_rows = 0 if release.pace.is_known else self._max_batch
-        try:
-            loaded = await worker.load(
-                release.id,
-                release.directory,
-                calibrate_rows=calibrate_rows,
-                timeout_s=LOAD_TIMEOUT_S,
-            )
-        except CallRefusedError as exc:
-            self._give_up(release, str(exc))
-        except WorkerLostError as exc:
-            release.load_crashes += 1
-            if release.load_crashes >= _LOAD_CRASHES:
-                self._give_up(release, f"loading it ends the worker: {exc}")
-            raise
-        else:
-            release.load_crashes = 0
-            release.is_evicted = False
-            release.load_s = loaded.load_us / 1e6
-            release.size_bytes = loaded.grown_bytes
-            release.forms = Forms(loaded.signature)
-            release.providers = loaded.providers
-            if loaded.points:
-                self.remember(release, loaded.points)
 
     async def evict(self, release: Release) -> bool:
         """Take a release that nobody waits for out of the worker; the next request brings it back."""
@@ -168,10 +180,40 @@ class Dispatcher:
         self.wake()
         return True
 
-    def remember(self, release: Release, points: Sequence[Point]) -> None:
-        """This is how fast it is here."""
-        release.pace = Pace(points, limit=self._max_batch)
-        self._calibrations.put(release.id, points)
+    async def pause(self, release: Release) -> None:
+        """It takes no requests from now on; once those accepted are answered it gives its memory back."""
+        release.paused = True
+        while release.waiting:
+            self._drained.clear()
+            await self._drained.wait()
+        if not await self.evict(release):
+            release.is_evicted = True  # no worker has it: the next one is not to load it either
+
+    async def install_beside(self, release: Release) -> bool:
+        """Have a second worker load a release of `releases`, and all others, and take over without a gap.
+
+        Returns whether it did; if not, everything is as it was.
+
+        Raises:
+            ModelRefusedError: it does not load.
+        """
+        if self._workers is None or self.worker is None or self._settings.kind != "process":
+            return False
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        keeping = self._keep_beside(release, ready)
+        keeper = self._workers.create_task(keeping, name="engine.worker-beside")
+        try:
+            await ready
+        except CallRefusedError as exc:
+            raise ModelRefusedError(str(exc)) from exc
+        except WorkerLostError as exc:
+            log.warning("no second worker took over", reason=str(exc))
+            return False
+        except asyncio.CancelledError:
+            if not ready.done() or ready.cancelled():
+                keeper.cancel()
+            raise
+        return True
 
     async def install(self, release: Release) -> None:
         """Bring a release of `releases` into the worker that runs, which may have to start for it.
@@ -183,7 +225,7 @@ class Dispatcher:
         for _ in range(_INSTALL_ATTEMPTS):
             worker = await self._running_worker()
             with contextlib.suppress(WorkerLostError):
-                await self._load_into(worker, release)
+                await self._loader.load(worker, release)
                 if release.broken is None:
                     return
             if release.broken is not None:
@@ -205,39 +247,31 @@ class Dispatcher:
         for release in self.releases.values():
             release.fail_all(NotServingError(reason))
 
-    def _give_up(self, release: Release, reason: str) -> None:
-        log.error("a release cannot be loaded", release=release.id.hex()[:12], reason=reason)
-        release.broken = reason
-        release.fail_all(NotServingError(reason))
-
     # ------------------------------------------------------------------ while a worker runs
-    async def _dispatch(self, worker: Worker) -> None:
-        """Run batches until nothing is left to serve.
-
-        Raises:
-            WorkerLostError: with every unanswered request back in its queue.
-        """
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.lanes.run(worker), name="engine.lanes")
-            tasks.create_task(self._load_and_unload(worker), name="engine.load-and-unload")
-        if worker.lost is not None:
-            raise WorkerLostError(worker.lost)
-
     async def _load_and_unload(self, worker: Worker) -> None:
         """Beside the batches: unload what is drained, load what was evicted and is asked for again."""
-        while worker.lost is None and self.releases:
+        while self.worker is worker and worker.lost is None and self.releases:
             self._change.clear()
             for release in [r for r in self.releases.values() if r.retired and not r.waiting]:
                 await self._unload(worker, release)
+            for release_id in [known for known in worker.loaded if not self._is_in_use(known)]:
+                with contextlib.suppress(WorkerLostError):
+                    await worker.unload(release_id)
             asked = [r for r in self.releases.values() if r.is_evicted and r.is_wanted]
             for release in asked:
                 with contextlib.suppress(WorkerLostError):
-                    await self._load_into(worker, release)
+                    await self._loader.load(worker, release)
                 # What does not load now, for want of memory say, may when it is asked for again.
                 release.broken = None
-                self.lanes.wake()
-            if not asked and self.releases and worker.lost is None:
+                if self.worker is not worker:
+                    release.is_evicted = True  # who took over meanwhile does not have it
+                self.wake()
+            if not asked and self.releases and self.worker is worker and worker.lost is None:
                 await self._change.wait()
+
+    def _is_in_use(self, release: bytes) -> bool:
+        known = self.releases.get(release)
+        return known is not None and not known.is_evicted
 
     async def _unload(self, worker: Worker, release: Release) -> None:
         del self.releases[release.id]

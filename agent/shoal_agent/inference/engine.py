@@ -13,6 +13,7 @@ from typing import Final, Self
 
 from shoal_agent.background import Background
 from shoal_agent.inference import memory
+from shoal_agent.inference.admission import AdmissionRules, Releases
 from shoal_agent.inference.backlog import Priority, Request
 from shoal_agent.inference.calibrations import Calibrations
 from shoal_agent.inference.deadlines import Deadlines
@@ -20,13 +21,12 @@ from shoal_agent.inference.dispatch import Dispatcher
 from shoal_agent.inference.errors import (
     BadInputError,
     DeadlineError,
-    NotAdmittedError,
     NotServingError,
     QueueFullError,
 )
 from shoal_agent.inference.governor import Governor
+from shoal_agent.inference.loading import Loader
 from shoal_agent.inference.memory import Memory
-from shoal_agent.inference.pace import Pace
 from shoal_agent.inference.served import (
     Admission,
     EngineStats,
@@ -36,9 +36,8 @@ from shoal_agent.inference.served import (
     Served,
 )
 from shoal_agent.inference.settings import WorkerSettings
-from shoal_agent.inference.signature import Form, Signature
+from shoal_agent.inference.signature import Signature
 from shoal_agent.inference.tensors import Tensor
-from shoal_agent.inference.trial import try_out
 from shoal_contract.messages import Answer
 
 __all__ = ["Admission", "Engine", "EngineStats", "Inferred", "Served"]
@@ -56,33 +55,22 @@ class Engine:
 
     def __init__(
         self,
+        rules: AdmissionRules,
         *,
-        queue_limit: int,
-        max_batch: int,
         python: str,
-        trial_bytes: int | None,
         settings: WorkerSettings,
         calibrations: Calibrations,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.stats = EngineStats()
         self._clock = self._loop.time
-        self._queue_limit = queue_limit
-        self._max_batch = max_batch
-        self._python = python
-        self._trial_bytes = trial_bytes
-        self._settings = settings
-        self._calibrations = calibrations
-        self._dispatcher = Dispatcher(
-            self.stats,
-            max_batch=max_batch,
-            python=python,
-            settings=settings,
-            calibrations=calibrations,
-        )
+        self._queue_limit = rules.queue_limit
+        loader = Loader(calibrations, max_batch=rules.max_batch)
+        self._dispatcher = Dispatcher(self.stats, python=python, settings=settings, loader=loader)
+        self._lanes = self._dispatcher.lanes
+        self._releases = Releases(self._dispatcher, loader, rules, python=python, settings=settings)
+        self._serving = self._releases.serving
         self._deadlines = Deadlines(self._loop, self._expire)
-        self._serving: dict[str, bytes] = {}
-        self._admitting = asyncio.Lock()
 
     @classmethod
     @asynccontextmanager
@@ -97,6 +85,7 @@ class Engine:
         calibrations: Calibrations | None = None,
         reserve_bytes: int = 0,
         keep: Sequence[str] = (),
+        may_pause: bool = False,
         read_memory: Callable[[], Memory] = memory.read,
     ) -> AsyncIterator[Self]:
         """An engine that serves nothing yet; the worker starts when the first release is admitted.
@@ -111,13 +100,19 @@ class Engine:
             calibrations: what is remembered of how fast releases are here; None: nothing.
             reserve_bytes: so much is to stay free; models that nobody asks for go when it does not.
             keep: models that never go.
+            may_pause: a model may be away for the time of its own update where memory does not hold both releases.
             read_memory: how much there is.
         """
-        engine = cls(
+        rules = AdmissionRules(
             queue_limit=queue_limit,
             max_batch=max_batch,
-            python=python,
             trial_bytes=trial_bytes,
+            may_pause=may_pause,
+            room_bytes=lambda: read_memory().free_bytes - reserve_bytes,
+        )
+        engine = cls(
+            rules,
+            python=python,
             settings=settings,
             calibrations=calibrations or Calibrations(None, hardware=""),
         )
@@ -132,44 +127,23 @@ class Engine:
                 engine._dispatcher.halt("the engine is stopping")
 
     # ------------------------------------------------------------------ releases
-    async def admit(self, release: bytes, directory: Path, *, trial: bool = True) -> Admission:
+    async def admit(
+        self, release: bytes, directory: Path, *, trial: bool = True, replaces: str = ""
+    ) -> Admission:
         """Load a release beside what serves, after a trial in a limited process of its own.
 
         Args:
             release: its id, 32 bytes.
             directory: holds release.toml, the model and the golden file; stays there while it serves.
             trial: False for a release that served on this board before: no measuring, quicker start.
+            replaces: the model that it is for; what serves that may have to make room (`may_pause`).
 
         Raises:
             ModelRefusedError: it cannot serve here; the message is the reason.
+            NoRoomError: there is no room for both, and the one that serves may not be taken away.
             WorkerLostError: no worker can be started at the moment; says nothing about the release.
         """
-        async with self._admitting:
-            known = self._dispatcher.releases.get(release)
-            if known is not None and known.broken is None:
-                known.retired = False
-                return known.admission
-            pace = Pace(self._calibrations.get(release), limit=self._max_batch)
-            entry = Release(release, directory, self._queue_limit, pace)
-            if trial:
-                loaded = await try_out(
-                    release,
-                    directory,
-                    python=self._python,
-                    settings=self._settings,
-                    calibrate_rows=self._max_batch,
-                    memory_bytes=self._trial_bytes,
-                )
-                entry.admission = Admission.of(loaded)
-                self._dispatcher.remember(entry, loaded.points)
-            self._dispatcher.releases[release] = entry
-            try:
-                await self._dispatcher.install(entry)
-            except BaseException:
-                self._dispatcher.releases.pop(release, None)
-                self._dispatcher.wake()
-                raise
-            return entry.admission
+        return await self._releases.admit(release, directory, trial=trial, replaces=replaces)
 
     async def switch(self, model: str, release: bytes) -> None:
         """New requests for `model` go to this admitted release; the old one drains, then is unloaded.
@@ -177,24 +151,15 @@ class Engine:
         Raises:
             NotAdmittedError: `admit` first.
         """
-        entry = self._dispatcher.releases.get(release)
-        if entry is None or entry.broken is not None:
-            raise NotAdmittedError(f"release {release.hex()[:12]} is not admitted")
-        old = self._serving.get(model)
-        self._serving[model] = release
-        entry.retired = False
-        if old is not None and old != release:
-            self._retire(old)
+        self._releases.switch(model, release)
 
     async def remove(self, model: str) -> None:
         """`model` is served no more; what was accepted is still answered."""
-        release = self._serving.pop(model, None)
-        if release is not None:
-            self._retire(release)
+        self._releases.remove(model)
 
     async def discard(self, release: bytes) -> None:
         """Unload an admitted release that will not be switched to; one that serves is left alone."""
-        self._retire(release)
+        self._releases.retire(release)
 
     def serving(self, model: str) -> bytes | None:
         """The id of the release that serves `model`."""
@@ -211,24 +176,10 @@ class Engine:
 
     def describe(self) -> list[ModelFacts]:
         """What serves, how it runs and how much waits for it, by name."""
-        facts = []
-        for model in self.models():
-            release = self._dispatcher.releases.get(self._serving.get(model, b""))
-            if release is None:  # metrics are read in another thread
-                continue
-            facts.append(
-                ModelFacts(
-                    model=model,
-                    state=_state(release),
-                    size_bytes=release.size_bytes,
-                    waiting=release.backlog.rows,
-                    best_batch=release.pace.best_rows,
-                    row_us=round(release.pace.row_s * 1e6),
-                    providers=release.providers,
-                    broken=release.broken,
-                )
-            )
-        return facts
+        found = ((model, self._serving.get(model, b"")) for model in self.models())
+        known = ((model, self._dispatcher.releases.get(release)) for model, release in found)
+        # Metrics are read in another thread: what served a moment ago may be gone.
+        return [release.facts(model) for model, release in known if release is not None]
 
     # ------------------------------------------------------------------ requests
     async def infer(
@@ -262,8 +213,8 @@ class Engine:
         release = self._release(model)
         form, row_count = release.forms.of(inputs, outputs)
         tensors = [inputs[info.name] for info in form.inputs]
-        request = self._request(form, tensors, row_count, deadline_s, priority)
-        request.retry = retry
+        now = self._clock()
+        request = Request(form, tensors, row_count, now + deadline_s, priority, now, retry=retry)
         results = await self._run(model, release, request)
         return Inferred(dict(zip(form.outputs, results, strict=True)), release.id, "")
 
@@ -298,8 +249,10 @@ class Engine:
             raise BadInputError(f"an item of {model!r} has {item_bytes} bytes; {len(items)} items")
         data = items[0] if len(items) == 1 else b"".join(items)
         tensor = Tensor("uint8", (len(items), item_bytes), data)
-        request = self._request(release.forms.items, [tensor], len(items), deadline_s, priority)
-        request.retry = retry
+        now = self._clock()
+        request = Request(
+            release.forms.items, [tensor], len(items), now + deadline_s, priority, now, retry=retry
+        )
         best, confidence = await self._run(model, release, request)
         return Served(_answers(best, confidence, signature.labels), release.id, "")
 
@@ -309,13 +262,9 @@ class Engine:
             raise NotServingError(f"{model!r} does not run here")
         if (reason := release.broken or self._dispatcher.halted) is not None:
             raise NotServingError(f"{model!r} cannot run here: {reason}")
+        if release.paused:
+            raise NotServingError(f"{model!r} makes room for its new release")
         return release
-
-    def _request(
-        self, form: Form, tensors: list[Tensor], row_count: int, deadline_s: float, priority: int
-    ) -> Request:
-        now = self._clock()
-        return Request(form, tensors, row_count, now + deadline_s, priority, now)
 
     async def _run(self, model: str, release: Release, request: Request) -> list[Tensor]:
         self._check_room(model, release, request)
@@ -334,24 +283,23 @@ class Engine:
         finally:
             request.over = True
             release.waiting.discard(request)
-            if release.retired:
-                self._dispatcher.wake()  # it may be drained now
             self._deadlines.forget(request)
-            self.stats.record_latency(self._clock() - request.arrived)
+            if release.is_drained:
+                self._dispatcher.wake()
 
     def _check_room(self, model: str, release: Release, request: Request) -> None:
-        if not 1 <= request.rows <= self._queue_limit:
-            raise BadInputError(f"{request.rows} rows; 1 to {self._queue_limit} are allowed")
-        if not release.backlog.has_room(request.rows):
+        rows, now = request.rows, request.arrived
+        if not 1 <= rows <= self._queue_limit:
+            raise BadInputError(f"{rows} rows; 1 to {self._queue_limit} are allowed")
+        if not release.backlog.has_room(rows):
             self.stats.refused += 1
+            wait_s = self._lanes.eta_s(release, request.priority, 0, now)
             raise QueueFullError(
                 f"{release.backlog.rows} rows are waiting for {model!r}",
-                retry_after_s=max(
-                    self._dispatcher.lanes.eta_s(release, request.priority, 0), 0.001
-                ),
+                retry_after_s=max(wait_s, 0.001),
             )
-        eta_s = self._dispatcher.lanes.eta_s(release, request.priority, request.rows)
-        has_s = request.deadline - request.arrived
+        eta_s = self._lanes.eta_s(release, request.priority, rows, now)
+        has_s = request.deadline - now
         if eta_s > has_s:
             self.stats.refused += 1
             raise QueueFullError(
@@ -364,18 +312,6 @@ class Engine:
         if request.done is not None and not request.done.done():
             self.stats.expired += 1
             request.done.set_exception(_ExpiredError())
-
-    def _retire(self, release: bytes) -> None:
-        entry = self._dispatcher.releases.get(release)
-        if entry is not None and release not in self._serving.values():
-            entry.retired = True
-            self._dispatcher.wake()
-
-
-def _state(release: Release) -> str:
-    if release.broken is not None:
-        return "broken"
-    return "evicted" if release.is_evicted else "serving"
 
 
 class _ExpiredError(Exception):

@@ -34,6 +34,10 @@ class NotServingError(InferenceError):
     """The model does not run here, or not now."""
 
 
+class NoRoomError(InferenceError):
+    """A new release has no room beside what serves, and nothing may be taken away for it."""
+
+
 class QueueFullError(InferenceError):
     """Too much is waiting.
 

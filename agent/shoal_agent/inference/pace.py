@@ -32,6 +32,7 @@ class Pace:
 
     Attributes:
         best_rows: how many rows a batch should have.
+        best_s: how long a batch of so many takes; 0.0: not known.
         row_s: what one row takes when many wait; 0.0: not known.
     """
 
@@ -39,7 +40,8 @@ class Pace:
         self.points = tuple(sorted(points))
         self.best_rows = best_rows(self.points, limit)
         self._drift = 1.0
-        self.row_s = self.batch_s(self.best_rows) / self.best_rows
+        self.best_s = self.batch_s(self.best_rows)
+        self.row_s = self.best_s / self.best_rows
 
     @property
     def is_known(self) -> bool:
@@ -57,7 +59,8 @@ class Pace:
         else:
             ratio = min(max(seconds / self._base_s(rows), 1 / _MAX_DRIFT), _MAX_DRIFT)
             self._drift += _NEW_SHARE * (ratio - self._drift)
-        self.row_s = self.batch_s(self.best_rows) / self.best_rows
+        self.best_s = self.batch_s(self.best_rows)
+        self.row_s = self.best_s / self.best_rows
 
     def _base_s(self, rows: int) -> float:
         """Between two points on the line through them, outside as the nearest point's time a row."""

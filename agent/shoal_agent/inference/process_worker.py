@@ -16,6 +16,7 @@ from shoal_agent.inference.batch import Batch, Loaded, Place, Ran, layout
 from shoal_agent.inference.child import how_it_ended, kill, signal_kill, spawn
 from shoal_agent.inference.errors import (
     BadInputError,
+    InferenceError,
     LateBatchError,
     ModelFailedError,
     WorkerLostError,
@@ -25,7 +26,7 @@ from shoal_agent.inference.segment import Segment
 from shoal_agent.inference.settings import WorkerSettings
 from shoal_agent.inference.signature import Form, Signature
 from shoal_agent.inference.tensors import Tensor
-from shoal_agent.inference.worker import CallRefusedError
+from shoal_agent.inference.worker import CallRefusedError, Done
 
 START_TIMEOUT_S: Final = 60.0
 CALL_TIMEOUT_S: Final = 10.0
@@ -37,6 +38,10 @@ LARGE_SEGMENT_BYTES: Final = 8 * 1024 * 1024
 """What a larger one holds goes back to the kernel after each batch."""
 SEGMENTS: Final = 2
 """Batches under way: while one runs, the next one already lies there."""
+
+_Failure = CallRefusedError | InferenceError
+_Reply = Callable[[object, _Failure | None], None]
+"""Told what the worker answered, or else why there is no answer."""
 
 
 class ProcessWorker:
@@ -62,7 +67,7 @@ class ProcessWorker:
         self._complaint = b""
         self._next_call = pipe.GREETING + 1
         self._loop = asyncio.get_running_loop()
-        self._calls: dict[int, asyncio.Future[object]] = {}
+        self._calls: dict[int, _Reply] = {}
         self._line = Line(self._settle, self._line_ended)
 
     @classmethod
@@ -94,7 +99,8 @@ class ProcessWorker:
             await kill(process)
             _close(segments)
             raise
-        greeting = worker._expect(pipe.GREETING)
+        greeting: asyncio.Future[object] = worker._loop.create_future()
+        worker._calls[pipe.GREETING] = functools.partial(_tell, greeting)
         try:
             async with Background.open() as background:
                 background.start(worker._read_complaints(), name="worker.stderr")
@@ -145,27 +151,52 @@ class ProcessWorker:
         except CallRefusedError as exc:
             raise self._nonsense() from exc
 
-    async def run(self, release: bytes, batch: Batch, *, timeout_s: float = CALL_TIMEOUT_S) -> Ran:
-        """See `Worker.run`."""
+    def start(self, release: bytes, batch: Batch, done: Done, *, timeout_s: float) -> None:
+        """See `Worker.start`."""
         if self.lost is not None:
-            raise WorkerLostError(self.lost)
+            self._loop.call_soon(done, WorkerLostError(self.lost))
+            return
+        form, rows = batch.form, batch.rows
         number = self._free.pop()
         segment = self._segments[number]
         try:
-            places, end = layout(batch.form.shapes(batch.rows))
+            places, end = layout(form.shapes(rows))
             _fill(segment, places, end, batch.chunks)
-            value = await self._call(
-                pipe.RUN, release, number, batch.rows, _packed(batch.form), timeout_s=timeout_s
-            )
-            return self._read(segment, end, batch.form, value)
         except MemoryError as exc:
-            raise ModelFailedError(str(exc)) from exc
-        except CallRefusedError as exc:
-            raise ModelFailedError(str(exc)) from exc
-        finally:
-            if segment.size_bytes > LARGE_SEGMENT_BYTES:
-                segment.give_back()
             self._free.append(number)
+            self._loop.call_soon(done, ModelFailedError(str(exc)))
+            return
+        timer = self._loop.call_later(timeout_s, self._late, pipe.RUN, timeout_s)
+        call = self._expect(functools.partial(self._ran, number, end, form, timer, done))
+        self._line.send([call, pipe.RUN, release, number, rows, _packed(form)])
+
+    def _ran(
+        self,
+        number: int,
+        start: int,
+        form: Form,
+        timer: asyncio.TimerHandle,
+        done: Done,
+        value: object,
+        failure: _Failure | None,
+    ) -> None:
+        """The worker answered, or is lost."""
+        timer.cancel()
+        segment = self._segments[number]
+        outcome: Ran | InferenceError
+        if failure is None:
+            try:
+                outcome = self._read(segment, start, form, value)
+            except WorkerLostError as exc:
+                outcome = exc
+        elif isinstance(failure, CallRefusedError):
+            outcome = ModelFailedError(str(failure))
+        else:
+            outcome = failure
+        if segment.size_bytes > LARGE_SEGMENT_BYTES:
+            segment.give_back()
+        self._free.append(number)
+        done(outcome)
 
     def _read(self, segment: Segment, start: int, form: Form, value: object) -> Ran:
         """The outputs that the worker says it wrote behind the inputs."""
@@ -189,23 +220,22 @@ class ProcessWorker:
     async def _call(self, operation: str, *arguments: object, timeout_s: float) -> object:
         if self.lost is not None:
             raise WorkerLostError(self.lost)
-        call, self._next_call = self._next_call, self._next_call + 1
-        reply = self._expect(call)
+        reply: asyncio.Future[object] = self._loop.create_future()
+        call = self._expect(functools.partial(_tell, reply))
         try:
             self._line.send([call, operation, *arguments])
             return await self._wait(reply, operation, timeout_s)
         finally:
             self._calls.pop(call, None)
 
-    def _expect(self, call: int) -> asyncio.Future[object]:
-        reply: asyncio.Future[object] = self._loop.create_future()
+    def _expect(self, reply: _Reply) -> int:
+        call, self._next_call = self._next_call, self._next_call + 1
         self._calls[call] = reply
-        return reply
+        return call
 
     async def _wait(
         self, reply: asyncio.Future[object], operation: str, timeout_s: float
     ) -> object:
-        # Not asyncio.timeout: this is on the way of every batch.
         timer = self._loop.call_later(timeout_s, self._late, operation, timeout_s)
         try:
             return await reply
@@ -232,21 +262,21 @@ class ProcessWorker:
 
     def _settle(self, call: int, verdict: str, rest: list[object]) -> None:
         reply = self._calls.pop(call, None)
-        if reply is None or reply.done():
+        if reply is None:
             return  # whoever asked has gone
         match verdict, rest:
             case pipe.OK, [value]:
-                reply.set_result(value)
+                reply(value, None)
             case pipe.REFUSED, [str(reason)]:
-                reply.set_exception(CallRefusedError(reason))
+                reply(None, CallRefusedError(reason))
             case pipe.BAD_INPUT, [str(reason)]:
-                reply.set_exception(BadInputError(reason))
+                reply(None, BadInputError(reason))
             case pipe.LATE, [str(reason)]:
-                reply.set_exception(LateBatchError(reason))
+                reply(None, LateBatchError(reason))
             case pipe.FAILED, [str(reason)]:
-                reply.set_exception(ModelFailedError(reason))
+                reply(None, ModelFailedError(reason))
             case _:
-                reply.set_exception(self._nonsense())
+                reply(None, self._nonsense())
 
     def _nonsense(self) -> WorkerLostError:
         self._lose("the worker spoke nonsense")
@@ -267,11 +297,19 @@ class ProcessWorker:
             return
         self.lost = reason
         signal_kill(self._process)
-        for reply in self._calls.values():
-            if not reply.done():
-                reply.set_exception(WorkerLostError(reason))
-        self._calls.clear()
+        calls, self._calls = self._calls, {}
+        for reply in calls.values():
+            reply(None, WorkerLostError(reason))
         self._on_lost()
+
+
+def _tell(reply: asyncio.Future[object], value: object, failure: _Failure | None) -> None:
+    if reply.done():
+        return  # whoever asked has gone
+    if failure is None:
+        reply.set_result(value)
+    else:
+        reply.set_exception(failure)
 
 
 def _segments() -> list[Segment]:

@@ -6,19 +6,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
+import msgspec
+
 from shoal_agent.inference.backlog import Backlog, Piece, Request
 from shoal_agent.inference.batch import Loaded
 from shoal_agent.inference.errors import InferenceError
 from shoal_agent.inference.pace import Pace
 from shoal_agent.inference.signature import Forms, Signature
-from shoal_agent.inference.tensors import Tensor, joined, rows
+from shoal_agent.inference.tensors import Tensor, joined
 from shoal_contract.messages import Answer
 
 _LATENCIES: Final = 512
+_SMALL_ROW_BYTES: Final = 4096
+"""Up to here a copy costs less than a view, and does not keep the whole batch in memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Inferred:
+class Inferred(msgspec.Struct, frozen=True):
     """Outputs by name, the id of the release, and the node that ran it."""
 
     outputs: dict[str, Tensor]
@@ -26,8 +29,7 @@ class Inferred:
     by: str
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(msgspec.Struct, frozen=True):
     """Answers in the order of the items, the id of the release, and the node that ran it."""
 
     answers: list[Answer]
@@ -52,7 +54,7 @@ class Admission:
 
 @dataclass(slots=True)
 class EngineStats:
-    """Counters since the start; latencies of the newest 512 requests, in microseconds.
+    """Counters since the start; latencies of the newest 512 parts of requests.
 
     `items` counts rows; `busy_s` is how long models ran; `refused`, `expired`: for want of room, of time.
     """
@@ -65,23 +67,27 @@ class EngineStats:
     expired: int = 0
     worker_restarts: int = 0
     evictions: int = 0
-    latencies_us: deque[int] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
+    latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
 
-    def record_latency(self, seconds: float) -> None:
-        """One request was answered after so long."""
-        self.latencies_us.append(round(seconds * 1e6))
+    def record(self, batch: Sequence[Piece], rows: int, took_s: float, now: float) -> None:
+        """A batch was run, and those who waited for it are answered."""
+        self.batches += 1
+        self.items += rows
+        self.busy_s += took_s
+        self.latencies_s.extend([now - piece.request.arrived for piece in batch])
 
-    def latency_us(self, share: float) -> int:
-        """The latency that this share (0.5: p50) of the newest requests stayed within; 0: none."""
-        ordered = sorted(self.latencies_us)
-        return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0
+    def latency_s(self, share: float) -> float:
+        """The latency that this share (0.5: p50) of the newest requests stayed within; 0.0: none."""
+        ordered = sorted(self.latencies_s)
+        return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
     """How a model stands: rows that wait, the batch it gets, what a row costs, and what it runs on.
 
-    `state`: "serving", "evicted" (loaded again when it is asked) or "broken"; `broken`: why it does not run any more.
+    `state`: "serving", "evicted" (loaded again when it is asked), "paused" (it gave way to a new release) or "broken";
+    `broken`: why it does not run any more. `providers`: those that ONNX Runtime really took, the preferred first.
     """
 
     model: str
@@ -103,6 +109,8 @@ class Release:
         providers: ONNX Runtime's execution providers that run it.
         broken: why it cannot be loaded any more.
         retired: to be unloaded once nobody waits for it.
+        paused: it takes no requests, so that a new release finds room.
+        instead_of: which release is paused for it.
         is_evicted: it gave its memory back; the next request loads it again.
         used_at: when it was asked last.
         pace: how long its batches take, and how many rows are best.
@@ -124,6 +132,8 @@ class Release:
         self.backlog = Backlog(queue_limit)
         self.waiting: set[Request] = set()
         self.retired = False
+        self.paused = False
+        self.instead_of: Release | None = None
         self.broken: str | None = None
         self.load_crashes = 0
         self.is_evicted = False
@@ -136,19 +146,51 @@ class Release:
         """Somebody waits for it."""
         return any(not request.over for request in self.waiting)
 
+    @property
+    def is_drained(self) -> bool:
+        """Nobody waits for it, and it is to go."""
+        return (self.retired or self.paused) and not self.waiting
+
+    @property
+    def state(self) -> str:
+        """See `ModelFacts`."""
+        if self.broken is not None:
+            return "broken"
+        if self.paused:
+            return "paused"
+        return "evicted" if self.is_evicted else "serving"
+
+    def facts(self, model: str) -> ModelFacts:
+        """How it stands, as what serves `model`."""
+        return ModelFacts(
+            model=model,
+            state=self.state,
+            size_bytes=self.size_bytes,
+            waiting=self.backlog.rows,
+            best_batch=self.pace.best_rows,
+            row_us=round(self.pace.row_s * 1e6),
+            providers=self.providers,
+            broken=self.broken,
+        )
+
     def settle(self, batch: Sequence[Piece], outputs: Sequence[Tensor]) -> None:
         """Hand the outputs of a batch to those who wait for them."""
         if len(batch) == 1:
             self._settle(batch[0], list(outputs))
             return
+        columns = []
+        for output in outputs:
+            row_bytes = len(output.data) // output.shape[0]
+            data = output.data if row_bytes <= _SMALL_ROW_BYTES else memoryview(output.data)
+            columns.append((output.dtype, output.shape[1:], data, row_bytes))
         start = 0
         for piece in batch:
             stop = start + piece.stop - piece.start
             self._settle(
                 piece,
                 [
-                    Tensor(o.dtype, (stop - start, *o.shape[1:]), rows(o, start, stop))
-                    for o in outputs
+                    Tensor(dtype, (stop - start, *shape), data[start * size : stop * size])
+                    for dtype, shape, data, size in columns
                 ],
             )
             start = stop

@@ -15,6 +15,7 @@ class WorkerSettings:
             spares a second interpreter and shares every crash.
         threads: of ONNX Runtime within one operator; 0: as many as the worker may have cores.
         nice: added to the worker's niceness, so that models yield to everything else.
+        loading_nice: added while the worker starts and loads, for one that starts beside another that serves.
         cpus: the cores that the worker may use; none: all.
         providers: ONNX Runtime's execution providers, the preferred first; the CPU always comes last.
         run_timeout_s: a batch that takes longer is stopped.
@@ -24,6 +25,7 @@ class WorkerSettings:
     kind: Literal["process", "thread"] = "process"
     threads: int = 1
     nice: int = 0
+    loading_nice: int = 0
     cpus: tuple[int, ...] = ()
     providers: tuple[str, ...] = (CPU,)
     run_timeout_s: float = 10.0

@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from shoal_agent.inference.batch import Batch, Loaded, Ran
 from shoal_agent.inference.errors import (
     BadInputError,
+    InferenceError,
     LateBatchError,
     ModelFailedError,
     WorkerLostError,
@@ -24,15 +26,17 @@ from shoal_agent.inference.model_errors import InputError, LateError, ModelError
 from shoal_agent.inference.settings import WorkerSettings
 from shoal_agent.inference.signature import Signature
 from shoal_agent.inference.tensors import Tensor
-from shoal_agent.inference.worker import CallRefusedError
+from shoal_agent.inference.worker import CallRefusedError, Done
 
 if TYPE_CHECKING:
+    from shoal_agent.inference.release_files import Array
     from shoal_agent.inference.runner import Runner
 
 T = TypeVar("T")
 
 CALL_TIMEOUT_S: Final = 10.0
-_Job = tuple[Callable[[], Any], asyncio.Future[Any]]
+_SMALL_BYTES: Final = 65536
+"""Outputs up to here are copied: rows of bytes are cheaper to cut off than rows of a view."""
 
 
 class ThreadWorker:
@@ -48,7 +52,8 @@ class ThreadWorker:
         self._runner = runner
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._runs: dict[Done, asyncio.TimerHandle] = {}
         threading.Thread(target=self._work, name="inference", daemon=True).start()
 
     @classmethod
@@ -82,7 +87,7 @@ class ThreadWorker:
         def load() -> Loaded:
             return self._runner.load(release, directory, calibrate_rows=calibrate_rows)
 
-        threading.Thread(target=self._settle, args=(load, done), daemon=True).start()
+        threading.Thread(target=self._answer, args=(load, done), daemon=True).start()
         try:
             loaded = await self._wait(done, "load", timeout_s)
         except ModelError as exc:
@@ -93,66 +98,89 @@ class ThreadWorker:
     async def unload(self, release: bytes) -> None:
         """See `Worker.unload`."""
         self.loaded.pop(release, None)
-        await self._call(lambda: self._runner.unload(release), "unload", CALL_TIMEOUT_S)
-
-    async def run(self, release: bytes, batch: Batch, *, timeout_s: float) -> Ran:
-        """See `Worker.run`."""
-
-        def run() -> Ran:
-            inputs = [rows[0] if len(rows) == 1 else b"".join(rows) for rows in batch.chunks]
-            outputs, run_us = self._runner.run(release, batch.form, batch.rows, inputs)
-            return Ran(
-                [Tensor(o.dtype.name, o.shape, o.reshape(-1).view("u1").data) for o in outputs],
-                run_us,
-            )
-
-        try:
-            return await self._call(run, "run", timeout_s)
-        except InputError as exc:
-            raise BadInputError(str(exc)) from exc
-        except LateError as exc:
-            raise LateBatchError(str(exc)) from exc
-        except (ModelError, MemoryError) as exc:
-            raise ModelFailedError(str(exc) or "out of memory") from exc
-
-    async def _call(self, job: Callable[[], T], what: str, timeout_s: float) -> T:
         if self.lost is not None:
             raise WorkerLostError(self.lost)
-        done: asyncio.Future[T] = self._loop.create_future()
-        self._jobs.put((job, done))
-        return await self._wait(done, what, timeout_s)
+        done: asyncio.Future[None] = self._loop.create_future()
+        self._jobs.put(partial(self._answer, partial(self._runner.unload, release), done))
+        await self._wait(done, "unload", CALL_TIMEOUT_S)
+
+    def start(self, release: bytes, batch: Batch, done: Done, *, timeout_s: float) -> None:
+        """See `Worker.start`."""
+        if self.lost is not None:
+            self._loop.call_soon(done, WorkerLostError(self.lost))
+            return
+        self._runs[done] = self._loop.call_later(timeout_s, self._late, "run", timeout_s)
+        self._jobs.put(partial(self._run, release, batch, done))
 
     async def _wait(self, done: asyncio.Future[T], what: str, timeout_s: float) -> T:
-        # Not asyncio.timeout: this is on the way of every batch.
-        timer = self._loop.call_later(timeout_s, self._late, done, what, timeout_s)
+        timer = self._loop.call_later(timeout_s, self._late_call, done, what, timeout_s)
         try:
             return await done
         finally:
             timer.cancel()
 
-    def _late(self, done: asyncio.Future[T], what: str, timeout_s: float) -> None:
-        self._lose(f"the worker did not answer {what!r} within {timeout_s:g} s")
+    def _late_call(self, done: asyncio.Future[T], what: str, timeout_s: float) -> None:
+        self._late(what, timeout_s)
         _set_exception(done, WorkerLostError(self.lost))
 
-    def _lose(self, reason: str) -> None:
-        if self.lost is None:
-            self.lost = reason
-            self._on_lost()
+    def _late(self, what: str, timeout_s: float) -> None:
+        self._lose(f"the worker did not answer {what!r} within {timeout_s:g} s")
 
+    def _lose(self, reason: str) -> None:
+        if self.lost is not None:
+            return
+        self.lost = reason
+        for done in list(self._runs):
+            self._end(done, WorkerLostError(reason))
+        self._on_lost()
+
+    def _end(self, done: Done, outcome: Ran | InferenceError) -> None:
+        timer = self._runs.pop(done, None)
+        if timer is not None:
+            timer.cancel()
+            done(outcome)
+
+    # ------------------------------------------------------------------ in the thread
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            self._settle(*job)
+            job()
 
-    def _settle(self, job: Callable[[], T], done: asyncio.Future[T]) -> None:
-        """Runs in a thread: what comes of the job goes to the event loop, which may be gone by then."""
+    def _run(self, release: bytes, batch: Batch, done: Done) -> None:
+        outcome: Ran | InferenceError
         try:
-            answer, value = _set_result, job()
+            inputs = [rows[0] if len(rows) == 1 else b"".join(rows) for rows in batch.chunks]
+            outputs, run_us = self._runner.run(release, batch.form, batch.rows, inputs)
+            outcome = Ran([_tensor(output) for output in outputs], run_us)
+        except InputError as exc:
+            outcome = BadInputError(str(exc))
+        except LateError as exc:
+            outcome = LateBatchError(str(exc))
+        except (ModelError, MemoryError) as exc:
+            outcome = ModelFailedError(str(exc) or "out of memory")
+        except BaseException as exc:  # noqa: BLE001 - whoever waits is told; the thread goes on
+            outcome = ModelFailedError(f"the worker failed: {exc!r}"[:500])
+        self._post(self._end, done, outcome)
+
+    def _answer(self, job: Callable[[], T], done: asyncio.Future[T]) -> None:
+        try:
+            value = job()
         except BaseException as exc:  # noqa: BLE001 - it belongs to whoever waits
-            answer, value = _set_exception, exc  # type: ignore[assignment]
+            self._post(_set_exception, done, exc)
+        else:
+            self._post(_set_result, done, value)
+
+    def _post(self, call: Callable[..., None], *arguments: object) -> None:
         try:
-            self._loop.call_soon_threadsafe(answer, done, value)
+            self._loop.call_soon_threadsafe(call, *arguments)
         except RuntimeError:
-            return
+            return  # the event loop is gone by now
+
+
+def _tensor(output: "Array") -> Tensor:
+    data: bytes | memoryview = output.reshape(-1).view("u1").data
+    if len(data) <= _SMALL_BYTES:
+        data = bytes(data)
+    return Tensor(output.dtype.name, output.shape, data)
 
 
 def _set_result(done: asyncio.Future[T], value: T) -> None:

@@ -1,10 +1,15 @@
 """What the dispatcher needs of a worker, be it a process of its own or a thread of the agent."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from shoal_agent.inference.batch import Batch, Loaded, Ran
+from shoal_agent.inference.errors import InferenceError
 from shoal_agent.inference.signature import Signature
+
+Done = Callable[[Ran | InferenceError], None]
+"""Told once how a batch went."""
 
 
 class CallRefusedError(Exception):
@@ -43,12 +48,11 @@ class Worker(Protocol):
     async def unload(self, release: bytes) -> None:
         """Forget a release and give its memory back."""
 
-    async def run(self, release: bytes, batch: Batch, *, timeout_s: float) -> Ran:
-        """Run one batch.
+    def start(self, release: bytes, batch: Batch, done: Done, *, timeout_s: float) -> None:
+        """Run one batch. `done` is called once, later, with its outputs or with an error.
 
-        Raises:
-            BadInputError: the batch, or something in it, does not fit the model.
-            LateBatchError: it took longer than the settings allow, and was stopped.
-            ModelFailedError: the model or the runtime failed at it.
-            WorkerLostError: the worker died, hung or spoke nonsense.
+        BadInputError: the batch, or something in it, does not fit the model.
+        LateBatchError: it took longer than the settings allow, and was stopped.
+        ModelFailedError: the model or the runtime failed at it.
+        WorkerLostError: the worker died, hung (for `timeout_s`) or spoke nonsense.
         """

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,11 +44,19 @@ class Server:
         engine: a connected stream socket.
         runner: has the models.
         segments: memory that the engine shares, one a batch under way.
+        settings: how it runs models.
     """
 
-    def __init__(self, engine: socket.socket, runner: "Runner", segments: list[Segment]) -> None:
+    def __init__(
+        self,
+        engine: socket.socket,
+        runner: "Runner",
+        segments: list[Segment],
+        settings: WorkerSettings,
+    ) -> None:
         self._engine = engine
         self._runner = runner
+        self._settings = settings
         self._segments = segments
         self._forms: dict[bytes, Form] = {}
         self._sending = threading.Lock()
@@ -106,6 +115,9 @@ class Server:
     def _load(
         self, call: int, release: bytes, directory: Path, trial_bytes: int, calibrate_rows: int
     ) -> None:
+        # ONNX Runtime's own threads would inherit it, and could never lose it again.
+        if self._settings.threads == 1:
+            _nice_thread(self._settings.loading_nice)
         try:
             loaded = self._runner.load(
                 release, directory, trial_bytes=trial_bytes, calibrate_rows=calibrate_rows
@@ -153,12 +165,36 @@ def _main(arguments: list[str]) -> int:
             os.sched_setaffinity(0, settings.cpus)
     # Before numpy is imported: its BLAS starts a thread a core, for matrices we do not multiply.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    from shoal_agent.inference.runner import Runner  # noqa: PLC0415 - slow, and after the line above
-
+    runner = _runner(settings)
     segments = [Segment(int(descriptor)) for descriptor in memory]
     with socket.socket(fileno=int(fd)) as engine, contextlib.suppress(ConnectionError):
-        Server(engine, Runner(settings), segments).serve()
+        Server(engine, runner, segments, settings).serve()
     return 0
+
+
+def _runner(settings: WorkerSettings) -> "Runner":
+    """Imports what is large, in a thread that is as nice as loading is: a thread cannot become less nice again."""
+    made: Future[Runner] = Future()
+
+    def make() -> None:
+        try:
+            _nice_thread(settings.loading_nice)
+            from shoal_agent.inference.runner import Runner  # noqa: PLC0415 - slow, and after BLAS's setting
+
+            made.set_result(Runner(settings))
+        except BaseException as exc:  # noqa: BLE001 - raised again, in the main thread
+            made.set_exception(exc)
+
+    threading.Thread(target=make).start()
+    return made.result()
+
+
+def _nice_thread(more: int) -> None:
+    """This thread alone (on Linux niceness is a thread's, whatever POSIX says)."""
+    if more:
+        thread = threading.get_native_id()
+        now = os.getpriority(os.PRIO_PROCESS, thread)
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, now + more))
 
 
 if __name__ == "__main__":

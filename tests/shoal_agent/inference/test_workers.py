@@ -11,9 +11,10 @@ import pytest
 from tests.shoal_agent.inference import tiny_release as tiny
 
 from shoal_agent.inference import process_worker
-from shoal_agent.inference.batch import Batch
+from shoal_agent.inference.batch import Batch, Ran
 from shoal_agent.inference.errors import (
     BadInputError,
+    InferenceError,
     LateBatchError,
     ModelFailedError,
     WorkerLostError,
@@ -41,6 +42,16 @@ async def worker(request) -> AsyncIterator[Worker]:
         yield worker
 
 
+async def run(worker: Worker, batch: Batch) -> Ran:
+    done: asyncio.Future[Ran | InferenceError] = asyncio.get_running_loop().create_future()
+    worker.start(RELEASE, batch, done.set_result, timeout_s=20)
+    assert not done.done()
+    outcome = await done
+    if isinstance(outcome, InferenceError):
+        raise outcome
+    return outcome
+
+
 def items(*data: bytes) -> Batch:
     return Batch(item_form(4), len(data), [data])
 
@@ -59,9 +70,7 @@ async def test_rows_that_lie_apart_come_out_in_order(worker, tmp_path):
     assert worker.loaded[RELEASE].item_bytes == 4
     data = [tiny.item(n, 2 * n, 7, 255 - n) for n in range(20)]
     joined = memoryview(b"".join(data))
-    ran = await worker.run(
-        RELEASE, Batch(item_form(4), 20, [[joined[:12], data[3], joined[16:]]]), timeout_s=20
-    )
+    ran = await run(worker, Batch(item_form(4), 20, [[joined[:12], data[3], joined[16:]]]))
     best = np.frombuffer(ran.outputs[0].data, np.int32)
     assert [tiny.LABELS[n] for n in best] == [tiny.expected_label(item) for item in data]
     assert ran.run_us > 0
@@ -82,7 +91,7 @@ async def test_what_is_unloaded_is_gone(worker, tmp_path):
     await worker.unload(RELEASE)
     assert not worker.loaded
     with pytest.raises(ModelFailedError, match="is not loaded"):
-        await worker.run(RELEASE, items(tiny.item()), timeout_s=20)
+        await run(worker, items(tiny.item()))
 
 
 async def test_an_input_that_the_model_cannot_take_is_told_from_a_failure_of_the_runtime(
@@ -92,11 +101,11 @@ async def test_an_input_that_the_model_cannot_take_is_told_from_a_failure_of_the
     tiny.write_tensors(tmp_path / "b", hungry=True)
     await worker.load(RELEASE, tmp_path / "a", timeout_s=20)
     with pytest.raises(BadInputError):
-        await worker.run(RELEASE, numbers(99), timeout_s=20)
+        await run(worker, numbers(99))
     await worker.load(RELEASE, tmp_path / "b", timeout_s=20)
     with pytest.raises(ModelFailedError):
-        await worker.run(RELEASE, numbers(1 << 46), timeout_s=20)
-    ran = await worker.run(RELEASE, numbers(3), timeout_s=20)
+        await run(worker, numbers(1 << 46))
+    ran = await run(worker, numbers(3))
     assert np.frombuffer(ran.outputs[0].data, np.int64).tolist() == [3]
 
 
@@ -104,8 +113,8 @@ async def test_a_model_that_hangs_is_stopped_and_the_worker_goes_on(worker, tmp_
     tiny.write_tensors(tmp_path, looping=True)
     await worker.load(RELEASE, tmp_path, timeout_s=20)
     with pytest.raises(LateBatchError, match=r"did not answer within 0\.3 s"):
-        await worker.run(RELEASE, numbers(1 << 40), timeout_s=20)
-    ran = await worker.run(RELEASE, numbers(3), timeout_s=20)
+        await run(worker, numbers(1 << 40))
+    ran = await run(worker, numbers(3))
     assert np.frombuffer(ran.outputs[0].data, np.int64).tolist() == [3]
     assert worker.lost is None
 
@@ -118,7 +127,7 @@ async def test_two_batches_may_be_under_way_each_in_a_memory_of_its_own(worker, 
     async def lane(mine: list[bytes]) -> list[str]:
         labels = []
         for item in mine:
-            ran = await worker.run(RELEASE, items(item, item), timeout_s=20)
+            ran = await run(worker, items(item, item))
             (first, second) = np.frombuffer(ran.outputs[0].data, np.int32)
             assert first == second
             labels.append(tiny.LABELS[first])
@@ -135,7 +144,7 @@ async def test_the_memory_of_a_large_batch_goes_back_to_the_kernel(tmp_path, mon
         await worker.load(RELEASE, tmp_path, timeout_s=20)
         for n in range(3):
             item = tiny.item(n, 5, 7, 9)
-            ran = await worker.run(RELEASE, items(item), timeout_s=20)
+            ran = await run(worker, items(item))
             best = np.frombuffer(ran.outputs[0].data, np.int32)[0]
             assert tiny.LABELS[best] == tiny.expected_label(item)
         assert all(os.fstat(s.descriptor).st_blocks == 0 for s in worker._segments)
@@ -152,7 +161,7 @@ async def test_a_worker_that_was_left_is_lost():
     async with opened("thread") as worker:
         pass
     with pytest.raises(WorkerLostError, match="was stopped"):
-        await worker.run(RELEASE, items(tiny.item()), timeout_s=1)
+        await run(worker, items(tiny.item()))
 
 
 async def test_a_process_runs_at_the_niceness_and_on_the_cores_that_were_chosen():
