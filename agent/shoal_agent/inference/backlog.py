@@ -32,6 +32,7 @@ class Request(msgspec.Struct, eq=False):
 
     Attributes:
         done: where the outputs are waited for.
+        bucket: where its deadline is watched.
         retry: once, when the worker dies of it, or with it.
         over: nobody waits for it any more: what is left of it is skipped.
         is_running: some of it was given to a worker.
@@ -42,10 +43,11 @@ class Request(msgspec.Struct, eq=False):
     inputs: Sequence[Tensor]
     rows: int
     deadline: float
-    priority: int = Priority.NORMAL
-    arrived: float = 0.0
-    done: asyncio.Future[list[Tensor]] | None = None
+    priority: int
+    arrived: float
+    done: asyncio.Future[list[Tensor]]
     retry: bool = True
+    bucket: set["Request"] | None = None
     over: bool = False
     is_running: bool = False
     rows_done: int = 0
@@ -57,7 +59,7 @@ class Request(msgspec.Struct, eq=False):
         return self.arrived - self.priority * AGEING_S
 
 
-class Piece(msgspec.Struct, frozen=True):
+class Piece(msgspec.Struct, frozen=True, gc=False):
     """Some rows of a request: all of them, unless the request is larger than what was left of a batch."""
 
     request: Request
@@ -102,7 +104,8 @@ class Backlog:
     def push(self, request: Request) -> None:
         """Queue a request; ask `has_room` first."""
         self._arrivals += 1
-        self._put((request.urgency, self._arrivals, 0, Piece(request, 0, request.rows)))
+        urgency = request.arrived - request.priority * AGEING_S
+        self._put((urgency, self._arrivals, 0, Piece(request, 0, request.rows)))
 
     def take(self, limit: int, now: float) -> list[Piece]:
         """The most urgent rows of one form, at most `limit`, of requests that are still wanted."""
@@ -110,11 +113,13 @@ class Backlog:
         heap = self._most_urgent(now)
         # What has no batch dimension is a batch of its own.
         room = limit if heap and heap[0][3].request.form.is_batched else 1
+        rows_of_class = self._rows_of_class
         while heap and room:
             urgency, arrival, _, piece = heapq.heappop(heap)
             rows = piece.stop - piece.start
             request = piece.request
-            self._count(request, -rows)
+            self.rows -= rows
+            rows_of_class[request.priority] -= rows
             if request.over or request.deadline <= now:
                 continue
             request.is_running = True
@@ -160,7 +165,9 @@ class Backlog:
     def _put(self, entry: _Entry) -> None:
         piece = entry[3]
         request = piece.request
-        self._count(request, piece.stop - piece.start)
+        rows = piece.stop - piece.start
+        self.rows += rows
+        self._rows_of_class[request.priority] += rows
         if request.form is not self._last_form:  # most are of the same: no hashing for each
             self._last_form = request.form
             self._last_heap = self._heaps.setdefault(request.form, [])

@@ -44,12 +44,12 @@ class Deadlines:
             if self._timer is None or number < self._timer_for:
                 self._arm()
         bucket.add(request)
+        request.bucket = bucket
 
     def forget(self, request: Request) -> None:
         """It was answered, or nobody waits."""
-        bucket = self._buckets.get(int(request.deadline / TICK_S) + 1)
-        if bucket is not None:
-            bucket.discard(request)
+        if request.bucket is not None:
+            request.bucket.discard(request)
 
     def _arm(self) -> None:
         if self._timer is not None:

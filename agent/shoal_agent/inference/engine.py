@@ -6,6 +6,7 @@ Knows nothing of peers (`router`), of where releases come from, or of numpy. All
 
 import asyncio
 import sys
+from asyncio import Future
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -214,8 +215,18 @@ class Engine:
         form, row_count = release.forms.of(inputs, outputs)
         tensors = [inputs[info.name] for info in form.inputs]
         now = self._clock()
-        request = Request(form, tensors, row_count, now + deadline_s, priority, now, retry=retry)
-        results = await self._run(model, release, request)
+        done: Future[list[Tensor]] = Future(loop=self._loop)
+        until = now + deadline_s
+        request = Request(form, tensors, row_count, until, priority, now, done, retry)
+        self._accept(model, release, request)
+        try:
+            results = await request.done
+        except _ExpiredError:
+            raise _too_late(model, request) from None
+        finally:
+            self._leave(release, request)
+        if len(results) == 1:
+            return Inferred({form.outputs[0]: results[0]}, release.id, "")
         return Inferred(dict(zip(form.outputs, results, strict=True)), release.id, "")
 
     async def classify(
@@ -250,10 +261,17 @@ class Engine:
         data = items[0] if len(items) == 1 else b"".join(items)
         tensor = Tensor("uint8", (len(items), item_bytes), data)
         now = self._clock()
-        request = Request(
-            release.forms.items, [tensor], len(items), now + deadline_s, priority, now, retry=retry
-        )
-        best, confidence = await self._run(model, release, request)
+        done: Future[list[Tensor]] = Future(loop=self._loop)
+        until = now + deadline_s
+        form = release.forms.items
+        request = Request(form, [tensor], len(items), until, priority, now, done, retry)
+        self._accept(model, release, request)
+        try:
+            best, confidence = await request.done
+        except _ExpiredError:
+            raise _too_late(model, request) from None
+        finally:
+            self._leave(release, request)
         return Served(_answers(best, confidence, signature.labels), release.id, "")
 
     def _release(self, model: str) -> Release:
@@ -266,31 +284,35 @@ class Engine:
             raise NotServingError(f"{model!r} makes room for its new release")
         return release
 
-    async def _run(self, model: str, release: Release, request: Request) -> list[Tensor]:
-        self._check_room(model, release, request)
-        request.done = self._loop.create_future()
-        release.backlog.push(request)
+    # On the way of every request: it costs what stands here, so calls and look-ups are few.
+    def _accept(self, model: str, release: Release, request: Request) -> None:
+        backlog, rows = release.backlog, request.rows
+        if not 1 <= rows <= self._queue_limit:
+            raise BadInputError(f"{rows} rows; 1 to {self._queue_limit} are allowed")
+        if backlog.rows + rows > self._queue_limit or not self._lanes.is_soon_enough(
+            release, request
+        ):
+            self._check_room(model, release, request)
+        backlog.push(request)
         release.waiting.add(request)
         self._deadlines.watch(request)
         self.stats.requests += 1
         release.used_at = request.arrived
-        self._dispatcher.offer(release)
-        try:
-            return await request.done
-        except _ExpiredError:
-            where = "was running" if request.is_running else "was still waiting"
-            raise DeadlineError(f"{model!r} {where} when its time was over") from None
-        finally:
-            request.over = True
-            release.waiting.discard(request)
-            self._deadlines.forget(request)
-            if release.is_drained:
-                self._dispatcher.wake()
+        if release.is_evicted:
+            self._dispatcher.wake()
+        else:
+            self._lanes.offer(release)
+
+    def _leave(self, release: Release, request: Request) -> None:
+        request.over = True
+        waiting = release.waiting
+        waiting.discard(request)
+        self._deadlines.forget(request)
+        if not waiting and release.is_going:
+            self._dispatcher.wake()
 
     def _check_room(self, model: str, release: Release, request: Request) -> None:
         rows, now = request.rows, request.arrived
-        if not 1 <= rows <= self._queue_limit:
-            raise BadInputError(f"{rows} rows; 1 to {self._queue_limit} are allowed")
         if not release.backlog.has_room(rows):
             self.stats.refused += 1
             wait_s = self._lanes.eta_s(release, request.priority, 0, now)
@@ -309,13 +331,18 @@ class Engine:
 
     def _expire(self, request: Request) -> None:
         request.over = True
-        if request.done is not None and not request.done.done():
+        if not request.done.done():
             self.stats.expired += 1
             request.done.set_exception(_ExpiredError())
 
 
 class _ExpiredError(Exception):
     """The deadline is over; who waits says of what."""
+
+
+def _too_late(model: str, request: Request) -> DeadlineError:
+    where = "was running" if request.is_running else "was still waiting"
+    return DeadlineError(f"{model!r} {where} when its time was over")
 
 
 def _answers(best: Tensor, confidence: Tensor, labels: Sequence[str]) -> list[Answer]:

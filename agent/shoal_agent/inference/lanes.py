@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from shoal_agent.inference.backlog import Piece
+from shoal_agent.inference.backlog import Piece, Request
 from shoal_agent.inference.batch import Ran
 from shoal_agent.inference.batching import batch_of
 from shoal_agent.inference.errors import InferenceError, LateBatchError, WorkerLostError
@@ -89,13 +89,30 @@ class Lanes:
 
     def offer(self, release: Release) -> None:
         """A request waits for this release."""
-        if not self._is_looking and (not self._under_way or _is_worth_sending_ahead(release)):
-            self._is_looking = True
-            self._loop.call_soon(self._look)
+        if self._is_looking or (
+            self._under_way
+            and (
+                release.backlog.rows < release.pace.best_rows
+                or not _is_worth_sending_ahead(release)
+            )
+        ):
+            return
+        self._is_looking = True
+        self._loop.call_soon(self._look)
 
     def forget(self, release: Release) -> None:
         """It is gone."""
         self._turns.forget(release.id)
+
+    def is_soon_enough(self, release: Release, request: Request) -> bool:
+        """Whether it is done in time even if all that waits goes before it; False: `eta_s` knows better."""
+        ahead_s = self._busy_until - request.arrived
+        wait_s = (release.backlog.rows + request.rows) * release.pace.row_s
+        if ahead_s > 0.0:
+            wait_s += ahead_s
+        elif self._under_way:
+            return False
+        return wait_s * len(self._releases) <= request.deadline - request.arrived
 
     def eta_s(self, release: Release, priority: int, row_count: int, now: float) -> float:
         """How long a request that comes now would take, if nothing more urgent came; 0.0: not known.

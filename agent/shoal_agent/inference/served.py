@@ -21,7 +21,7 @@ _SMALL_ROW_BYTES: Final = 4096
 """Up to here a copy costs less than a view, and does not keep the whole batch in memory."""
 
 
-class Inferred(msgspec.Struct, frozen=True):
+class Inferred(msgspec.Struct, frozen=True, gc=False):
     """Outputs by name, the id of the release, and the node that ran it."""
 
     outputs: dict[str, Tensor]
@@ -29,7 +29,7 @@ class Inferred(msgspec.Struct, frozen=True):
     by: str
 
 
-class Served(msgspec.Struct, frozen=True):
+class Served(msgspec.Struct, frozen=True, gc=False):
     """Answers in the order of the items, the id of the release, and the node that ran it."""
 
     answers: list[Answer]
@@ -147,9 +147,9 @@ class Release:
         return any(not request.over for request in self.waiting)
 
     @property
-    def is_drained(self) -> bool:
-        """Nobody waits for it, and it is to go."""
-        return (self.retired or self.paused) and not self.waiting
+    def is_going(self) -> bool:
+        """It is to go when nobody waits for it any more."""
+        return self.retired or self.paused
 
     @property
     def state(self) -> str:
@@ -185,20 +185,23 @@ class Release:
             columns.append((output.dtype, output.shape[1:], data, row_bytes))
         start = 0
         for piece in batch:
-            stop = start + piece.stop - piece.start
-            self._settle(
-                piece,
-                [
-                    Tensor(dtype, (stop - start, *shape), data[start * size : stop * size])
-                    for dtype, shape, data, size in columns
-                ],
-            )
+            rows = piece.stop - piece.start
+            stop = start + rows
+            outputs = [
+                Tensor(dtype, (rows, *shape), data[start * size : stop * size])
+                for dtype, shape, data, size in columns
+            ]
             start = stop
+            request = piece.request
+            if rows == request.rows and not request.done.done():
+                request.done.set_result(outputs)
+            else:
+                self._settle(piece, outputs)
 
     def _settle(self, piece: Piece, outputs: list[Tensor]) -> None:
         request = piece.request
         done = request.done
-        if done is None or done.done():
+        if done.done():
             return
         request.rows_done += piece.stop - piece.start
         if request.rows_done == request.rows and request.parts is None:
@@ -223,7 +226,7 @@ class Release:
     def fail(self, request: Request, error: InferenceError) -> None:
         """Tell whoever waits for the request."""
         request.over = True
-        if request.done is not None and not request.done.done():
+        if not request.done.done():
             request.done.set_exception(error)
 
     def fail_all(self, error: InferenceError) -> None:

@@ -29,7 +29,7 @@ MAX_DIMENSIONS: Final = 8
 MAX_TENSOR_BYTES: Final = 256 * 1024 * 1024
 
 
-class Tensor(msgspec.Struct, frozen=True):
+class Tensor(msgspec.Struct, frozen=True, gc=False):
     """Elements in C order, little-endian. Make one of foreign bytes with `of`, which checks."""
 
     # Not a dataclass: several are made for each request, and a frozen one takes five times as long to make.

@@ -8,7 +8,7 @@ FORMS = [Form((TensorInfo("x", "float32", (n,)),), ("y",)) for n in (1, 2)]
 
 
 def request(rows=1, *, deadline=1.0, priority=1, arrived=0.0, form=0) -> Request:
-    return Request(FORMS[form], [], rows, deadline, priority, arrived)
+    return Request(FORMS[form], [], rows, deadline, priority, arrived, None)
 
 
 REQUESTS = st.lists(

@@ -38,7 +38,7 @@ class Timer:
 
 
 def request(deadline: float) -> Request:
-    return Request(item_form(4), [], 1, deadline)
+    return Request(item_form(4), [], 1, deadline, 1, 0.0, None)
 
 
 @given(

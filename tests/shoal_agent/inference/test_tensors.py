@@ -138,7 +138,9 @@ def test_rows_of_one_bucket_make_one_batch_as_long_as_the_longest_filled_up_behi
             for name, x in (("ids", ids), ("emb", emb), ("kind", kind))
         }
         form, row_count = forms.of(tensors, ())
-        pieces.append(Piece(Request(form, list(tensors.values()), count, 1.0), 0, row_count))
+        pieces.append(
+            Piece(Request(form, list(tensors.values()), count, 1.0, 1, 0.0, None), 0, row_count)
+        )
         more = longest - length
         wanted.append(
             (
