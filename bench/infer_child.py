@@ -109,7 +109,7 @@ class Asked:
 @asynccontextmanager
 async def asked(directory: Path, model: str, kind: Any, queue: int = 4096) -> AsyncIterator[Asked]:
     """An engine that serves the model, warmed up."""
-    settings = WorkerSettings(kind=kind)
+    settings = WorkerSettings(kind=kind, optimised_dir=str(directory / "optimised"))
     async with Engine.open(queue_limit=queue, max_batch=MAX_BATCH, settings=settings) as engine:
         release = infer_models.MODELS[model][2].encode().ljust(32, b"\0")[:32]
         await engine.admit(release, directory, trial=False)

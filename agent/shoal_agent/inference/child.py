@@ -45,13 +45,22 @@ async def spawn(
         raise
     finally:
         theirs.close()
+    if settings.nice:
+        # From here: by itself it would do so only after its interpreter has started.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, process.pid, os.nice(0) + settings.nice)
     return process, ours
 
 
 async def kill(process: asyncio.subprocess.Process) -> None:
     """End it, if it has not ended, and collect it."""
     signal_kill(process)
-    await process.wait()
+    ended = asyncio.ensure_future(process.wait())
+    try:
+        await asyncio.shield(ended)
+    except asyncio.CancelledError:
+        await ended  # not long any more, and left alone it would stay as a zombie
+        raise
 
 
 def signal_kill(process: asyncio.subprocess.Process) -> None:

@@ -24,6 +24,9 @@ from shoal_agent.inference.worker import CallRefusedError, Worker
 log = structlog.get_logger()
 
 _INSTALL_ATTEMPTS: Final = 3
+UNLOAD_WITHIN_S: Final = 3.0
+"""So long a release that is not needed any more may wait for a moment without batches."""
+_LOOK_AGAIN_S: Final = 0.02
 _NICER: Final = 10
 """So much nicer is a second worker while it loads: what serves goes first."""
 
@@ -62,6 +65,7 @@ class Dispatcher:
         self._change = asyncio.Event()
         self._changed = asyncio.Event()
         self._drained = asyncio.Event()
+        self._drained_at: dict[bytes, float] = {}
 
     def wake(self) -> None:
         """There is something to run, to load or to unload, or nothing any more."""
@@ -99,7 +103,9 @@ class Dispatcher:
         lost, ended = False, None
         while self._keeper is not None and self._keeper is not ended:
             ended = self._keeper
-            lost = await ended
+            # Not `await ended`: who is cancelled would cancel it twice, in the middle of its tidying up.
+            await asyncio.wait([ended])
+            lost = ended.result()
         return lost
 
     async def _keep(self) -> bool:
@@ -253,7 +259,8 @@ class Dispatcher:
         while self.worker is worker and worker.lost is None and self.releases:
             self._change.clear()
             for release in [r for r in self.releases.values() if r.retired and not r.waiting]:
-                await self._unload(worker, release)
+                if self._is_time_to_unload(release):
+                    await self._unload(worker, release)
             for release_id in [known for known in worker.loaded if not self._is_in_use(known)]:
                 with contextlib.suppress(WorkerLostError):
                     await worker.unload(release_id)
@@ -269,12 +276,23 @@ class Dispatcher:
             if not asked and self.releases and self.worker is worker and worker.lost is None:
                 await self._change.wait()
 
+    def _is_time_to_unload(self, release: Release) -> bool:
+        """That holds the batches up: it is done when nothing runs, or when it cannot wait any longer."""
+        now = self._clock()
+        if now >= self._drained_at.setdefault(release.id, now) + UNLOAD_WITHIN_S:
+            return True
+        if not self.lanes.is_busy:
+            return True
+        asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, self._change.set)
+        return False
+
     def _is_in_use(self, release: bytes) -> bool:
         known = self.releases.get(release)
         return known is not None and not known.is_evicted
 
     async def _unload(self, worker: Worker, release: Release) -> None:
         del self.releases[release.id]
+        self._drained_at.pop(release.id, None)
         self.lanes.forget(release)
         self.lanes.wake()
         if release.id in worker.loaded:

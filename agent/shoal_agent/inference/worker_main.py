@@ -159,7 +159,6 @@ def _main(arguments: list[str]) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     limit = MAX_BYTES if hard == resource.RLIM_INFINITY else min(MAX_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    os.nice(settings.nice)
     if settings.cpus:
         with contextlib.suppress(OSError):  # cores that this board does not have
             os.sched_setaffinity(0, settings.cpus)
