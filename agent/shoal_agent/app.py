@@ -126,6 +126,7 @@ async def running(
                 settings=config.worker,
                 reserve_bytes=config.inference.reserve_bytes,
                 keep=config.inference.keep,
+                may_pause=config.inference.may_pause,
                 calibrations=Calibrations(
                     state_dir / "calibration.json",
                     hardware=hardware_key(hardware.read(state_dir), config.worker),

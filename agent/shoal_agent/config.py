@@ -89,6 +89,7 @@ class InferenceTable(toml.Table, frozen=True, kw_only=True):
     run_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 10.0
     reserve_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 40)] = 33554432
     keep: tuple[str, ...] = ()
+    may_pause: bool = False
 
 
 class DeviceTable(toml.Table, frozen=True, kw_only=True):

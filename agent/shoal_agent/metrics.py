@@ -118,37 +118,7 @@ class AgentCollector(Collector):
         served.add_metric(["upstream"], self._router.stats.served_upstream)
         served.add_metric(["nobody"], self._router.stats.refused)
         yield served
-        models = GaugeMetricFamily(
-            "shoal_agent_model_serving", "1 for what serves", labels=["model"]
-        )
-        for model in self._engine.models():
-            models.add_metric([model], 1)
-        yield models
-        waiting_rows = GaugeMetricFamily(
-            "shoal_agent_inference_waiting", "rows that wait for a model", labels=["model"]
-        )
-        batch = GaugeMetricFamily(
-            "shoal_agent_inference_best_batch", "rows a batch of a model has", labels=["model"]
-        )
-        loaded = GaugeMetricFamily(
-            "shoal_agent_model_loaded", "0 for what serves but is not in memory", labels=["model"]
-        )
-        for facts in self._engine.describe():
-            loaded.add_metric([facts.model], float(facts.state == "serving"))
-            waiting_rows.add_metric([facts.model], facts.waiting)
-            batch.add_metric([facts.model], facts.best_batch)
-        yield loaded
-        yield waiting_rows
-        yield batch
-        engine = self._engine.stats
-        yield _counter("inference_rows", "rows that models ran", engine.items)
-        yield _counter("inference_batches", "batches that models ran", engine.batches)
-        yield _counter("inference_busy_seconds", "time that models ran", engine.busy_s)
-        yield _counter(
-            "inference_refused", "requests refused at once for want of room or time", engine.refused
-        )
-        yield _counter("model_evictions", "models that gave their memory back", engine.evictions)
-        yield _counter("inference_expired", "requests whose time was over", engine.expired)
+        yield from _of_engine(self._engine)
         samples = CounterMetricFamily(
             "shoal_agent_samples", "device samples answered", labels=["device"]
         )
@@ -191,6 +161,52 @@ def _of_identity(keeper: Keeper) -> Iterator[Metric]:
         "attempts in a row to get a certificate that brought none",
         keeper.failures,
     )
+def _of_engine(engine: Engine) -> Iterator[Metric]:
+    models = GaugeMetricFamily("shoal_agent_model_serving", "1 for what serves", labels=["model"])
+    for model in engine.models():
+        models.add_metric([model], 1)
+    yield models
+    waiting_rows = GaugeMetricFamily(
+        "shoal_agent_inference_waiting", "rows that wait for a model", labels=["model"]
+    )
+    batch = GaugeMetricFamily(
+        "shoal_agent_inference_best_batch", "rows a batch of a model has", labels=["model"]
+    )
+    loaded = GaugeMetricFamily(
+        "shoal_agent_model_loaded", "0 for what serves but is not in memory", labels=["model"]
+    )
+    runs_on = GaugeMetricFamily(
+        "shoal_agent_model_provider",
+        "1 for the execution provider of ONNX Runtime that really runs the model",
+        labels=["model", "provider"],
+    )
+    for facts in engine.describe():
+        loaded.add_metric([facts.model], float(facts.state == "serving"))
+        if facts.providers:
+            runs_on.add_metric([facts.model, facts.providers[0]], 1)
+        waiting_rows.add_metric([facts.model], facts.waiting)
+        batch.add_metric([facts.model], facts.best_batch)
+    yield loaded
+    yield runs_on
+    yield waiting_rows
+    yield batch
+    latency = GaugeMetricFamily(
+        "shoal_agent_inference_latency_seconds",
+        "how long the newest 512 requests took, waiting included",
+        labels=["quantile"],
+    )
+    stats = engine.stats
+    for share in (0.5, 0.99):
+        latency.add_metric([f"{share:g}"], stats.latency_s(share))
+    yield latency
+    yield _counter("inference_rows", "rows that models ran", stats.items)
+    yield _counter("inference_batches", "batches that models ran", stats.batches)
+    yield _counter("inference_busy_seconds", "time that models ran", stats.busy_s)
+    yield _counter(
+        "inference_refused", "requests refused at once for want of room or time", stats.refused
+    )
+    yield _counter("model_evictions", "models that gave their memory back", stats.evictions)
+    yield _counter("inference_expired", "requests whose time was over", stats.expired)
 
 
 def _of_local_api(api: LocalApi) -> Iterator[Metric]:

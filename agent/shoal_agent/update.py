@@ -277,7 +277,7 @@ class Updater:
                 self._staging.assemble(model, release)
             case Admit():
                 await self._tell(model, release, Phase.VERIFYING)
-                await self._load(release)
+                await self._load(release, replaces=model)
             case Switch():
                 before = (await self._journal.serving()).get(model)
                 previous = before.release if before and before.release != release else None
@@ -307,9 +307,9 @@ class Updater:
                 raise _SupersededError
             await self._woken_since(seen)
 
-    async def _load(self, release: bytes, *, trial: bool = True) -> None:
+    async def _load(self, release: bytes, *, trial: bool = True, replaces: str = "") -> None:
         directory = self._content.release_dir(release)
-        admission = await self._engine.admit(release, directory, trial=trial)
+        admission = await self._engine.admit(release, directory, trial=trial, replaces=replaces)
         self._admitted.add(release)
         log.info("model admitted", release=release.hex()[:12], p95_us=admission.p95_us)
 

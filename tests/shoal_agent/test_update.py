@@ -52,7 +52,9 @@ class EngineSimulator:
     admitted: list[bytes] = field(default_factory=list)
     _serving: dict[str, bytes] = field(default_factory=dict)
 
-    async def admit(self, release: bytes, directory: Path, *, trial: bool = True) -> Admission:
+    async def admit(
+        self, release: bytes, directory: Path, *, trial: bool = True, replaces: str = ""
+    ) -> Admission:
         if self.worker_lost:
             raise WorkerLostError("the worker does not start")
         if release in self.refuses:

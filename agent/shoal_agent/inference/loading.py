@@ -75,8 +75,8 @@ class Loader:
         Nothing is given up: all but the first one run well where they are.
 
         Raises:
-            CallRefusedError: one of them does not load.
-            WorkerLostError: the worker died.
+            CallRefusedError: the first one does not load.
+            WorkerLostError: the worker died, or another one does not load.
         """
         self._take_down(first, await self._load(worker, first))
         while missing := [
@@ -84,7 +84,11 @@ class Loader:
             for release in releases.values()
             if not (release.is_evicted or release.broken) and release.id not in worker.loaded
         ]:
-            self._take_down(missing[0], await self._load(worker, missing[0]))
+            try:
+                self._take_down(missing[0], await self._load(worker, missing[0]))
+            except CallRefusedError as exc:
+                other = missing[0].id.hex()[:12]
+                raise WorkerLostError(f"it is of no use: {other} does not load: {exc}") from exc
 
     async def _load(self, worker: Worker, release: Release) -> Loaded:
         return await worker.load(
