@@ -30,6 +30,7 @@ COLUMNS = (
     Column("batch", "batch", 1, spread=False),
     Column("p50_us", "p50 us"),
     Column("p99_us", "p99 us"),
+    Column("worker_mib", "worker MiB", 1),
     Column("failed", "failed", spread=False),
 )
 
@@ -54,9 +55,11 @@ def run(options: Options, say: Callable[[str], None]) -> Table:
             subjects[f"{name}: {subject}"] = partial(
                 _sample, subject, directories[name], name, seconds, LOAD_SHARE * rate
             )
-    for subject in ("tight", "paced"):
+    for subject in ("tight", "paced", "loop-paced"):
         subjects[f"mlp: {subject}"] = partial(_sample, subject, directories["mlp"], "mlp", seconds)
-    subjects["mlp: swap"] = partial(_sample, "swap", directories["mlp"], "mlp", seconds)
+    for subject in ("swap", "swap-thread", "steady"):
+        subjects[f"mlp: {subject}"] = partial(_sample, subject, directories["mlp"], "mlp", seconds)
+    subjects["micro: worker"] = partial(_sample, "worker", directories["micro"], "micro", seconds)
     subjects["callers"] = partial(_sample, "callers", options.folder, "micro", seconds)
     rounds.run(subjects, say=say)
     return Table(
@@ -79,7 +82,11 @@ def run(options: Options, say: Callable[[str], None]) -> Table:
                 + f", {LOAD_SHARE:g} of what loop-1 did before the rounds; Poisson arrivals, latency from when a"
                 " request was due; open-threads: a thread a request"
             ),
-            f"swap: {SWAP_CALLERS} callers while {SWAPS} releases are admitted, with their trial, and switched to",
+            (
+                f"swap: {SWAP_CALLERS} callers while {SWAPS} releases are admitted, with their trial, and switched to;"
+                " steady: the same callers, and no swap"
+            ),
+            "worker: PSS of the worker process alone; pages that it shares with the agent count a half",
             "ONNX Runtime: 1 thread, no spinning; CPU is that of all processes involved",
         ),
     )
@@ -140,12 +147,36 @@ def _goals(rounds: Rounds) -> list[Goal]:
             1.2,
             decimals=2,
         ),
+        Goal(
+            "mlp: the same of a bare loop",
+            "x",
+            rounds.ratios("cpu_us", "mlp: loop-paced", "mlp: loop-1"),
+            decimals=2,
+        ),
         Goal("swap: failed requests", "", _total(rounds, "mlp: swap", "failed"), 0),
         Goal(
             "swap: slowest request / median",
             "x",
             rounds.figures("mlp: swap")["max_to_median"],
             3,
+            decimals=1,
+        ),
+        Goal(
+            "the same with the model in a thread of the agent",
+            "x",
+            rounds.figures("mlp: swap-thread")["max_to_median"],
+            decimals=1,
+        ),
+        Goal(
+            "the same without a swap",
+            "x",
+            rounds.figures("mlp: steady")["max_to_median"],
+            decimals=1,
+        ),
+        Goal(
+            "worker with the micro model, PSS (the agent's own is in area bus)",
+            "MiB",
+            rounds.figures("micro: worker")["worker_mib"],
             decimals=1,
         ),
     ]

@@ -2,7 +2,8 @@
 
 Prints what it took as JSON. Subjects: loop-1, loop-best (bare ONNX Runtime), engine-thread, engine-process (64 callers
 that ask again at once), callers (the same without an engine: what asking costs by itself), open-threads, open-thread, open-process (requests at RATE a second, whether or not the last
-ones are done: a thread a request, or the engine), tight, paced (one at a time; 20 a second), swap.
+ones are done: a thread a request, or the engine), tight, paced (one at a time; 20 a second), loop-paced (the same,
+bare), swap, swap-thread, steady (four callers while releases are switched, or are not), worker (its memory).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ DEADLINE_S = 10.0
 DISTINCT = 64
 SWAPS = 5
 SWAP_CALLERS = 4
+STEADY_S = 5.0
 THREADS_AT_MOST = 4000
 _TRY_S = 0.1
 _WARM_UP = 50
@@ -78,6 +80,22 @@ def _rate(session: Any, model: str, size: int, seconds: float) -> tuple[float, l
         latencies_s.append(time.perf_counter() - before)
         count += size
     return count / (time.perf_counter() - started), latencies_s, count
+
+
+def loop_paced(directory: Path, model: str, seconds: float) -> dict[str, float]:
+    """`session.run` 20 times a second: what resting costs by itself, on this machine and at this moment."""
+    session = session_of(directory)
+    row = infer_models.rows(model, 1)
+    for _ in range(_WARM_UP):
+        session.run(None, {"x": row})
+    count = 0
+    until = time.perf_counter() + seconds
+    cpu_before_s = time.process_time()
+    while time.perf_counter() < until:
+        session.run(None, {"x": row})
+        count += 1
+        time.sleep(PACE_S)
+    return {"cpu_us": (time.process_time() - cpu_before_s) / count * 1e6}
 
 
 class Asked:
@@ -254,8 +272,10 @@ def threads(directory: Path, model: str, seconds: float, rate: float) -> dict[st
     }
 
 
-async def swap(subject: Asked, directory: Path, model: str) -> dict[str, float]:
-    """Callers that never stop, and releases that are admitted, with their trial, and switched to."""
+async def swap(
+    subject: Asked, directory: Path, model: str, *, is_steady: bool = False
+) -> dict[str, float]:
+    """Callers that never stop, and releases that are admitted, with their trial, and switched to; or none."""
     is_over = False
 
     async def caller(number: int) -> None:
@@ -265,7 +285,9 @@ async def swap(subject: Asked, directory: Path, model: str) -> dict[str, float]:
     async with asyncio.TaskGroup() as tasks:
         for number in range(SWAP_CALLERS):
             tasks.create_task(caller(number))
-        for number in range(1, SWAPS + 1):
+        if is_steady:
+            await asyncio.sleep(STEADY_S)
+        for number in () if is_steady else range(1, SWAPS + 1):
             release = bytes([number]) * 32
             await subject.engine.admit(release, directory / "next", trial=True)
             await subject.engine.switch(model, release)
@@ -286,9 +308,21 @@ def _tail(latencies_s: list[float]) -> dict[str, float]:
     }
 
 
+def _children() -> list[int]:
+    text = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii")
+    return [int(pid) for pid in text.split()]
+
+
 def _cpu_s() -> float:
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
-    return time.process_time() + sum(processes.cpu_s(int(pid)) for pid in children)
+    return time.process_time() + sum(map(processes.cpu_s, _children()))
+
+
+def _child_pss_mib() -> float:
+    (pid,) = _children()
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1024
+    raise measure.BenchError("the kernel does not tell the memory of a process")
 
 
 async def with_engine(
@@ -308,6 +342,10 @@ async def with_engine(
                 return await one_at_a_time(engine, seconds, pause_s=PACE_S)
             case "swap":
                 return await swap(engine, directory, model)
+            case "steady":
+                return await swap(engine, directory, model, is_steady=True)
+            case "worker":
+                return {"worker_mib": _child_pss_mib()}
     raise measure.BenchError(f"there is no subject {subject!r}")
 
 
@@ -318,6 +356,8 @@ def main(arguments: list[str]) -> int:
     match subject:
         case "loop-1" | "loop-best":
             took = loop(Path(directory), model, float(seconds), is_best=subject == "loop-best")
+        case "loop-paced":
+            took = loop_paced(Path(directory), model, float(seconds))
         case "callers":
             took = asyncio.run(callers_alone(float(seconds)))
         case "open-threads":
