@@ -10,6 +10,7 @@ import msgspec
 
 from shoal_agent import config as configuration
 from shoal_agent import hardware
+from shoal_agent.capability import document
 from shoal_agent.config import AgentConfig
 from shoal_agent.devices import DeviceLink
 from shoal_agent.errors import OperationError
@@ -115,6 +116,7 @@ class BuiltIn:
                 "router": repr(self._router.stats),
                 "models": [repr(facts) for facts in self._router.describe()],
             },
+            "capability.json": document.read(Path(self._config.state_dir)),
             "devices.json": [link.describe() for link in self._devices.values()],
         }
         await tell(50, "archive")

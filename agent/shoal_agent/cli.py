@@ -22,6 +22,10 @@ def main() -> None:
         from shoal_agent.identity import cli as enrolling  # noqa: PLC0415 - not for who runs
 
         sys.exit(enrolling.main(sys.argv[2:]))
+    if sys.argv[1:2] == ["bench"]:
+        from shoal_agent.capability import cli  # noqa: PLC0415 - numpy and ONNX Runtime, for it alone
+
+        sys.exit(cli.main(sys.argv[2:]))
     options = _parser().parse_args()
     # ONNX Runtime's telemetry has no place on a board; workers inherit this.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -78,9 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="shoal-agent",
         description="Runs models and device commands on this board.",
-        epilog="example: shoal-agent --config /opt/shoal/current/agent.toml. "
-        "Or: shoal-agent enrol [--config FILE] [--url URL] [--ca-pin PIN] [--ca-file FILE] "
-        "[--token-file FILE] [--node-id ID] [--state-dir DIR] [--wait S] [--json]: get a certificate.",
+        epilog="example: shoal-agent --config /opt/shoal/current/agent.toml; `shoal-agent enrol --help` says how"
+        " this board gets its certificate, `shoal-agent bench --help` how a model is measured on it",
     )
     parser.add_argument("--config", type=Path, required=True, help="the TOML configuration file")
     parser.add_argument("--check", action="store_true", help="check the configuration and stop")

@@ -1,7 +1,7 @@
 """Measures a model that is given as a function: how long one input takes, and how batches of several sizes do."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +27,50 @@ def latency_us(run: Callable[[], object]) -> tuple[int, int]:
         times.append((time.perf_counter_ns() - started) // 1000)
     times.sort()
     return times[len(times) // 2], times[min(len(times) - 1, len(times) * 95 // 100)]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Batches of so many rows: how long one took, and what a row cost when they came one after the other."""
+
+    rows: int
+    p50_us: int
+    p95_us: int
+    rows_per_s: float
+    cpu_us_per_row: float
+
+
+def by_rows(
+    batch_of: Callable[[int], Callable[[], object]], limit: int, *, seconds_each: float
+) -> Iterator[Timing]:
+    """Timings of batches of 1, 2, 4 ... and `limit` rows, each as it is known.
+
+    Args:
+        batch_of: gives what runs so many rows.
+        limit: rows of the largest batch.
+        seconds_each: how long each size is measured; a single batch may take longer.
+    """
+    rows = 1
+    while rows <= limit:
+        run = batch_of(rows)
+        run()  # the first one takes memory
+        times: list[int] = []
+        cpu_s, started = time.process_time(), time.perf_counter()
+        while not times or time.perf_counter() < started + seconds_each:
+            before = time.perf_counter_ns()
+            run()
+            times.append((time.perf_counter_ns() - before) // 1000)
+        took_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_s
+        times.sort()
+        done = len(times) * rows
+        yield Timing(
+            rows=rows,
+            p50_us=times[len(times) // 2],
+            p95_us=times[min(len(times) - 1, len(times) * 95 // 100)],
+            rows_per_s=round(done / took_s, 1),
+            cpu_us_per_row=round(cpu_s / done * 1e6, 1),
+        )
+        rows = min(rows * 2, limit) if rows < limit else limit + 1
 
 
 def calibrate(

@@ -1,6 +1,6 @@
 """One release in ONNX Runtime: load, check against its release.toml, run batches. Only the worker imports this."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -112,6 +112,11 @@ class Model:
         if not self.spec.batch:
             return ()
         return measuring.calibrate(self._golden_run, limit, is_one_thread=self._is_one_thread)
+
+    def timings(self, limit: int, *, seconds_each: float) -> Iterator[measuring.Timing]:
+        """How long batches of golden inputs take, by their rows; one row alone where it takes no batches."""
+        limit = limit if self.spec.batch else 1
+        return measuring.by_rows(self._golden_run, limit, seconds_each=seconds_each)
 
     def _golden_run(self, row_count: int) -> Callable[[], object]:
         """Runs so many golden inputs, some of them more than once if there are fewer."""

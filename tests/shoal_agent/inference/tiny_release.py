@@ -40,6 +40,18 @@ def linear(seed: int = 0, **options: object) -> bytes:
     return model_of([node], [onnx.numpy_helper.from_array(weights(seed), "w")], **options)
 
 
+def quantised() -> bytes:
+    """The same with weights of 8 bits, which the tolerance has to allow."""
+    scale = float(np.abs(weights()).max() / 127)
+    q = np.clip(np.round(weights() / scale), -127, 127).astype(np.int8)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["q", "scale"], ["w"]),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    array = onnx.numpy_helper.from_array
+    return model_of(nodes, [array(q, "q"), array(np.array(scale, np.float32), "scale")])
+
+
 def endless() -> bytes:
     """A loop of 2**62 rounds in front of the multiplication."""
     body = helper.make_graph(

@@ -1,0 +1,1 @@
+"""What this board can do with its models: measured by `shoal-agent bench`, kept as a document."""
