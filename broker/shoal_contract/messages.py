@@ -28,6 +28,8 @@ CHUNK_DIGEST_BYTES: Final = 16
 """Each chunk is checked by this much of its sha256 before it is written to the disk."""
 
 MAX_MESSAGE_BYTES: Final = 96 * 1024
+MAX_OPERATOR_BYTES: Final = 128
+"""Of the name of an operator, or of the domain that it is of."""
 MAX_CHUNKS: Final = 8192
 
 
@@ -262,12 +264,24 @@ class FileEntry(_Part, frozen=True):
     digest: Digest
 
 
+class OperatorSet(_Part, frozen=True):
+    """Operators of one domain ("": ONNX's own) in one version of its set."""
+
+    domain: Annotated[str, msgspec.Meta(max_length=MAX_OPERATOR_BYTES)]
+    version: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+    operators: list[Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_OPERATOR_BYTES)]]
+
+
 class Manifest(_Part, frozen=True, tag=12):
-    """What a release is made of. The sha256 of these encoded bytes is the release's id."""
+    """What a release is made of. The sha256 of these encoded bytes is the release's id.
+
+    `operator_sets`: all that its model uses; empty: it does not say (releases made before there was this list).
+    """
 
     name: Name
     version: Text
     files: list[FileEntry]
+    operator_sets: Annotated[list[OperatorSet], msgspec.Meta(max_length=64)] = []
 
 
 class Receipt(_Part, frozen=True, tag=13):

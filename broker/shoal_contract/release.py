@@ -8,13 +8,14 @@ by sha256; its own sha256 is the release's id.
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, Literal
 
 import msgspec
 
 from shoal_contract import messages, toml
 from shoal_contract.errors import DecodeError, FileFormatError
+from shoal_contract.messages import OperatorSet
 
 SPEC_FILE: Final = "release.toml"
 ONNX_DTYPES: Final = {
@@ -237,8 +238,10 @@ def version_key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
-def build_manifest(spec: ReleaseSpec, files: Mapping[str, bytes]) -> bytes:
-    """The encoded manifest of a release with these files."""
+def build_manifest(
+    spec: ReleaseSpec, files: Mapping[str, bytes], operator_sets: Sequence[OperatorSet] = ()
+) -> bytes:
+    """The encoded manifest of a release with these files, whose model uses these operators."""
     return messages.encode(
         messages.Manifest(
             name=spec.name,
@@ -247,6 +250,7 @@ def build_manifest(spec: ReleaseSpec, files: Mapping[str, bytes]) -> bytes:
                 messages.FileEntry(name, len(files[name]), hashlib.sha256(files[name]).digest())
                 for name in spec.files
             ],
+            operator_sets=list(operator_sets),
         )
     )
 

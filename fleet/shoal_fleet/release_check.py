@@ -8,12 +8,17 @@ import json
 import resource
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import onnxruntime
 
+from shoal_contract.errors import DecodeError
+from shoal_contract.messages import OperatorSet
+from shoal_contract.onnx_outline import outline
 from shoal_contract.release import (
     FREE,
     ONNX_DTYPES,
@@ -48,12 +53,14 @@ def main(argv: list[str]) -> int:
 
 
 def check_directory(directory: Path) -> dict[str, Any]:
-    """Figures of the check: `golden_items` and the largest `deviation` from the expected outputs.
+    """Figures of the check: `golden_items`, the largest `deviation` from the expected outputs, and `operator_sets`.
 
     Raises:
         ReleaseError: one line that says which file is wrong and how.
     """
     spec = read_spec(directory)
+    # First as the boards read it: what they would refuse unseen is not offered to them.
+    operator_sets = _operator_sets(spec, directory)
     session = _load(spec, directory)
     _check_signature(spec, session)
     inputs, expected = _golden(spec, directory)
@@ -63,7 +70,11 @@ def check_directory(directory: Path) -> dict[str, Any]:
             f"{spec.model.file}: the golden outputs differ by {deviation:.4g},"
             f" more than the tolerance {spec.golden.tolerance:g}"
         )
-    return {"golden_items": len(next(iter(expected.values()))), "deviation": deviation}
+    return {
+        "golden_items": len(next(iter(expected.values()))),
+        "deviation": deviation,
+        "operator_sets": msgspec.to_builtins(operator_sets),
+    }
 
 
 def decode_items(table: InputTable, items: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
@@ -79,6 +90,19 @@ def decode_items(table: InputTable, items: "np.ndarray[Any, Any]") -> "np.ndarra
             values = bits.reshape(len(items), table.values, U5_BITS).astype(np.float32) @ weights
     scaled = values * np.float32(table.scale) + np.float32(table.offset)
     return scaled.reshape(len(items), *table.shape).astype(np.float32)
+
+
+def _operator_sets(spec: ReleaseSpec, directory: Path) -> Sequence[OperatorSet]:
+    try:
+        found = outline((directory / spec.model.file).read_bytes())
+    except DecodeError as exc:
+        raise ReleaseError(f"{spec.model.file}: is not a model that loads: {exc}") from exc
+    for external in found.external:
+        raise ReleaseError(
+            f"{spec.model.file}: the tensor {external.tensor!r} lies in {external.location[:80]!r};"
+            " a model has its weights in its own file"
+        )
+    return found.operator_sets
 
 
 def _load(spec: ReleaseSpec, directory: Path) -> Any:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import structlog
 from sqlalchemy import select
 
 from shoal_contract import messages, release
-from shoal_contract.messages import BlobRef, Manifest
+from shoal_contract.messages import BlobRef, Manifest, OperatorSet
 from shoal_fleet.blob_store import BlobStore
 from shoal_fleet.child import run_module
 from shoal_fleet.clock import now_ms
@@ -87,7 +88,8 @@ class Releases:
                 directory, read_spec(directory), chunk_bytes=self._store.chunk_bytes
             )
             figures = await _check(directory)
-            return await self._store_all(directory), figures
+            used = msgspec.convert(figures.pop("operator_sets"), list[OperatorSet])
+            return await self._store_all(directory, used), figures
 
     async def list_all(self) -> list[Release]:
         """Every release, by name and then newest version first."""
@@ -170,7 +172,7 @@ class Releases:
             raise StateError(f"blob {digest.hex()[:12]} is gone from the store")
         return ref
 
-    async def _store_all(self, directory: Path) -> Release:
+    async def _store_all(self, directory: Path, used: list[OperatorSet]) -> Release:
         spec = read_spec(directory)
         files = {
             name: await asyncio.to_thread((directory / name).read_bytes) for name in spec.files
@@ -179,7 +181,7 @@ class Releases:
             name: await asyncio.to_thread((directory / name).read_bytes)
             for name in reports_in(directory)
         }
-        manifest = await asyncio.to_thread(release.build_manifest, spec, files)
+        manifest = await asyncio.to_thread(release.build_manifest, spec, files, used)
         refs = {name: await self._store.add(content) for name, content in files.items()}
         ref = await self._store.add(manifest)
         row = ReleaseRow(
@@ -203,7 +205,7 @@ class Releases:
                     ReleaseRow.name == spec.name, ReleaseRow.version == spec.version
                 )
             )
-            if known is not None and known.id != row.id:
+            if known is not None and known.id != row.id and not _are_same_files(known, row):
                 raise ConflictError(
                     f"{spec.name}@{spec.version} is there with another content"
                     f" ({known.id.hex()[:12]}): give the changed one a new version"
@@ -212,7 +214,8 @@ class Releases:
                 session.add(row)
                 await session.flush()
             for name, content in reports.items():
-                await session.merge(ReportRow(release=row.id, name=name, content=content))
+                release_id = (known or row).id
+                await session.merge(ReportRow(release=release_id, name=name, content=content))
         added = _release(known or row)
         log.info("release added", release=added.title, id=added.id.hex()[:12], new=known is None)
         return added
@@ -292,6 +295,11 @@ async def _check(directory: Path) -> dict[str, Any]:
         raise ReleaseError(verdict["reason"])
     figures: dict[str, Any] = verdict
     return figures
+
+
+def _are_same_files(one: ReleaseRow, other: ReleaseRow) -> bool:
+    """Manifests say more than they once did: a release that was added before is still the same."""
+    return _release(one).files == _release(other).files
 
 
 def _release(row: ReleaseRow) -> Release:

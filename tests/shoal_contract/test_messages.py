@@ -40,7 +40,12 @@ EXAMPLES = {
     "reading": m.Reading("meter", 1, 42, "7", 0.5, b"\x11" * 8, "n1", 1234, 900),
     "infer request": m.InferRequest(ID, "digits", [b"\x00" * 4]),
     "infer reply": m.InferReply(ID, "n2", RELEASE, [m.Answer("7", 0.5)]),
-    "manifest": m.Manifest("digits", "1.0.0", [m.FileEntry("model.onnx", 3, RELEASE)]),
+    "manifest": m.Manifest(
+        "digits",
+        "1.0.0",
+        [m.FileEntry("model.onnx", 3, RELEASE)],
+        [m.OperatorSet("", 17, ["Conv"])],
+    ),
     "receipt": m.Receipt(bytes(range(16))),
     "policy": m.Policy(
         2, 7, [m.Mandate(RELEASE, "ops", ["device.*"], ["oven"], True, 99)], [RELEASE], ["*"], ["x"]
@@ -61,7 +66,7 @@ GOLDEN = {
     "reading": "8a09656d6574657201182a6137fb3fe0000000000000481111111111111111626e311904d2190384",
     "infer request": "860a480001020304050607666469676974738144000000001903e800",
     "infer reply": "860b480001020304050607626e325820111111111111111111111111111111111111111111111111111111111111111181826137fb3fe000000000000060",
-    "manifest": "840c6664696769747365312e302e3081836a6d6f64656c2e6f6e6e780358201111111111111111111111111111111111111111111111111111111111111111",
+    "manifest": "850c6664696769747365312e302e3081836a6d6f64656c2e6f6e6e780358201111111111111111111111111111111111111111111111111111111111111111818360118164436f6e76",
     "receipt": "820d50000102030405060708090a0b0c0d0e0f",
     "policy": "870e0207818658201111111111111111111111111111111111111111111111111111111111111111636f707381686465766963652e2a81646f76656ef51863815820111111111111111111111111111111111111111111111111111111111111111181612a816178",
 }
@@ -93,6 +98,11 @@ def test_a_newer_version_may_add_fields_at_the_end(name):
 def test_an_older_version_leaves_out_what_has_a_default():
     items = cbor.decode(messages.encode(EXAMPLES["reading"]), max_bytes=999)
     assert messages.decode(cbor.encode(items[:-1])).latency_us == 0
+
+
+def test_a_manifest_from_before_operators_were_listed_lists_none():
+    items = cbor.decode(messages.encode(EXAMPLES["manifest"]), max_bytes=999)
+    assert messages.decode(cbor.encode(items[:-1])).operator_sets == []
 
 
 def test_an_unknown_kind_is_told_apart_from_damage():

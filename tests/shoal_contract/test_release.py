@@ -85,6 +85,13 @@ def test_a_manifest_lists_every_file_by_its_digest():
     }
 
 
+def test_a_manifest_lists_the_operators_that_the_model_uses():
+    used = [messages.OperatorSet("", 17, ["MatMul", "Relu"])]
+    data = release.build_manifest(release.parse_spec(GOOD.encode()), FILES, used)
+    manifest = release.parse_manifest(data, release=hashlib.sha256(data).digest())
+    assert manifest.operator_sets == used
+
+
 def test_a_manifest_that_is_not_the_one_asked_for_is_refused():
     data = release.build_manifest(release.parse_spec(GOOD.encode()), FILES)
     with pytest.raises(DecodeError, match="not the one"):

@@ -5,7 +5,9 @@ import tarfile
 import numpy as np
 import pytest
 
-from shoal_contract.release import parse_spec
+from shoal_contract import release
+from shoal_contract.onnx_outline import outline
+from shoal_contract.release import parse_manifest, parse_spec
 from shoal_fleet import digits
 from shoal_fleet.blob_store import BlobStore
 from shoal_fleet.database import Database, FleetBase
@@ -31,6 +33,9 @@ def test_the_digits_do_what_their_release_says(directory):
     figures = check_directory(directory)
     assert figures["golden_items"] == 16
     assert figures["deviation"] <= 0.05
+    ((domain, version, operators),) = figures["operator_sets"]
+    assert (domain, version) == ("", 17)
+    assert {"QuantizeLinear", "DequantizeLinear"} <= set(operators)
 
 
 def test_packed_scans_are_decoded_to_their_grey_levels():
@@ -103,6 +108,31 @@ async def test_a_release_is_added_listed_and_found(site):
     assert [row["title"] for row in listed] == [newer["title"], "digits@1.0.0"]
     by_prefix = await site.api.get(f"/api/releases/{added['id'][:8]}")
     assert by_prefix.json()["title"] == "digits@1.0.0"
+
+
+async def upload_of(directory):
+    for piece in pack(directory, read_spec(directory)):
+        yield piece
+
+
+async def test_the_manifest_of_an_added_release_lists_the_operators_of_its_model(releases_only):
+    added, figures = await releases_only.add(upload_of(digits.release_dir(1)))
+    manifest = parse_manifest(added.manifest, release=added.id)
+    model = (digits.release_dir(1) / "model.onnx").read_bytes()
+    assert tuple(manifest.operator_sets) == outline(model).operator_sets != ()
+    assert "operator_sets" not in figures
+
+
+async def test_a_release_from_before_operators_were_listed_is_the_same_when_it_is_added_again(
+    releases_only, monkeypatch
+):
+    with monkeypatch.context() as before:
+        build = release.build_manifest
+        before.setattr(release, "build_manifest", lambda spec, files, _: build(spec, files))
+        old, _ = await releases_only.add(upload_of(digits.release_dir(1)))
+    again, _ = await releases_only.add(upload_of(digits.release_dir(1)))
+    assert again.id == old.id
+    assert [item.id for item in await releases_only.list_all()] == [old.id]
 
 
 async def test_the_same_version_with_another_content_is_refused(site, directory):

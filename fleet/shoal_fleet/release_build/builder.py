@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
 from shoal_broker.durable import write_durably
-from shoal_contract.errors import ContractError
+from shoal_contract.errors import ContractError, DecodeError
+from shoal_contract.onnx_outline import outline
 from shoal_contract.release import SPEC_FILE, parse_spec
 from shoal_fleet.errors import ReleaseBuildError
 from shoal_fleet.release_build import environment
@@ -78,6 +80,7 @@ def build_release(request: Request, *, state_dir: Path, progress: Progress) -> d
         release.mkdir()
         facts = _work(request, made, folder, state_dir, progress)
         shutil.copyfile(made / MODEL_FILE, release / MODEL_FILE)
+        facts["operator_sets"] = _operator_sets(release / MODEL_FILE)
         for file, content in report_files(facts).items():
             (release / file).write_bytes(content)
         if request.spec is not None:
@@ -98,6 +101,15 @@ def build_release(request: Request, *, state_dir: Path, progress: Progress) -> d
 def carry_path(out: Path) -> Path:
     """Where the carry of a release with a dead band goes: beside its directory, boards do not need it."""
     return out.with_name(f"{out.name}.{CARRY_FILE}")
+
+
+def _operator_sets(model: Path) -> Any:
+    """What a manifest will list, and boards hold the model to."""
+    try:
+        found = outline(model.read_bytes()).operator_sets
+    except DecodeError as exc:
+        raise ReleaseBuildError(f"boards would not take the model that was made: {exc}") from exc
+    return msgspec.to_builtins(found)
 
 
 def _check(request: Request) -> None:

@@ -102,8 +102,17 @@ def markdown(facts: Facts) -> str:
             "|---|---|---|---|---|---|",
             *(_choice_row(each) for each in facts["choices"]),
         ]
+    if facts["operator_sets"]:
+        lines += ["", "## Operators", "", *map(_operators, facts["operator_sets"])]
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return "\n".join([*lines, "", f"Made with {versions}.", ""])
+
+
+def _operators(group: tuple[str, int, Sequence[str]]) -> str:
+    """One line of what a manifest lists."""
+    domain, version, operators = group
+    names = ", ".join(f"`{name.replace('`', '')}`" for name in operators)
+    return f"- {_cell(domain or 'ai.onnx')} {version}: {names}"
 
 
 def taken_figures(facts: Facts) -> dict[str, float]:

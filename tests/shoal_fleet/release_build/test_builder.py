@@ -71,7 +71,11 @@ def test_a_built_directory_is_a_release_with_a_report(desk, tmp_path):
         *("model.onnx", "golden.npz", "release.toml"),
         *("report.md", "report.json", "report.svg"),
     }
-    assert check_directory(tmp_path / "one")["golden_items"] == 16
+    checked = check_directory(tmp_path / "one")
+    assert checked["golden_items"] == 16
+    report = json.loads((tmp_path / "one/report.json").read_bytes())
+    assert report["operator_sets"] == json.loads(json.dumps(checked["operator_sets"]))
+    assert "QuantizeLinear" in (tmp_path / "one/report.md").read_text()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 

@@ -190,6 +190,7 @@ FACTS = {
         },
     ],
     "versions": {"onnx": "1"},
+    "operator_sets": [["", 17, ["MatMul"]]],
 }
 
 
