@@ -31,6 +31,7 @@ class ContentStore:
     """
 
     def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self.blobs = directory / "blobs"
         self.parts = directory / "parts"
         self.releases = directory / "releases"

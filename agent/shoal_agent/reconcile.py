@@ -86,10 +86,11 @@ def next_step(wanted: ModelWanted | None, actual: Actual) -> Step | None:
         return Impossible("the manifest that is offered is not the release's")
     if actual.admitted:
         return Switch()
-    if actual.assembled:
-        return Admit()
+    # Before the rest, though it may all be here: the files are held against it.
     if actual.manifest is None:
         return Fetch(wanted.manifest, "manifest")
+    if actual.assembled:
+        return Admit()
     for entry in actual.manifest.files:
         if entry.digest not in actual.blobs:
             return _obtain(wanted, entry.digest, entry.name, actual)

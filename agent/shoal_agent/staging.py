@@ -5,15 +5,19 @@ It knows files and nothing of what serves; `update` decides when, and journals e
 
 import asyncio
 import contextlib
+import signal
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import msgspec
 import structlog
 
 from shoal_agent.errors import UnusableReleaseError, UpdateError
 from shoal_agent.fetch import BlobFetcher
 from shoal_agent.files import ContentStore, sha256_of
+from shoal_agent.inference.errors import ModelRefusedError
+from shoal_agent.inference.verdict import Verdict
 from shoal_agent.reconcile import Actual
 from shoal_broker.bus_errors import BusError, StoreError
 from shoal_contract.errors import ContractError
@@ -23,6 +27,10 @@ from shoal_contract.release import SPEC_FILE, ReleaseSpec, parse_manifest, parse
 log = structlog.get_logger()
 
 BUILD_TIMEOUT_S = 600.0
+VET_TIMEOUT_S = 300.0
+"""Reading half a gigabyte from a slow card takes its time."""
+_ATTEMPTS = 2
+"""A child may also be killed from outside: only the second death is the release's fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,21 @@ class Installed:
 
     version: str
     model_file: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """How a child ended. `code` is negative for a signal."""
+
+    code: int | None
+    stdout: bytes
+    last_words: str
+
+    def __str__(self) -> str:
+        how = f"exit code {self.code}"
+        if self.code is not None and self.code < 0:
+            how = f"ended by {signal.Signals(-self.code).name}"
+        return f"{how}: {self.last_words}" if self.last_words else how
 
 
 class Staging:
@@ -87,28 +110,66 @@ class Staging:
         A delta that does not lead to `target` is remembered and not tried again.
         """
         output = self._content.part(target)
+        ended = await self._run(
+            *(
+                "shoal_delta",
+                "apply",
+                str(self._content.path(base)),
+                str(self._content.path(delta)),
+            ),
+            *("-o", str(output)),
+            timeout_s=BUILD_TIMEOUT_S,
+        )
+        if ended.code == 0 and self._content.adopt(output, target):
+            return
+        reason = ended.last_words or "wrong content"
+        log.warning("a delta failed", delta=delta.hex()[:12], reason=reason)
+        output.unlink(missing_ok=True)
+        self._bad_deltas.add(delta)
+
+    async def vet(self, release: bytes) -> None:
+        """Hold the files of an assembled release against its manifest, in a child that may do nothing else.
+
+        Raises:
+            ModelRefusedError: they are not what it says, or may not be tried; the message is the reason.
+            OSError: no child can be started.
+        """
+        directory = self._content.release_dir(release)
+        for attempt in range(1, _ATTEMPTS + 1):
+            ended = await self._run(
+                *("shoal_agent.inference.vetting_child", str(directory), release.hex()),
+                str(self._content.directory),
+                timeout_s=VET_TIMEOUT_S,
+            )
+            verdict = _verdict(ended.stdout)
+            if ended.code == 0 and verdict is not None:
+                if verdict:
+                    raise ModelRefusedError(verdict)
+                return
+            if attempt == _ATTEMPTS:
+                raise ModelRefusedError(f"the check of its files did not end well: {ended}")
+
+    async def _run(self, *arguments: str, timeout_s: float) -> "_Ended":
         child = await asyncio.create_subprocess_exec(
-            self._python, "-P", "-m", "shoal_delta", "apply",
-            str(self._content.path(base)), str(self._content.path(delta)), "-o", str(output),
+            self._python, "-P", "-m", *arguments,
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
+        stdout = stderr = b""
+        is_late = False
         try:
-            async with asyncio.timeout(BUILD_TIMEOUT_S):
-                _, stderr = await child.communicate()
+            async with asyncio.timeout(timeout_s):
+                stdout, stderr = await child.communicate()
         except TimeoutError:
-            stderr = b"it took too long"
+            is_late = True
         finally:
             if child.returncode is None:
                 child.kill()
                 await child.wait()
-        if child.returncode == 0 and self._content.adopt(output, target):
-            return
-        reason = stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["wrong content"]
-        log.warning("a delta failed", delta=delta.hex()[:12], reason=reason[0])
-        output.unlink(missing_ok=True)
-        self._bad_deltas.add(delta)
+        lines = stderr.decode("utf-8", "replace").strip().splitlines()
+        last_words = "it took too long" if is_late else lines[-1][:200] if lines else ""
+        return _Ended(child.returncode, stdout, last_words)
 
     def assemble(self, model: str, release: bytes) -> None:
         """Make the release's directory.
@@ -162,3 +223,11 @@ class Staging:
             return parse_spec(path.read_bytes())
         except ContractError as exc:
             raise UnusableReleaseError(str(exc)) from exc
+
+
+def _verdict(stdout: bytes) -> str | None:
+    """The reason that the child gives, "" for none; None: it gives no verdict."""
+    try:
+        return msgspec.json.decode(stdout, type=Verdict).reason
+    except msgspec.MsgspecError:
+        return None

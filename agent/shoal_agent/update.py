@@ -277,6 +277,7 @@ class Updater:
                 self._staging.assemble(model, release)
             case Admit():
                 await self._tell(model, release, Phase.VERIFYING)
+                await self._staging.vet(release)
                 await self._load(release, replaces=model)
             case Switch():
                 before = (await self._journal.serving()).get(model)

@@ -393,6 +393,51 @@ async def test_a_release_that_does_not_load_after_a_start_leaves_the_slot_to_the
         assert "this processor" in node.state().reason
 
 
+async def test_a_model_with_an_operator_that_its_release_does_not_list_is_refused_unseen(
+    tmp_path, hub
+):
+    tiny_release.write(tmp_path / "made")
+    listed = [messages.OperatorSet("", 17, ["Gemm"])]
+    async with board(tmp_path, hub.port, EngineSimulator()) as node:
+        await hub.want(Release(tmp_path / "made", listed))
+        await until(lambda: node.state("tiny") and node.state("tiny").phase is Phase.FAILED)
+        assert "does not list: MatMul (ai.onnx 17)" in node.state("tiny").reason
+        assert node.engine.admitted == []
+
+
+async def test_a_release_into_which_somebody_has_linked_a_file_is_refused(
+    tmp_path, hub, v1, monkeypatch
+):
+    async with board(tmp_path, hub.port, EngineSimulator()) as node:
+        assemble = node.content.assemble
+
+        def linked(release, manifest):
+            directory = assemble(release, manifest)
+            (tmp_path / "foreign").hardlink_to(directory / "model.onnx")
+            return directory
+
+        monkeypatch.setattr(node.content, "assemble", linked)
+        await hub.want(v1)
+        await until(lambda: node.phase() is Phase.FAILED)
+        assert "model.onnx: a hard link" in node.state().reason
+        assert node.engine.admitted == []
+
+
+async def test_a_check_of_files_that_dies_is_held_again_and_then_is_the_releases_fault(
+    tmp_path, hub, v1
+):
+    python = tmp_path / "python"
+    calls = tmp_path / "calls"
+    python.write_text(f"#!/bin/sh\necho x >> {calls}\necho 'no more memory' >&2\nkill -9 $$\n")
+    python.chmod(0o755)
+    async with board(tmp_path, hub.port, EngineSimulator()) as node:
+        node.updater._staging._python = str(python)
+        await hub.want(v1)
+        await until(lambda: node.phase() is Phase.FAILED)
+        assert "did not end well: ended by SIGKILL: no more memory" in node.state().reason
+        assert calls.read_text() == "x\n" * 2
+
+
 async def test_a_damaged_manifest_stops_nothing_that_serves(tmp_path, hub, v1, v2):
     async with board(tmp_path, hub.port, EngineSimulator()) as node:
         await hub.want(v1)
@@ -404,10 +449,10 @@ async def test_a_damaged_manifest_stops_nothing_that_serves(tmp_path, hub, v1, v
         assert node.state().model_file == hashlib.sha256(v1.model).digest()
         await hub.want(v2)
         await node.until_serving(v2)
-        # Wanted again, it is not condemned for it.
+        # Wanted again, it is not condemned for it: the manifest comes anew.
         await hub.want(v1)
         await node.until_serving(v1)
-        assert not manifest.exists()
+        assert manifest.read_bytes() == v1.manifest
         assert await node.journal.refused() == {}
 
 

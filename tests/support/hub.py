@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Self
@@ -11,7 +11,7 @@ from typing import Self
 import shoal_delta
 from shoal_broker.session import Inbound, Session, SessionConfig
 from shoal_contract import blobs, messages
-from shoal_contract.messages import DeltaOffer, ModelWanted, Reported, Wanted
+from shoal_contract.messages import DeltaOffer, ModelWanted, OperatorSet, Reported, Wanted
 from shoal_contract.release import build_manifest, parse_spec
 from shoal_contract.topics import Channel, Topics
 
@@ -19,10 +19,10 @@ from shoal_contract.topics import Channel, Topics
 class Release:
     """A release directory, ready to be offered."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, operator_sets: Sequence[OperatorSet] = ()) -> None:
         self.spec = parse_spec((directory / "release.toml").read_bytes())
         self.files = {name: (directory / name).read_bytes() for name in self.spec.files}
-        self.manifest = build_manifest(self.spec, self.files)
+        self.manifest = build_manifest(self.spec, self.files, operator_sets)
         self.id = hashlib.sha256(self.manifest).digest()
         self.model = self.files[self.spec.model.file]
 
