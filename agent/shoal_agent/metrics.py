@@ -161,6 +161,8 @@ def _of_identity(keeper: Keeper) -> Iterator[Metric]:
         "attempts in a row to get a certificate that brought none",
         keeper.failures,
     )
+
+
 def _of_engine(engine: Engine) -> Iterator[Metric]:
     models = GaugeMetricFamily("shoal_agent_model_serving", "1 for what serves", labels=["model"])
     for model in engine.models():
@@ -180,7 +182,21 @@ def _of_engine(engine: Engine) -> Iterator[Metric]:
         "1 for the execution provider of ONNX Runtime that really runs the model",
         labels=["model", "provider"],
     )
+    sizes = GaugeMetricFamily(
+        "shoal_agent_model_bytes",
+        "memory that a model took in its trial: at most, and when it was loaded",
+        labels=["model", "what"],
+    )
+    trial_us = GaugeMetricFamily(
+        "shoal_agent_model_trial_us",
+        "how long one input took in the trial (p95)",
+        labels=["model"],
+    )
     for facts in engine.describe():
+        went = facts.admission
+        sizes.add_metric([facts.model, "peak"], went.peak_bytes)
+        sizes.add_metric([facts.model, "resident"], went.resident_bytes or facts.size_bytes)
+        trial_us.add_metric([facts.model], went.p95_us)
         loaded.add_metric([facts.model], float(facts.state == "serving"))
         if facts.providers:
             runs_on.add_metric([facts.model, facts.providers[0]], 1)
@@ -190,6 +206,8 @@ def _of_engine(engine: Engine) -> Iterator[Metric]:
     yield runs_on
     yield waiting_rows
     yield batch
+    yield sizes
+    yield trial_us
     latency = GaugeMetricFamily(
         "shoal_agent_inference_latency_seconds",
         "how long the newest 512 requests took, waiting included",

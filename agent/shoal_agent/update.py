@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -22,6 +23,7 @@ from shoal_agent.errors import (
 from shoal_agent.files import ContentStore
 from shoal_agent.inference.engine import Engine
 from shoal_agent.inference.errors import InferenceError, ModelRefusedError
+from shoal_agent.inference.served import ModelFacts
 from shoal_agent.journal import Journal, Serving
 from shoal_agent.reconcile import (
     Actual,
@@ -100,6 +102,7 @@ class Updater:
     def states(self) -> list[ModelState]:
         """Where every model stands, for the reported state."""
         states = []
+        known = {facts.model: facts for facts in self._engine.describe()}
         for model in sorted({*self._engine.models(), *self._progress}):
             release = self._engine.serving(model) or b""
             installed = self._installed.get(model, Installed("", b""))
@@ -114,6 +117,7 @@ class Updater:
                     reason=progress.reason[:1024],
                     fetched_bytes=progress.fetched_bytes,
                     model_file=installed.model_file,
+                    **_cost(known.get(model)),
                 )
             )
         return states
@@ -353,6 +357,19 @@ class Updater:
         for serving in (await self._journal.serving()).values():
             releases.update(filter(None, (serving.release, serving.previous)))
         self._staging.sweep(releases, arriving=arriving)
+
+
+def _cost(facts: ModelFacts | None) -> dict[str, Any]:
+    """What a node tells of a model that serves: where it is, and what it took in its trial."""
+    if facts is None:
+        return {}
+    went = facts.admission
+    return {
+        "residence": facts.state,
+        "resident_bytes": went.resident_bytes or facts.size_bytes,
+        "peak_bytes": went.peak_bytes,
+        "p95_us": went.p95_us,
+    }
 
 
 class _SupersededError(AgentError):

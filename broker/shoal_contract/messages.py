@@ -21,6 +21,7 @@ Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 CommandId = Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]
 Millis = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+Amount = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 Args = dict[Name, Any]
 
 CHUNK_BYTES: Final = 64 * 1024
@@ -131,6 +132,13 @@ class ModelState(_Part, frozen=True):
     fetched_bytes: Size = 0
     model_file: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
     """sha256 of the model file that serves: the base a delta can start from."""
+    residence: Text = ""
+    """Of what serves: "serving" (in memory), "evicted" (loaded again when it is asked) or "broken"."""
+    resident_bytes: Amount = 0
+    """What it took in its trial on this board when it was loaded; `peak_bytes`: at most, while it was tried."""
+    peak_bytes: Amount = 0
+    p95_us: Amount = 0
+    """How long one input took in the trial."""
 
 
 class Hardware(_Part, frozen=True):

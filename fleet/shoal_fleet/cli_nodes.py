@@ -57,6 +57,8 @@ def show(context: typer.Context, node: str, *, as_json: AsJson = False) -> None:
         typer.echo(printable(_identity_text(identity)))
     for model in (found["reported"] or {}).get("models", []):
         typer.echo(printable(f"{model['model']}: {_model_text(model)} {model['reason']}".rstrip()))
+        if cost := _cost_text(model):
+            typer.echo(printable(f"  {cost}"))
     for model, release in found["wanted"].items():
         typer.echo(f"wanted: {model} {release[:12]}")
 
@@ -180,6 +182,18 @@ def _identity_text(identity: dict[str, Any]) -> str:
         f"certificate until {clock(identity['not_after_ms'])} ({identity['how']}),"
         f" key {identity['key']}"
     )
+
+
+def _cost_text(model: dict[str, Any]) -> str:
+    """Where the model is and what it took in its trial there; empty: the node does not say."""
+    words = [model["residence"]] if model["residence"] not in {"", "serving"} else []
+    if model["peak_bytes"]:
+        words.append(
+            f"{size(model['resident_bytes'])} of memory, {size(model['peak_bytes'])} at most"
+        )
+    if model["p95_us"]:
+        words.append(f"{model['p95_us'] / 1000:.3g} ms an input (p95)")
+    return ", ".join(words)
 
 
 def _model_text(model: dict[str, Any]) -> str:

@@ -160,6 +160,10 @@ class Controller:
                         "reason": state.reason,
                         "fetched_bytes": state.fetched_bytes,
                         "model_file": state.model_file.hex(),
+                        "residence": state.residence,
+                        "resident_bytes": state.resident_bytes,
+                        "peak_bytes": state.peak_bytes,
+                        "p95_us": state.p95_us,
                     }
                     for state in reported.models
                 ],

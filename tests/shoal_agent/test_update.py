@@ -20,6 +20,7 @@ from shoal_agent.fetch import BlobFetcher
 from shoal_agent.files import ContentStore
 from shoal_agent.inference.engine import Admission, Engine
 from shoal_agent.inference.errors import ModelRefusedError, NotAdmittedError, WorkerLostError
+from shoal_agent.inference.served import ModelFacts
 from shoal_agent.journal import Journal
 from shoal_agent.staging import Staging
 from shoal_agent.update import Updater
@@ -79,6 +80,12 @@ class EngineSimulator:
 
     def serving(self, model: str) -> bytes | None:
         return self._serving.get(model)
+
+    def describe(self) -> list[ModelFacts]:
+        went = Admission(load_ms=0.1, p95_us=2, resident_bytes=5000, peak_bytes=7000)
+        return [
+            ModelFacts(model, "serving", 5000, 0, 1, 2, (), None, went) for model in self._serving
+        ]
 
     def models(self) -> list[str]:
         return sorted(self._serving)
@@ -191,6 +198,8 @@ async def test_an_update_with_a_delta_fetches_the_delta_and_not_the_file(tmp_pat
         await node.until_serving(v1)
         assert node.state().fetched_bytes == len(v1.manifest) + sum(map(len, v1.files.values()))
         assert node.state().model_file == hashlib.sha256(v1.model).digest()
+        cost = (node.state().residence, node.state().resident_bytes, node.state().peak_bytes)
+        assert (cost, node.state().p95_us) == (("serving", 5000, 7000), 2)
         before = node.fetcher.received_bytes
         await hub.want(v2, base=v1)
         await node.until_serving(v2)

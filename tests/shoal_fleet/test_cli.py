@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from shoal_contract.exits import Exit
+from shoal_contract.messages import ModelState, Phase
 from shoal_fleet import cli, cli_output, digits
 from shoal_fleet.errors import FleetError, UsageError
 
@@ -27,6 +29,23 @@ def invoke(site, *args):
 
 async def shoal(site, *args):
     return await asyncio.to_thread(invoke, site, *args)
+
+
+async def test_a_node_shows_where_a_model_is_and_what_it_took(site):
+    (node,) = await site.nodes(1)
+    serving = ModelState("digits", bytes(32), "1.0.0", bytes(32), Phase.SERVING)
+    node.models["digits"] = msgspec.structs.replace(
+        serving, residence="evicted", resident_bytes=3 << 20, peak_bytes=9 << 20, p95_us=1500
+    )
+    node.models["old"] = msgspec.structs.replace(serving, model="old")
+    await node.report()
+
+    await site.until(lambda: site.controller.registry.get("n0").model("digits"))
+    _, out, _ = await shoal(site, "nodes", "show", "n0")
+    lines = out.splitlines()
+    at = lines.index("digits: 1.0.0")
+    assert lines[at + 1] == "  evicted, 3.1 MB of memory, 9.4 MB at most, 1.5 ms an input (p95)"
+    assert "old: 1.0.0" in lines
 
 
 async def test_nodes_are_shown_and_labelled(site):

@@ -72,6 +72,7 @@ class Releases:
                 return known.admission
             pace = self._loader.pace(release)
             entry = Release(release, directory, self._rules.queue_limit, pace)
+            entry.admission = self._loader.admission(release)
             try:
                 if trial:
                     await self._make_room_for_trial(entry, replaces)
@@ -120,9 +121,7 @@ class Releases:
             calibrate_rows=self._rules.max_batch,
             memory_bytes=self._rules.trial_bytes,
         )
-        entry.admission = Admission.of(loaded)
-        entry.size_bytes = loaded.grown_bytes
-        self._loader.remember(entry, loaded.points)
+        self._loader.passed(entry, loaded)
 
     async def _load(self, entry: Release, replaces: str | None) -> None:
         """Into the worker. `replaces` None: what served before a restart, whose start nobody waits through."""

@@ -35,7 +35,8 @@ class Loaded:
 
     `points`: of the calibration, if one was asked for. `providers`: the execution providers taken.
     `is_optimised`: it came from the form that an earlier load had left on the disk.
-    `grown_bytes`: how much larger the process became, about.
+    `grown_bytes`: how much larger the process became, about; `peak_bytes`: how much larger it was for a while, after a
+    trial.
     """
 
     signature: Signature
@@ -47,6 +48,7 @@ class Loaded:
     providers: tuple[str, ...] = ()
     is_optimised: bool = False
     grown_bytes: int = 0
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Remembers how fast a release is on this kind of board, so that a restart does not measure again.
+"""Remembers how fast a release is on this kind of board and what it took there, so that a restart does not measure again.
 
 One small JSON file; a file that cannot be read is as good as none, and is written anew.
 """
@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from shoal_agent.inference.pace import Point
+from shoal_agent.inference.served import Admission
 from shoal_agent.inference.settings import WorkerSettings
 from shoal_contract.messages import Hardware
 
@@ -21,11 +22,12 @@ MAX_RELEASES: Final = 64
 _MAX_FILE_BYTES: Final = 1 << 20
 
 
-class _Calibration(msgspec.Struct):
-    """Of one release; `hardware` is what it was measured on."""
+class _Calibration(msgspec.Struct, omit_defaults=True):
+    """Of one release; `hardware` is what it was measured on. `admission`: how its trial went there."""
 
     hardware: str
     points: list[tuple[int, int]]
+    admission: Admission | None = None
 
 
 class Calibrations:
@@ -43,14 +45,30 @@ class Calibrations:
 
     def get(self, release: bytes) -> tuple[Point, ...]:
         """What was measured on this hardware; empty: nothing."""
-        found = self._known.get(release.hex())
-        return tuple(found.points) if found is not None and found.hardware == self._hardware else ()
+        return tuple(self._of(release).points)
 
     def put(self, release: bytes, points: Sequence[Point]) -> None:
         """Remember; a disk that does not take it costs the memory of it, and nothing else."""
+        self._put(release, _Calibration(self._hardware, list(points), self._of(release).admission))
+
+    def admission(self, release: bytes) -> Admission:
+        """How the trial on this hardware went; zeros: there was none."""
+        return self._of(release).admission or Admission()
+
+    def put_admission(self, release: bytes, admission: Admission) -> None:
+        """Remember; see `put`."""
+        self._put(release, _Calibration(self._hardware, self._of(release).points, admission))
+
+    def _of(self, release: bytes) -> _Calibration:
+        found = self._known.get(release.hex())
+        if found is None or found.hardware != self._hardware:
+            return _Calibration(self._hardware, [])
+        return found
+
+    def _put(self, release: bytes, calibration: _Calibration) -> None:
         key = release.hex()
         self._known.pop(key, None)
-        self._known[key] = _Calibration(self._hardware, list(points))
+        self._known[key] = calibration
         while len(self._known) > MAX_RELEASES:
             del self._known[next(iter(self._known))]
         if self._path is None:

@@ -12,7 +12,7 @@ from shoal_agent.inference.batch import Loaded
 from shoal_agent.inference.calibrations import Calibrations
 from shoal_agent.inference.errors import NotServingError, WorkerLostError
 from shoal_agent.inference.pace import Pace, Point
-from shoal_agent.inference.served import Release
+from shoal_agent.inference.served import Admission, Release
 from shoal_agent.inference.signature import Forms
 from shoal_agent.inference.trial import LOAD_TIMEOUT_S
 from shoal_agent.inference.worker import CallRefusedError, Worker
@@ -38,6 +38,17 @@ class Loader:
     def pace(self, release: bytes) -> Pace:
         """What is remembered of how fast it is."""
         return Pace(self._calibrations.get(release), limit=self._max_batch)
+
+    def admission(self, release: bytes) -> Admission:
+        """How its trial went on this board, be it before a restart; zeros: there was none."""
+        return self._calibrations.admission(release)
+
+    def passed(self, release: Release, loaded: Loaded) -> None:
+        """Its trial went so."""
+        release.admission = Admission.of(loaded)
+        release.size_bytes = loaded.grown_bytes
+        self._calibrations.put_admission(release.id, release.admission)
+        self.remember(release, loaded.points)
 
     def remember(self, release: Release, points: Sequence[Point]) -> None:
         """This is how fast it is here."""
@@ -100,7 +111,8 @@ class Loader:
 
     def _take_down(self, release: Release, loaded: Loaded) -> None:
         release.load_s = loaded.load_us / 1e6
-        release.size_bytes = loaded.grown_bytes
+        # A worker that has run others grows by less than the release takes: the trial knows better.
+        release.size_bytes = max(loaded.grown_bytes, release.admission.resident_bytes)
         release.providers = loaded.providers
         if release.forms.signature != loaded.signature:
             release.forms = Forms(loaded.signature)

@@ -55,6 +55,8 @@ class Runner:
             ModelError: it breaks a promise.
         """
         started = time.perf_counter()
+        if trial_bytes:
+            _forget_peak()
         before_bytes = _status_bytes("VmRSS")
         try:
             with _memory_limit(trial_bytes):
@@ -75,6 +77,7 @@ class Runner:
             providers=tuple(model.providers),
             is_optimised=model.is_optimised,
             grown_bytes=max(0, _status_bytes("VmRSS") - before_bytes),
+            peak_bytes=max(0, _status_bytes("VmHWM") - before_bytes) if trial_bytes else 0,
         )
 
     def unload(self, release: bytes) -> None:
@@ -152,6 +155,13 @@ def _memory_limit(more_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _forget_peak() -> None:
+    """From now on VmHWM is the peak of what follows."""
+    # Not every kernel has it (CONFIG_PROC_PAGE_MONITOR): the peak then counts what importing took, too.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def _status_bytes(name: str) -> int:

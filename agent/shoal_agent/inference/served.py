@@ -39,17 +39,29 @@ class Served(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """How the trial went; zeros when there was none."""
+    """How the trial went; zeros when there was none.
+
+    `resident_bytes`, `peak_bytes`: how much larger its process was for it, at the end and at most.
+    """
 
     load_ms: float = 0.0
     p50_us: int = 0
     p95_us: int = 0
     golden_count: int = 0
+    resident_bytes: int = 0
+    peak_bytes: int = 0
 
     @classmethod
     def of(cls, loaded: Loaded) -> Self:
         """From what the worker measured."""
-        return cls(loaded.load_us / 1000, loaded.p50_us, loaded.p95_us, loaded.golden_count)
+        return cls(
+            load_ms=loaded.load_us / 1000,
+            p50_us=loaded.p50_us,
+            p95_us=loaded.p95_us,
+            golden_count=loaded.golden_count,
+            resident_bytes=loaded.grown_bytes,
+            peak_bytes=loaded.peak_bytes,
+        )
 
 
 @dataclass(slots=True)
@@ -88,6 +100,7 @@ class ModelFacts:
 
     `state`: "serving", "evicted" (loaded again when it is asked), "paused" (it gave way to a new release) or "broken";
     `broken`: why it does not run any more. `providers`: those that ONNX Runtime really took, the preferred first.
+    `size_bytes`: what it gives back when it goes; `admission`: of the trial on this board, be it before a restart.
     """
 
     model: str
@@ -98,6 +111,7 @@ class ModelFacts:
     row_us: int
     providers: tuple[str, ...]
     broken: str | None
+    admission: Admission = Admission()
 
 
 class Release:
@@ -171,6 +185,7 @@ class Release:
             row_us=round(self.pace.row_s * 1e6),
             providers=self.providers,
             broken=self.broken,
+            admission=self.admission,
         )
 
     def settle(self, batch: Sequence[Piece], outputs: Sequence[Tensor]) -> None:

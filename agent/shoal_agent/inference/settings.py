@@ -20,6 +20,7 @@ class WorkerSettings:
         providers: ONNX Runtime's execution providers, the preferred first; the CPU always comes last.
         run_timeout_s: a batch that takes longer is stopped.
         optimised_dir: where large models are kept as ONNX Runtime has optimised them; none: nowhere.
+        trial_cpu_s: more than 0: the process judges one release, confined, and ends after so much processor time.
     """
 
     kind: Literal["process", "thread"] = "process"
@@ -30,3 +31,4 @@ class WorkerSettings:
     providers: tuple[str, ...] = (CPU,)
     run_timeout_s: float = 10.0
     optimised_dir: str = ""
+    trial_cpu_s: int = 0

@@ -3,6 +3,8 @@
 What it breaks there it breaks alone; the worker that serves never sees a release that failed.
 """
 
+import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -18,6 +20,8 @@ _DEFAULTS: Final = WorkerSettings()
 _NICER: Final = 10
 _ATTEMPTS: Final = 2
 """A process may also be killed from outside: only the second death is the release's fault."""
+_START_CPU_S: Final = 20
+"""Importing numpy and ONNX Runtime on a slow board; the rest is what `timeout_s` allows on every core."""
 _FREE_SHARE: Final = 0.8
 _FALLBACK_BYTES: Final = 1 << 30
 
@@ -48,8 +52,13 @@ async def try_out(
         WorkerLostError: the process could not be started.
     """
     limit = _free_bytes() if memory_bytes is None else memory_bytes
-    # What serves goes first: it has no time to lose, a trial has.
-    settings = replace(settings, nice=min(19, settings.nice + _NICER))
+    cores = len(os.sched_getaffinity(0))
+    settings = replace(
+        settings,
+        # What serves goes first: it has no time to lose, a trial has.
+        nice=min(19, settings.nice + _NICER),
+        trial_cpu_s=math.ceil(timeout_s * cores) + _START_CPU_S,
+    )
     for attempt in range(1, _ATTEMPTS + 1):
         async with ProcessWorker.open(python=python, settings=settings) as worker:
             try:

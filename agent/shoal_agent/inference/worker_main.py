@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from shoal_agent.inference import pipe
+from shoal_agent.inference import confinement, pipe
 from shoal_agent.inference.batch import layout
 from shoal_agent.inference.model_errors import InputError, LateError, ModelError
 from shoal_agent.inference.segment import MAX_BYTES, Segment
@@ -165,6 +165,9 @@ def _main(arguments: list[str]) -> int:
     # Before numpy is imported: its BLAS starts a thread a core, for matrices we do not multiply.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     runner = _runner(settings)
+    if settings.trial_cpu_s:
+        confinement.limit(cpu_s=settings.trial_cpu_s)
+        confinement.forbid_network_and_programs()
     segments = [Segment(int(descriptor)) for descriptor in memory]
     with socket.socket(fileno=int(fd)) as engine, contextlib.suppress(ConnectionError):
         Server(engine, runner, segments, settings).serve()

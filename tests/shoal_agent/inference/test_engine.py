@@ -12,6 +12,7 @@ from tests.shoal_agent.inference import tiny_release as tiny
 from tests.shoal_agent.until import until
 
 from shoal_agent.inference import governor, lanes, limits, memory
+from shoal_agent.inference.calibrations import Calibrations
 from shoal_agent.inference.engine import Engine
 from shoal_agent.inference.errors import (
     BadInputError,
@@ -58,6 +59,20 @@ async def test_an_admitted_release_serves_after_the_switch_with_right_answers(en
     assert engine.stats.items == 20
     assert 1 <= engine.stats.batches <= 20
     assert engine.stats.busy_s > 0
+
+
+async def test_what_a_trial_measured_outlives_a_restart_and_is_what_the_governor_counts(tmp_path):
+    release = tiny.write(tmp_path / "a", model=tiny.memory_bomb(4 << 20))
+    path = tmp_path / "calibration.json"
+    async with Engine.open(calibrations=Calibrations(path, hardware="x")) as engine:
+        admission = await engine.admit(release, tmp_path / "a")
+        assert admission.peak_bytes > 12 << 20
+    async with Engine.open(calibrations=Calibrations(path, hardware="x")) as engine:
+        assert await engine.admit(release, tmp_path / "a", trial=False) == admission
+        await engine.switch("tiny", release)
+        (facts,) = engine.describe()
+        assert facts.admission == admission
+        assert facts.size_bytes >= admission.resident_bytes
 
 
 async def test_admitting_twice_costs_nothing_and_says_the_same(engine, tmp_path):

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from shoal_agent.inference.calibrations import MAX_RELEASES, Calibrations
 from shoal_agent.inference.pace import Pace, best_rows
+from shoal_agent.inference.served import Admission
 
 POINTS = st.dictionaries(st.integers(1, 64), st.integers(1, 10**6), max_size=8).map(
     lambda points: list(points.items())
@@ -78,6 +79,18 @@ def test_what_was_measured_is_remembered_over_restarts_for_this_hardware_only(tm
     assert Calibrations(path, hardware="pi").get(b"\x01" * 32) == ((1, 10), (2, 15))
     assert Calibrations(path, hardware="nuc").get(b"\x01" * 32) == ()
     assert Calibrations(path, hardware="pi").get(b"\x02" * 32) == ()
+
+
+def test_how_a_trial_went_is_remembered_beside_it_for_this_hardware_only(tmp_path):
+    path, release = tmp_path / "calibration.json", bytes(32)
+    known = Calibrations(path, hardware="pi")
+    assert known.admission(release) == Admission()
+    went = Admission(1.5, 10, 20, 5, resident_bytes=1 << 20, peak_bytes=1 << 21)
+    known.put_admission(release, went)
+    known.put(release, [(1, 10)])
+    again = Calibrations(path, hardware="pi")
+    assert (again.admission(release), again.get(release)) == (went, ((1, 10),))
+    assert Calibrations(path, hardware="other").admission(release) == Admission()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1}', '{"a": {"hardware": "pi"}}', "\0" * 9])

@@ -11,6 +11,8 @@ from tests.shoal_agent.inference import tiny_release as tiny
 
 from shoal_agent.inference.errors import ModelRefusedError
 from shoal_agent.inference.process_worker import ProcessWorker
+from shoal_agent.inference.served import Admission
+from shoal_agent.inference.settings import WorkerSettings
 from shoal_agent.inference.trial import try_out
 
 
@@ -26,6 +28,34 @@ async def test_a_good_release_is_measured(tmp_path):
     loaded = await try_out(bytes(32), tmp_path, python=sys.executable)
     assert loaded.signature.item_bytes == 4
     assert loaded.golden_count == 5
+
+
+async def test_what_a_model_takes_for_a_while_and_for_good_is_measured(tmp_path):
+    # Folded while the session is made: 64 MiB that are given back.
+    tiny.write(tmp_path, model=tiny.memory_bomb(16 << 20))
+    loaded = await try_out(bytes(32), tmp_path, python=sys.executable)
+    assert 60 << 20 < loaded.peak_bytes < 256 << 20
+    assert loaded.grown_bytes < loaded.peak_bytes
+    admission = Admission.of(loaded)
+    assert (admission.peak_bytes, admission.resident_bytes) == (
+        loaded.peak_bytes,
+        loaded.grown_bytes,
+    )
+
+
+def proc(pid: int, name: str) -> str:
+    return Path(f"/proc/{pid}/{name}").read_text()
+
+
+async def test_the_process_of_a_trial_is_confined_and_one_that_serves_is_not():
+    for trial_cpu_s, seccomp in ((7, "2"), (0, "0")):
+        settings = WorkerSettings(trial_cpu_s=trial_cpu_s)
+        async with ProcessWorker.open(python=sys.executable, settings=settings) as worker:
+            assert f"Seccomp:\t{seccomp}\n" in proc(worker.pid, "status")
+            lines = proc(worker.pid, "limits").splitlines()
+            rows = {line[:26].strip(): line[26:].split()[0] for line in lines}
+            assert rows["Max cpu time"] == (str(trial_cpu_s) if trial_cpu_s else "unlimited")
+            assert trial_cpu_s == 0 or rows["Max core file size"] == "0"
 
 
 async def test_a_release_that_breaks_a_promise_is_refused_in_one_line(tmp_path):

@@ -76,9 +76,9 @@ def endless() -> bytes:
     return model_of([loop, helper.make_node("MatMul", ["z", "w"], ["y"])], [rounds, w])
 
 
-def memory_bomb() -> bytes:
-    """Wants 64 GiB for a tensor that it sums up."""
-    shape = onnx.numpy_helper.from_array(np.array([1 << 34], np.int64), "shape")
+def memory_bomb(elements: int = 1 << 34) -> bytes:
+    """Wants 64 GiB, or four bytes an element, for a tensor that it sums up."""
+    shape = onnx.numpy_helper.from_array(np.array([elements], np.int64), "shape")
     w = onnx.numpy_helper.from_array(weights(), "w")
     nodes = [
         helper.make_node("ConstantOfShape", ["shape"], ["big"]),
