@@ -100,6 +100,7 @@ def _read(path: Path, max_bytes: int) -> bytes:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode) or found.st_size > max_bytes:
                 raise ModelError(f"{path.name}: not a plain file of at most {max_bytes} bytes")
-            return file.read(max_bytes)
+            # Not max_bytes: Python would take so much memory before it reads.
+            return file.read(found.st_size)
     except OSError as exc:
         raise ModelError(f"{path.name}: {exc.strerror}") from exc

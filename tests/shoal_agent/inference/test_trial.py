@@ -63,6 +63,12 @@ async def test_a_release_that_breaks_a_promise_is_refused_in_one_line(tmp_path):
     assert "does not load the model" in await refusal(tmp_path)
 
 
+async def test_a_small_model_passes_its_trial_where_little_memory_is_free(tmp_path):
+    tiny.write(tmp_path)
+    loaded = await try_out(bytes(32), tmp_path, python=sys.executable, memory_bytes=64 << 20)
+    assert loaded.golden_count == 5
+
+
 async def test_a_model_that_wants_too_much_memory_is_refused(tmp_path):
     tiny.write(tmp_path, model=tiny.memory_bomb())
     assert "memory" in await refusal(tmp_path, memory_bytes=256 << 20)
