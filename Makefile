@@ -50,7 +50,7 @@ bench-delta: setup delta-corpus ## measure the model delta beside fourteen other
 	@$(PY) bench/run.py --area delta-pairs $(ARGS)
 
 bench-infer: setup ## measure the inference engine against its goals (about 10 minutes)
-	@$(PY) bench/run.py --area infer $(ARGS)
+	@$(PY) bench/run.py --area infer --area infer-memory $(ARGS)
 
 delta-corpus:
 	@sh tools/setup-bench-delta --nncodec $(if $(MINILM),--minilm)

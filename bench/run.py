@@ -2,7 +2,7 @@
 
 Loopback only, no root, nothing downloaded. What an area measures stands in bus.py, broker.py,
 delta.py, delta_pairs.py, inference.py, infer.py,
-infer_http.py and rollout.py; what the figures mean in docs/benchmarks.md.
+infer_memory.py, infer_http.py and rollout.py; what the figures mean in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ PARTS: dict[str, tuple[str, ...]] = {
     "inference": (),
     "infer": (),
     "infer-http": (),
+    "infer-memory": (),
     "rollout": (),
 }
 # What needs more than `make setup`, or takes long, is measured when it is asked for.
 AREAS = tuple(PARTS)
-DEFAULT_AREAS = tuple(
-    area for area in PARTS if area not in {"delta-pairs", "infer", "infer-http", "rollout"}
-)
+LONG_AREAS = frozenset({"delta-pairs", "infer", "infer-http", "infer-memory", "rollout"})
+DEFAULT_AREAS = tuple(area for area in PARTS if area not in LONG_AREAS)
 QUICK_ROUNDS = 1
 WIDTH = 160
 
@@ -90,7 +90,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--area",
         choices=AREAS,
         action="append",
-        help="default: all but delta-pairs, infer and infer-http; repeatable",
+        help="default: all but delta-pairs and the infer areas; repeatable",
     )
     parser.add_argument(
         "--part",
