@@ -174,6 +174,7 @@ async def running(
             engine=engine,
             on_change=reporter.changed,
             signed=signed,
+            keep=config.inference.keep,
         )
         devices = {
             device.name: await enter(DeviceLink.open(device.name, device.socket))

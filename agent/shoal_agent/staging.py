@@ -17,6 +17,7 @@ from shoal_agent.errors import UnusableReleaseError, UpdateError
 from shoal_agent.fetch import BlobFetcher
 from shoal_agent.files import ContentStore, sha256_of
 from shoal_agent.inference.errors import ModelRefusedError
+from shoal_agent.inference.signature import Signature, signature_of
 from shoal_agent.inference.verdict import Verdict
 from shoal_agent.reconcile import Actual
 from shoal_broker.bus_errors import BusError, StoreError
@@ -197,6 +198,15 @@ class Staging:
             path = self._content.release_dir(release) / spec.model.file
             return Installed(spec.version, sha256_of(path))
         return Installed(spec.version, digests[spec.model.file])
+
+    def signature(self, release: bytes) -> Signature:
+        """What an assembled release promises to take and give.
+
+        Raises:
+            UnusableReleaseError: its description is wrong.
+            OSError: its files cannot be read.
+        """
+        return signature_of(self._spec(release))
 
     def sweep(self, releases: Iterable[bytes], *, arriving: Iterable[bytes] = ()) -> None:
         """Keep these releases with their files, and blobs under way; delete everything else."""

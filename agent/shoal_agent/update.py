@@ -7,7 +7,7 @@ old release goes on serving until the new one has passed its gate.
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,7 @@ class Updater:
     Args:
         on_change: awaited whenever `states()` would answer differently.
         signed: says which releases may be brought here; None: every one that is wanted.
+        keep: models that are loaded at a start whatever the memory.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Updater:
         engine: Engine,
         on_change: Callable[[], Awaitable[None]],
         signed: SignedReleases | None = None,
+        keep: Collection[str] = (),
     ) -> None:
         self._journal = journal
         self._content = content
@@ -84,6 +86,7 @@ class Updater:
         self._engine = engine
         self._on_change = on_change
         self._signed = signed
+        self._keep = keep
         self._wake = asyncio.Event()
         self._wakes = 0
         self._progress: dict[str, _Progress] = {}
@@ -123,8 +126,12 @@ class Updater:
         return states
 
     async def restore(self) -> None:
-        """After a start: serve again what served before, or else what served before that."""
-        for model, serving in (await self._journal.serving()).items():
+        """After a start: serve again what served before, or else what served before that.
+
+        What is to be kept in memory comes first. When memory is short the others are loaded when they are asked.
+        """
+        before = await self._journal.serving()
+        for model, serving in sorted(before.items(), key=lambda item: item[0] not in self._keep):
             for release in filter(None, (serving.release, serving.previous)):
                 if await self._serve_again(model, release):
                     break
@@ -137,7 +144,12 @@ class Updater:
     async def _serve_again(self, model: str, release: bytes) -> bool:
         """Whether it serves; what does not is tried again by `run`, from its files or anew."""
         try:
-            await self._load(release, trial=False)
+            if model not in self._keep and self._engine.is_memory_short():
+                signature = self._staging.signature(release)
+                self._engine.register(release, self._content.release_dir(release), signature)
+                log.info("memory is short, a model is loaded when it is asked", model=model)
+            else:
+                await self._load(release, trial=False)
             installed = self._staging.describe(release)
             await self._engine.switch(model, release)
             self._installed[model] = installed

@@ -21,7 +21,8 @@ from shoal_agent.files import ContentStore
 from shoal_agent.inference.engine import Admission, Engine
 from shoal_agent.inference.errors import ModelRefusedError, NotAdmittedError, WorkerLostError
 from shoal_agent.inference.served import ModelFacts
-from shoal_agent.journal import Journal
+from shoal_agent.inference.signature import Signature
+from shoal_agent.journal import Journal, Serving
 from shoal_agent.staging import Staging
 from shoal_agent.update import Updater
 from shoal_broker.bus_errors import StoreError
@@ -31,6 +32,7 @@ from shoal_broker.session import Session, SessionConfig
 from shoal_broker.store import Store
 from shoal_contract import blobs, messages
 from shoal_contract.messages import DeltaOffer, ModelWanted, Phase
+from shoal_contract.release import parse_manifest
 from shoal_contract.topics import Topics
 from shoal_fleet import digits
 
@@ -45,11 +47,14 @@ class EngineSimulator:
         refuses: releases that do not pass, with the reason.
         worker_lost: no worker can be started.
         forgets: admissions that are lost again before the switch.
+        is_short: of memory.
     """
 
     refuses: dict[bytes, str] = field(default_factory=dict)
     worker_lost: bool = False
     forgets: int = 0
+    is_short: bool = False
+    registered: list[bytes] = field(default_factory=list)
     admitted: list[bytes] = field(default_factory=list)
     _serving: dict[str, bytes] = field(default_factory=dict)
 
@@ -64,6 +69,15 @@ class EngineSimulator:
             raise ModelRefusedError("the model file is damaged")
         self.admitted.append(release)
         return Admission(load_ms=0.1, p50_us=1, p95_us=2, golden_count=3)
+
+    def is_memory_short(self) -> bool:
+        return self.is_short
+
+    def register(self, release: bytes, directory: Path, signature: Signature) -> None:
+        assert signature.item_bytes
+        assert (directory / "model.onnx").is_file()
+        self.registered.append(release)
+        self.admitted.append(release)
 
     async def switch(self, model: str, release: bytes) -> None:
         if self.forgets:
@@ -445,6 +459,29 @@ async def test_a_check_of_files_that_dies_is_held_again_and_then_is_the_releases
         await until(lambda: node.phase() is Phase.FAILED)
         assert "did not end well: ended by SIGKILL: no more memory" in node.state().reason
         assert calls.read_text() == "x\n" * 2
+
+
+async def test_after_a_start_with_little_memory_only_what_is_to_be_kept_is_loaded(
+    tmp_path, hub, v1
+):
+    tiny_release.write(tmp_path / "made")
+    tiny = Release(tmp_path / "made")
+    content = ContentStore(tmp_path)
+    async with Store.open(tmp_path / "agent.db") as store:
+        journal = await Journal.load(store)
+        for release in (v1, tiny):
+            for data in (release.manifest, *release.files.values()):
+                content.path(hashlib.sha256(data).digest()).write_bytes(data)
+            content.assemble(release.id, parse_manifest(release.manifest, release=release.id))
+            await journal.set_serving(release.spec.name, Serving(release.id, None))
+    short = EngineSimulator(is_short=True)
+    async with board(tmp_path, hub.port, short, _keep=("tiny",)):
+        assert short.models() == ["digits", "tiny"]
+        assert short.registered == [v1.id]
+        assert short.admitted == [tiny.id, v1.id]
+    at_ease = EngineSimulator()
+    async with board(tmp_path, hub.port, at_ease, _keep=("tiny",)):
+        assert (at_ease.admitted, at_ease.registered) == ([tiny.id, v1.id], [])
 
 
 async def test_a_damaged_manifest_stops_nothing_that_serves(tmp_path, hub, v1, v2):

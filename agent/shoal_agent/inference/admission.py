@@ -13,6 +13,7 @@ from shoal_agent.inference.loading import Loader
 from shoal_agent.inference.room import Place, place_of_load, place_of_trial
 from shoal_agent.inference.served import Admission, Release
 from shoal_agent.inference.settings import WorkerSettings
+from shoal_agent.inference.signature import Forms, Signature
 from shoal_agent.inference.trial import try_out
 
 log = structlog.get_logger()
@@ -70,9 +71,7 @@ class Releases:
             if known is not None and known.broken is None:
                 known.retired = False
                 return known.admission
-            pace = self._loader.pace(release)
-            entry = Release(release, directory, self._rules.queue_limit, pace)
-            entry.admission = self._loader.admission(release)
+            entry = self._entry(release, directory)
             try:
                 if trial:
                     await self._make_room_for_trial(entry, replaces)
@@ -85,6 +84,16 @@ class Releases:
                 self._dispatcher.wake()
                 raise
             return entry.admission
+
+    def register(self, release: bytes, directory: Path, signature: Signature) -> None:
+        """See `Engine.register`."""
+        if release in self._dispatcher.releases:
+            return
+        entry = self._entry(release, directory)
+        entry.forms = Forms(signature)
+        entry.is_evicted = True
+        self._dispatcher.releases[release] = entry
+        self._dispatcher.wake()
 
     def switch(self, model: str, release: bytes) -> None:
         """See `Engine.switch`."""
@@ -111,6 +120,11 @@ class Releases:
             entry.retired = True
             _resume(entry)
             self._dispatcher.wake()
+
+    def _entry(self, release: bytes, directory: Path) -> Release:
+        entry = Release(release, directory, self._rules.queue_limit, self._loader.pace(release))
+        entry.admission = self._loader.admission(release)
+        return entry
 
     async def _try_out(self, entry: Release) -> None:
         loaded = await try_out(

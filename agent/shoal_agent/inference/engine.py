@@ -61,6 +61,8 @@ class Engine:
         python: str,
         settings: WorkerSettings,
         calibrations: Calibrations,
+        reserve_bytes: int,
+        read_memory: Callable[[], Memory],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.stats = EngineStats()
@@ -71,6 +73,8 @@ class Engine:
         self._lanes = self._dispatcher.lanes
         self._releases = Releases(self._dispatcher, loader, rules, python=python, settings=settings)
         self._serving = self._releases.serving
+        self._reserve_bytes = reserve_bytes
+        self._read_memory = read_memory
         self._deadlines = Deadlines(self._loop, self._expire)
 
     @classmethod
@@ -116,6 +120,8 @@ class Engine:
             python=python,
             settings=settings,
             calibrations=calibrations or Calibrations(None, hardware=""),
+            reserve_bytes=reserve_bytes,
+            read_memory=read_memory,
         )
         async with Background.open() as background:
             background.start(engine._dispatcher.run(), name="engine.worker")
@@ -128,6 +134,14 @@ class Engine:
                 engine._dispatcher.halt("the engine is stopping")
 
     # ------------------------------------------------------------------ releases
+    def is_memory_short(self) -> bool:
+        """Models are asked for theirs at the moment."""
+        return self._read_memory().is_tight(self._reserve_bytes)
+
+    def register(self, release: bytes, directory: Path, signature: Signature) -> None:
+        """Take in a release that served on this board before, as if it had been evicted: the first request loads it."""
+        self._releases.register(release, directory, signature)
+
     async def admit(
         self, release: bytes, directory: Path, *, trial: bool = True, replaces: str = ""
     ) -> Admission:

@@ -47,10 +47,16 @@ def _worth(resident: Resident) -> float:
 
 
 def read(filesystem: Path = Path("/")) -> Memory:
-    """The memory now; `filesystem` is where /proc and /sys are looked for. What cannot be read does not press."""
-    free = [_meminfo_available(filesystem), _cgroup_free(filesystem)]
+    """The memory now; `filesystem` is where /proc and /sys are looked for. What cannot be read does not press.
+
+    Of the board, and of the control groups (cgroup v2) that this process is in: its own and those above it.
+    """
+    groups = _groups(filesystem)
+    free = [_meminfo_available(filesystem), *map(_left_in, groups)]
     known = [value for value in free if value is not None]
-    return Memory(min(known) if known else 1 << 62, _pressure(filesystem))
+    pressures = [_pressure(filesystem / "proc/pressure/memory")]
+    pressures += [_pressure(group / "memory.pressure") for group in groups[:1]]
+    return Memory(min(known) if known else 1 << 62, max(pressures))
 
 
 def _meminfo_available(filesystem: Path) -> int | None:
@@ -61,23 +67,34 @@ def _meminfo_available(filesystem: Path) -> int | None:
     return None
 
 
-def _cgroup_free(filesystem: Path) -> int | None:
-    """What the group's own limit (cgroup v2) leaves, counting the file cache that it can drop."""
+def _groups(filesystem: Path) -> list[Path]:
+    """The directories of this process's group and of those above it; the root has no limits."""
     path = _text(filesystem / "proc/self/cgroup").partition("0::/")[2].splitlines()
-    group = filesystem / "sys/fs/cgroup" / (path[0] if path else "")
-    limit, used = _text(group / "memory.max").strip(), _text(group / "memory.current").strip()
-    if not limit.isdecimal() or not used.isdecimal():
+    names = [name for name in (path[0] if path else "").split("/") if name not in {"", "..", "."}]
+    root = filesystem / "sys/fs/cgroup"
+    return [root.joinpath(*names[:count]) for count in range(len(names), 0, -1)]
+
+
+def _left_in(group: Path) -> int | None:
+    """What the limits of a group leave, counting the file cache that it can drop.
+
+    memory.high counts as memory.max does: who is above it is slowed down until nothing works.
+    """
+    texts = [_text(group / name).strip() for name in ("memory.max", "memory.high")]
+    limits = [int(text) for text in texts if text.isdecimal()]
+    used = _text(group / "memory.current").strip()
+    if not limits or not used.isdecimal():
         return None
     cached = 0
     for line in _text(group / "memory.stat").splitlines():
         name, _, value = line.partition(" ")
         if name == "inactive_file" and value.isdecimal():
             cached = int(value)
-    return max(0, int(limit) - int(used) + cached)
+    return max(0, min(limits) - int(used) + cached)
 
 
-def _pressure(filesystem: Path) -> float:
-    for line in _text(filesystem / "proc/pressure/memory").splitlines():
+def _pressure(file: Path) -> float:
+    for line in _text(file).splitlines():
         if line.startswith("some "):
             for word in line.split():
                 name, _, value = word.partition("=")

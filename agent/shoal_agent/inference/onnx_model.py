@@ -16,7 +16,7 @@ from shoal_agent.inference.pace import Point
 from shoal_agent.inference.release_files import Array, read_golden, read_model, read_spec
 from shoal_agent.inference.session import open_optimised, open_session
 from shoal_agent.inference.settings import CPU, WorkerSettings
-from shoal_agent.inference.signature import Form, Signature, TensorInfo
+from shoal_agent.inference.signature import Form, signature_of
 from shoal_contract.release import FREE, ONNX_DTYPES, ReleaseSpec, TensorTable
 
 _GOLDEN_ROWS: Final = 16
@@ -61,7 +61,7 @@ class Model:
             self._session = _open_and_keep(model, settings, forms, release)
         self._is_one_thread = settings.threads == 1 and self.providers == [CPU]
         self._one_by_one = _check_signature(self._session, self.spec)
-        self.signature = _signature(self.spec)
+        self.signature = signature_of(self.spec)
         self._golden_inputs, expected = read_golden(directory, self.spec)
         self.golden_count = len(next(iter(self._golden_inputs.values())))
         self._check_golden(expected)
@@ -251,21 +251,6 @@ def _best(
         confidence = 1.0 / np.exp(flat - confidence[:, None]).sum(axis=1)
     best[~finite] = -1
     return best, confidence
-
-
-def _signature(spec: ReleaseSpec) -> Signature:
-    inputs, outputs = (
-        tuple(TensorInfo(t.name, t.dtype, _whole(spec, t), getattr(t, "pad", None)) for t in tables)
-        for tables in spec.tensors
-    )
-    if spec.items is None:
-        return Signature(inputs, outputs, spec.batch)
-    table, output = spec.items
-    return Signature(inputs, outputs, spec.batch, table.item_bytes, tuple(output.labels))
-
-
-def _whole(spec: ReleaseSpec, table: TensorTable) -> tuple[int, ...]:
-    return (FREE, *table.shape) if spec.batch else tuple(table.shape)
 
 
 def _check_signature(session: ort.InferenceSession, spec: ReleaseSpec) -> bool:

@@ -6,6 +6,7 @@ from typing import Final
 
 from shoal_agent.inference.errors import BadInputError
 from shoal_agent.inference.tensors import Tensor
+from shoal_contract.release import ReleaseSpec, TensorTable
 
 FREE: Final = -1
 ANSWERS: Final = ("best", "confidence")
@@ -116,6 +117,22 @@ class Signature:
 
     def _names(self) -> list[str]:
         return [info.name for info in self.inputs]
+
+
+def signature_of(spec: ReleaseSpec) -> Signature:
+    """What a release.toml promises; whether the model keeps it is for the worker to say."""
+
+    def whole(table: TensorTable) -> tuple[int, ...]:
+        return (FREE, *table.shape) if spec.batch else tuple(table.shape)
+
+    inputs, outputs = (
+        tuple(TensorInfo(t.name, t.dtype, whole(t), getattr(t, "pad", None)) for t in tables)
+        for tables in spec.tensors
+    )
+    if spec.items is None:
+        return Signature(inputs, outputs, spec.batch)
+    table, output = spec.items
+    return Signature(inputs, outputs, spec.batch, table.item_bytes, tuple(output.labels))
 
 
 def bucket(length: int) -> int:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from shoal_agent.inference import memory
 from shoal_agent.inference.batch import Loaded
 from shoal_agent.inference.errors import ModelRefusedError, WorkerLostError
 from shoal_agent.inference.process_worker import ProcessWorker
@@ -23,7 +24,8 @@ _ATTEMPTS: Final = 2
 _START_CPU_S: Final = 20
 """Importing numpy and ONNX Runtime on a slow board; the rest is what `timeout_s` allows on every core."""
 _FREE_SHARE: Final = 0.8
-_FALLBACK_BYTES: Final = 1 << 30
+_MOST_BYTES: Final = 1 << 40
+"""Where nothing can be read, nothing is known: the kernel takes no larger limits everywhere."""
 
 
 async def try_out(
@@ -44,7 +46,7 @@ async def try_out(
         python: the interpreter for the process.
         settings: how the worker that is to serve runs models.
         calibrate_rows: the largest batch to measure; 0: none.
-        memory_bytes: how much it may take; None: 80 % of what is free.
+        memory_bytes: how much it may take; None: 80 % of what is free, on the board and in our control group.
         timeout_s: how long loading, checking and measuring may take.
 
     Raises:
@@ -78,10 +80,5 @@ async def try_out(
 
 
 def _free_bytes() -> int:
-    """What the kernel thinks can be taken without swapping (proc(5)), less a reserve."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return _FALLBACK_BYTES
-    free = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-    return int(int(next(free, "0")) * 1024 * _FREE_SHARE) or _FALLBACK_BYTES
+    """What board and control group leave, less a reserve."""
+    return min(int(memory.read().free_bytes * _FREE_SHARE), _MOST_BYTES)

@@ -25,7 +25,9 @@ from shoal_agent.inference.errors import (
     WorkerLostError,
 )
 from shoal_agent.inference.memory import Memory
+from shoal_agent.inference.release_files import read_spec
 from shoal_agent.inference.settings import WorkerSettings
+from shoal_agent.inference.signature import signature_of
 from shoal_agent.inference.tensors import Tensor
 
 
@@ -593,6 +595,24 @@ async def test_when_memory_is_short_an_idle_model_goes_and_comes_back_when_it_is
         assert engine.stats.evictions == 1
         assert engine.stats.worker_restarts == 0
         assert {facts.state for facts in engine.describe()} == {"serving"}
+
+
+async def test_a_release_that_is_only_registered_is_loaded_by_the_first_who_asks(tmp_path):
+    free = [0]
+    async with Engine.open(reserve_bytes=1, read_memory=lambda: Memory(free[0], 0.0)) as engine:
+        assert engine.is_memory_short()
+        release = tiny.write(tmp_path)
+        engine.register(release, tmp_path, signature_of(read_spec(tmp_path)))
+        await engine.switch("tiny", release)
+        (facts,) = engine.describe()
+        assert (facts.state, engine.signature("tiny").item_bytes) == ("evicted", 4)
+        with pytest.raises(BadInputError):
+            await engine.classify("tiny", [b"too long for it"])
+        assert release not in getattr(engine._dispatcher.worker, "loaded", {})
+        free[0] = 1 << 30
+        served = await engine.classify("tiny", [tiny.item()], deadline_s=10)
+        assert served.answers[0].label == tiny.expected_label(tiny.item())
+        assert [facts.state for facts in engine.describe()] == ["serving"]
 
 
 async def test_an_evicted_model_that_does_not_load_says_so_and_is_tried_again(engine, tmp_path):

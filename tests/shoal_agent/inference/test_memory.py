@@ -17,6 +17,10 @@ def board(tmp_path: Path, **files: str) -> Path:
         "limit": "sys/fs/cgroup/shoal.slice/memory.max",
         "used": "sys/fs/cgroup/shoal.slice/memory.current",
         "stat": "sys/fs/cgroup/shoal.slice/memory.stat",
+        "high": "sys/fs/cgroup/shoal.slice/memory.high",
+        "group_pressure": "sys/fs/cgroup/shoal.slice/memory.pressure",
+        "inner_limit": "sys/fs/cgroup/shoal.slice/agent.service/memory.max",
+        "inner_used": "sys/fs/cgroup/shoal.slice/agent.service/memory.current",
     }
     for name, text in files.items():
         path = tmp_path / names[name]
@@ -27,6 +31,7 @@ def board(tmp_path: Path, **files: str) -> Path:
 
 FREE = "MemTotal:  512000 kB\nMemFree: 1 kB\nMemAvailable:  200000 kB\n"
 GROUP = "0::/shoal.slice\n"
+INNER = "0::/shoal.slice/agent.service\n"
 
 
 @pytest.mark.parametrize(
@@ -46,6 +51,21 @@ GROUP = "0::/shoal.slice\n"
             2500,
         ),
         ({"cgroup": GROUP, "limit": "9000\n", "used": "9999\n"}, 0),
+        ({"cgroup": GROUP, "limit": "9000\n", "high": "8000\n", "used": "7000\n"}, 1000),
+        ({"cgroup": GROUP, "limit": "max\n", "high": "8000\n", "used": "7000\n"}, 1000),
+        # The group is in another one, whose limit counts, too.
+        (
+            {
+                "cgroup": INNER,
+                "inner_limit": "9000\n",
+                "inner_used": "100\n",
+                "limit": "9000\n",
+                "used": "8500\n",
+            },
+            500,
+        ),
+        ({"cgroup": INNER, "limit": "9000\n", "used": "8500\n"}, 500),
+        ({"cgroup": "0::/../../etc\n", "limit": "9000\n", "used": "8500\n"}, 1 << 62),
         ({}, 1 << 62),
         ({"meminfo": "MemAvailable: many kB", "cgroup": "rubbish"}, 1 << 62),
     ],
@@ -68,6 +88,12 @@ def test_what_is_free_is_what_the_machine_and_the_group_both_leave(tmp_path, fil
 )
 def test_the_pressure_is_the_share_of_time_that_somebody_waited(tmp_path, text, percent):
     assert read(board(tmp_path, pressure=text)).pressure_percent == percent
+
+
+def test_who_waits_for_memory_in_the_own_group_counts_though_the_board_is_at_ease(tmp_path):
+    some = "some avg10={} avg60=0 avg300=0 total=1\n".format
+    files = {"cgroup": GROUP, "pressure": some(1.0), "group_pressure": some(20.0)}
+    assert read(board(tmp_path, **files)).pressure_percent == 20.0
 
 
 def test_this_machine_can_be_read():
