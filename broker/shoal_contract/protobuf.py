@@ -20,6 +20,7 @@ _MORE: Final = 0x80
 _MAX_VARINT_BYTES: Final = 10
 _MAX_NUMBER: Final = (1 << 29) - 1
 _LOW_BYTES: Final = bytes(range(_MORE))
+_PIECE_BYTES: Final = 1 << 20
 
 
 class Field(NamedTuple):
@@ -111,9 +112,12 @@ class Reader:
         """How many integers a packed run has; nothing is made of them."""
         if field.wire == VARINT:
             return 1
-        # Each of them ends with a byte below 128.
-        piece = self.data[field.start : field.end]
-        return len(piece) - len(piece.translate(None, _LOW_BYTES))
+        # Each of them ends with a byte below 128. In pieces: a field may be half a gigabyte.
+        count = 0
+        for start in range(field.start, field.end, _PIECE_BYTES):
+            piece = self.data[start : min(start + _PIECE_BYTES, field.end)]
+            count += len(piece) - len(piece.translate(None, _LOW_BYTES))
+        return count
 
     def _varint(self, position: int, end: int) -> tuple[int, int]:
         data = self.data

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from shoal_contract import onnx_outline
+from shoal_contract import onnx_outline, protobuf
 from shoal_contract.errors import DecodeError
 from shoal_contract.messages import OperatorSet
 from shoal_contract.onnx_outline import outline
@@ -193,6 +193,17 @@ def training() -> bytes:
 )
 def test_what_is_not_served_is_refused_with_the_reason(data, reason):
     assert reason in refusal(data)
+
+
+def test_a_long_run_of_packed_integers_is_counted_in_pieces(monkeypatch):
+    monkeypatch.setattr(protobuf, "_PIECE_BYTES", 7)
+    values = [1, 300, 1 << 20, (1 << 63) - 1] * 5
+    typed = helper.make_tensor("t", TensorProto.INT64, [len(values)], values)
+    outline(model(tensors=[WEIGHTS, typed]).SerializeToString())
+    typed.dims[0] += 1
+    assert "claims 21 values of type 7; there are 20" in refusal(
+        model(tensors=[WEIGHTS, typed]).SerializeToString()
+    )
 
 
 def test_a_file_of_fields_without_end_is_given_up(monkeypatch):

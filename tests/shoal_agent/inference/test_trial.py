@@ -74,6 +74,13 @@ async def test_a_model_that_wants_too_much_memory_is_refused(tmp_path):
     assert "memory" in await refusal(tmp_path, memory_bytes=256 << 20)
 
 
+@pytest.mark.parametrize("operator", ["Expand", "Tile", "Pad"])
+async def test_a_small_file_that_makes_gigabytes_is_refused(tmp_path, operator):
+    tiny.write(tmp_path, model=tiny.growing(operator))
+    assert (tmp_path / "model.onnx").stat().st_size < 500
+    assert "emory" in await refusal(tmp_path, memory_bytes=128 << 20)
+
+
 async def test_a_model_that_never_ends_is_stopped(tmp_path):
     tiny.write(tmp_path, model=tiny.endless())
     assert "did not answer 'load' within 0.5 s" in await refusal(tmp_path, timeout_s=0.5)

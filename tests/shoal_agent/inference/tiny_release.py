@@ -141,6 +141,22 @@ evaluated_on = "nothing"
     return hashlib.sha256(data + text.encode()).digest()
 
 
+def growing(operator: str) -> bytes:
+    """Wants two gigabytes for what an operator makes of one number, and sums it up."""
+    many = onnx.numpy_helper.from_array(np.array([1 << 29], np.int64), "many")
+    one = onnx.numpy_helper.from_array(np.ones(1, np.float32), "one")
+    w = onnx.numpy_helper.from_array(weights(), "w")
+    inputs = {"Expand": ["one", "many"], "Tile": ["one", "many"], "Pad": ["one", "pads"]}
+    pads = onnx.numpy_helper.from_array(np.array([0, 1 << 29], np.int64), "pads")
+    nodes = [
+        helper.make_node(operator, inputs[operator], ["big"]),
+        helper.make_node("ReduceSum", ["big"], ["sum"], keepdims=0),
+        helper.make_node("MatMul", ["x", "w"], ["z"]),
+        helper.make_node("Add", ["z", "sum"], ["y"]),
+    ]
+    return model_of(nodes, [many, one, w, pads])
+
+
 def _count_rounds() -> onnx.GraphProto:
     one = onnx.numpy_helper.from_array(np.array([[1]], np.int64), "step")
     return helper.make_graph(
