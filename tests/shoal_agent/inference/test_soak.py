@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import helper, numpy_helper
 from tests.shoal_agent.inference import tiny_release as tiny
 from tests.support.slope import Slope, slope
 
@@ -24,26 +23,13 @@ BUDGET_BYTES = 64 * MIB
 """A board that is restarted every three days can lend so much."""
 
 
-def wide(width: int, seed: int) -> bytes:
-    """y = x @ A @ B with A @ B = W: the answers of `tiny`, in 28 bytes of weights an inner value."""
-    first = np.random.default_rng(7).normal(size=(tiny.VALUES, width)).astype(np.float32)
-    second = (np.linalg.pinv(first.astype(np.float64)) @ tiny.weights(seed)).astype(np.float32)
-    return tiny.model_of(
-        [
-            helper.make_node("MatMul", ["x", "a"], ["h"]),
-            helper.make_node("MatMul", ["h", "b"], ["y"]),
-        ],
-        [numpy_helper.from_array(first, "a"), numpy_helper.from_array(second, "b")],
-    )
-
-
 def prepare(folder: Path) -> None:
     for model, width in WIDTHS.items():
         for seed in (0, 1):
             tiny.write(
                 folder / model / str(seed),
                 seed=seed,
-                model=wide(width, seed),
+                model=tiny.wide(width, seed),
                 spec={'name = "tiny"': f'name = "{model}"', "tolerance = 0.001": "tolerance = 0.1"},
             )
     answers = {

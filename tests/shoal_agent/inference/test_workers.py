@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -197,3 +199,30 @@ def test_the_port_of_the_thread_imports_numpy_only_when_it_is_opened():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+async def test_models_that_come_and_go_leave_no_memory_behind(tmp_path):
+    names = ("one", "two", "three")
+    for name, width in zip(names, (1000, 50_000, 500_000), strict=True):
+        tiny.write(
+            tmp_path / name,
+            model=tiny.wide(width),
+            spec={"tolerance = 0.001": "tolerance = 0.1"},
+        )
+    left = []
+    async with ProcessWorker.open(python=sys.executable) as worker:
+        for _ in range(6):
+            for name in names:
+                await worker.load(
+                    name.encode().ljust(32), tmp_path / name, calibrate_rows=32, timeout_s=20
+                )
+            for name in names:
+                await worker.unload(name.encode().ljust(32))
+            left.append(resident_bytes(worker.pid))
+    assert max(left[1:]) - min(left[1:]) < 8 << 20

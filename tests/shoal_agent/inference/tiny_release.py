@@ -52,6 +52,19 @@ def quantised() -> bytes:
     return model_of(nodes, [array(q, "q"), array(np.array(scale, np.float32), "scale")])
 
 
+def wide(width: int, seed: int = 0) -> bytes:
+    """y = x @ A @ B with A @ B = W: the answers of `linear`, in 28 bytes of weights an inner value."""
+    first = np.random.default_rng(7).normal(size=(VALUES, width)).astype(np.float32)
+    second = (np.linalg.pinv(first.astype(np.float64)) @ weights(seed)).astype(np.float32)
+    return model_of(
+        [
+            helper.make_node("MatMul", ["x", "a"], ["h"]),
+            helper.make_node("MatMul", ["h", "b"], ["y"]),
+        ],
+        [onnx.numpy_helper.from_array(first, "a"), onnx.numpy_helper.from_array(second, "b")],
+    )
+
+
 def endless() -> bytes:
     """A loop of 2**62 rounds in front of the multiplication."""
     body = helper.make_graph(
