@@ -6,9 +6,10 @@ import asyncio
 import fcntl
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,8 +36,11 @@ from shoal_agent.peers.client import PeerClient
 from shoal_agent.peers.credentials import Credentials
 from shoal_agent.peers.permission import known_as, permitted
 from shoal_agent.peers.server import PeerServer
-from shoal_agent.pipelines import assembly, subscribed
-from shoal_agent.pipelines.sources import AT_ONCE
+from shoal_agent.pipelines.assembly import Surroundings
+from shoal_agent.pipelines.fleet import FleetPipelines
+from shoal_agent.pipelines.ledger import Ledger
+from shoal_agent.pipelines.roster import Roster, filters_of
+from shoal_agent.pipelines.subscribed import Subscribed
 from shoal_agent.policies import Policies
 from shoal_agent.reporter import Reporter
 from shoal_agent.staging import Staging
@@ -49,7 +53,7 @@ from shoal_broker.bus_errors import BrokerTableError
 from shoal_broker.link import Connect
 from shoal_broker.logs import RecentLines
 from shoal_broker.outbox import Outbox
-from shoal_broker.session import Session, SessionConfig, SideBySide
+from shoal_broker.session import Session, SessionConfig
 from shoal_broker.store import Store
 from shoal_broker.transports import connect_with
 from shoal_contract.messages import InferReply, InferRequest
@@ -65,6 +69,10 @@ log = structlog.get_logger()
 _ANNOUNCE_EVERY_S = 0.5
 
 
+async def _not_yet(_: AgentConfig | str) -> None:
+    """Nothing runs that could follow."""
+
+
 @dataclass(slots=True)
 class Agent:
     """A running agent.
@@ -74,12 +82,14 @@ class Agent:
         local_api: what programs ask models through; None without one.
         stop: set it to end `run`.
         restart_wanted: an operator asked for a restart.
+        reload: gives it a configuration that was read again, or the reason why none could be.
     """
 
     peer_port: int | None
     stop: asyncio.Event
     local_api: LocalApi | None = None
     restart_wanted: bool = False
+    reload: Callable[[AgentConfig | str], Awaitable[None]] = field(default=_not_yet)
 
     def restart(self) -> None:
         """Stop, and say that it is to start again."""
@@ -140,10 +150,10 @@ async def running(
         inbox = Inbox(topics, config.node, trust)
         reporter = Reporter(config, topics=topics)
         notices = Notices(topics, is_followed=config.trust.root_file is not None)
-        sources = assembly.topic_sources(config.pipeline)
-        stale = await subscribed.remember(store, sources)
         identity = IdentityStore(state_dir)
         keeper = _keeper(config, state_dir)
+        fleet = await FleetPipelines.load(store, trust, topic=topics.wanted(config.node))
+        subscribed = await Subscribed.load(store, filters_of(config.pipeline, fleet.wanted))
         session = await enter(
             Session.open(
                 _session_config(config, identity),
@@ -155,10 +165,7 @@ async def running(
                     topics.wanted(config.node): inbox.wanted,
                     topics.every_model(config.node): inbox.inference,
                     **notices.subscriptions,
-                    **{
-                        name: SideBySide(one.receive, at_once=AT_ONCE)
-                        for name, one in sources.items()
-                    },
+                    **subscribed.subscriptions,
                 },
                 on_connected=reporter.on_connected,
                 connect=_connect(config, identity, keeper),
@@ -180,15 +187,23 @@ async def running(
             device.name: await enter(DeviceLink.open(device.name, device.socket))
             for device in config.device
         }
-        pipelines = assembly.connect(
-            config.pipeline,
-            node=config.node,
-            topics=topics,
-            session=session,
-            router=router,
-            devices=devices,
-            sources=sources,
+        flows = await enter(Background.open())
+        roster = Roster(
+            Surroundings(
+                node=config.node,
+                topics=topics,
+                session=session,
+                router=router,
+                devices=devices,
+                subscribed=subscribed,
+                ledger=await Ledger.load(store),
+                tasks=flows,
+                spec_of=updater.spec,
+            ),
+            config.pipelines,
+            on_change=reporter.changed,
         )
+        agent.reload = partial(_reload, roster, config)
         built_in = BuiltIn(
             config=config,
             recent=recent,
@@ -227,7 +242,7 @@ async def running(
                 trust=trust,
                 fetcher=fetcher,
                 devices=devices,
-                pipelines=pipelines,
+                pipelines=roster.running,
                 keeper=keeper,
                 local_api=lambda: agent.local_api,
                 signed=signed,
@@ -237,19 +252,25 @@ async def running(
         await commands.recover()
         if (wanted := await journal.wanted()) is not None:
             await belonging.follow(wanted)
-        inbox.open(Parts(commands, outbox, belonging, journal, updater, router, session))
+        await roster.open(config.pipeline, fleet.wanted)
+        inbox.open(
+            Parts(commands, outbox, belonging, journal, updater, router, session, fleet, roster)
+        )
         agent.local_api = await _open_local_api(stack, config, engine, router)
         background = await enter(Background.open())
-        if keeper is not None:
-            background.start(keeper.run(session.reconnect), name="identity")
-        background.start(commands.run(), name="commands")
-        background.start(updater.run(), name="updater")
-        if signed is not None:
-            background.start(signed.follow(updater.wake), name="updater.signatures")
-        background.start(reporter.run(session, updater, discovery), name="reporter")
-        background.start(subscribed.take_back(store, session, stale), name="pipelines.stale")
-        if discovery is not None:
-            background.start(_announce(discovery, engine), name="peers.announce")
+        jobs = {
+            "commands": commands.run(),
+            "updater": updater.run(),
+            "reporter": reporter.run(
+                session, updater, discovery, lambda: (roster.states(), fleet.version)
+            ),
+            "identity": None if keeper is None else keeper.run(session.reconnect),
+            "updater.signatures": None if signed is None else signed.follow(updater.wake),
+            "peers.announce": None if discovery is None else _announce(discovery, engine),
+        }
+        for name, job in jobs.items():
+            if job is not None:
+                background.start(job, name=name)
         log.info("agent runs", node=config.node, version=__version__)
         yield agent
 
@@ -345,6 +366,28 @@ async def _open_local_api(
     api = await stack.enter_async_context(LocalApi.open(config.local_api, service))
     log.info("local API listens", host=config.local_api.host, port=api.port)
     return api
+
+
+async def _reload(roster: Roster, config: AgentConfig, new: AgentConfig | str) -> None:
+    """Follow the pipelines of a file that was read again; what else has changed needs a restart."""
+    if isinstance(new, str):
+        log.error("configuration not read again", reason=new)
+        await roster.complain(new)
+        return
+    others = [
+        name
+        for name in config.__struct_fields__
+        if name != "pipeline" and getattr(config, name) != getattr(new, name)
+    ]
+    if others:
+        log.warning("only pipelines are read again: the rest needs a restart", changed=others)
+    missing = {device.name for device in new.device} - {device.name for device in config.device}
+    for table in new.pipeline:
+        wanted = {table.device, table.command.device if table.command else None}
+        if wanted & missing:
+            await roster.complain(f"{table.stream}: its [[device]] is new and needs a restart")
+            return
+    await roster.follow_file(new.pipeline)
 
 
 async def _announce(discovery: Discovery, engine: Engine) -> None:

@@ -53,6 +53,7 @@ def main() -> None:
 async def _run(options: argparse.Namespace, config: AgentConfig, recent: logs.RecentLines) -> bool:
     # Imported here so that --help and --check answer at once on a slow board.
     from shoal_agent import app  # noqa: PLC0415
+    from shoal_agent.background import Background  # noqa: PLC0415
     from shoal_broker.durable import write_durably  # noqa: PLC0415
 
     stop = asyncio.Event()
@@ -61,6 +62,9 @@ async def _run(options: argparse.Namespace, config: AgentConfig, recent: logs.Re
         loop.add_signal_handler(number, stop.set)
 
     def on_ready(agent: app.Agent) -> None:
+        loop.add_signal_handler(
+            signal.SIGHUP, lambda: reloading.start(reload(agent), name="reload")
+        )
         if options.ready_file is None:
             return
         try:
@@ -68,7 +72,15 @@ async def _run(options: argparse.Namespace, config: AgentConfig, recent: logs.Re
         except OSError as exc:
             raise ConfigError(f"--ready-file {options.ready_file}: {exc.strerror}") from exc
 
-    return await app.run(config, recent=recent, stop=stop, on_ready=on_ready)
+    async def reload(agent: app.Agent) -> None:
+        try:
+            new: AgentConfig | str = await asyncio.to_thread(load, options.config)
+        except ConfigError as exc:
+            new = str(exc)
+        await agent.reload(new)
+
+    async with Background.open() as reloading:
+        return await app.run(config, recent=recent, stop=stop, on_ready=on_ready)
 
 
 def _forget(ready_file: Path | None) -> None:

@@ -1,28 +1,22 @@
 """The agent's configuration file: TOML -> frozen values. Every key is described in docs/agent.md."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
-from shoal_agent.errors import ConfigError, PathError
+from shoal_agent.errors import ConfigError
 from shoal_agent.identity.config import EnrolmentTable
 from shoal_agent.identity.config import check as check_enrolment
 from shoal_agent.inference.settings import WorkerSettings
-from shoal_agent.pipelines.values import Format, parse_path
 from shoal_broker.broker_table import BrokerTable
 from shoal_broker.bus_errors import BrokerTableError, TopicError
-from shoal_broker.topic_filter import check_filter, check_topic, matches
-from shoal_contract import envelope, release_targets, toml, topics
+from shoal_broker.pipeline_topics import check_topics
+from shoal_contract import envelope, pipelines, release_targets, toml, topics
 from shoal_contract.errors import ContractError, KeyTextError
-from shoal_contract.release import Encoding
-
-# {1}: what stood in place of a wildcard.
-_WILDCARD = re.compile(r"\{\d\}")
+from shoal_contract.pipelines import PipelineTable
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
-Channel = Annotated[int, msgspec.Meta(ge=0, le=255)]
 
 
 class PeersTable(toml.Table, frozen=True, kw_only=True):
@@ -99,70 +93,14 @@ class DeviceTable(toml.Table, frozen=True, kw_only=True):
     socket: str
 
 
-class TopicTable(toml.Table, frozen=True, kw_only=True):
-    """[pipeline.topic]: messages of any program as the source.
+class PipelinesTable(toml.Table, frozen=True, kw_only=True):
+    """[pipelines]: what pipelines that come from the fleet may do here.
 
-    `values` say where in a message ("json", "cbor") the model's numbers stand, in the model's order; a
-    "raw" message is an item as it is. `encoding` is that of the release's [input].
+    `folders`: where they may read pictures and write files; none: nowhere.
     """
 
-    filter: str
-    format: Format = "json"
-    values: tuple[str, ...] = ()
-    encoding: Encoding = "f32"
-    wait_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 10.0
-    retained: bool = False
-
-
-class CommandTable(toml.Table, frozen=True, kw_only=True):
-    """[pipeline.command]: what a result makes a device do; without `device` the one that was measured.
-
-    SET [channel, value, seq of the item, first four bytes of the release id]; the value is the
-    label itself or, with "number", the integer that the label spells.
-    """
-
-    device: str | None = None
-    channel: Channel
-    value: Literal["number", "text"] = "number"
-
-
-class PublishTable(toml.Table, frozen=True, kw_only=True):
-    """[pipeline.publish]: the result for programs that know nothing of Shoal.
-
-    In `topic`, {1} is what stood in place of the filter's first wildcard, {2} of its second ...
-    """
-
-    topic: str
-    format: Literal["json", "label"] = "json"
-    qos: Literal[0, 1] = 1
-    retain: bool = False
-    expiry_s: Annotated[float, msgspec.Meta(ge=1, le=400 * 86400)] | None = None
-
-
-class FileTable(toml.Table, frozen=True, kw_only=True):
-    """[pipeline.file]: the result as a line of JSON; a full file is renamed to PATH.1."""
-
-    path: str
-    max_bytes: Annotated[int, msgspec.Meta(ge=4096, le=1 << 40)] = 16 * 1024 * 1024
-
-
-class PipelineTable(toml.Table, frozen=True, kw_only=True):
-    """[[pipeline]]: what a device or a topic says -> model -> reading on `stream`, and what follows.
-
-    `keep_s`, `keep_bytes`: how long, and how much of the stream, waits for an uplink; the oldest goes first.
-    """
-
-    stream: str
-    device: str | None = None
-    channel: Channel | None = None
-    topic: TopicTable | None = None
-    model: str
-    deadline_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 2.0
-    keep_s: Annotated[float, msgspec.Meta(ge=1, le=400 * 86400)] | None = None
-    keep_bytes: Annotated[int, msgspec.Meta(ge=4096, le=1 << 40)] | None = None
-    command: CommandTable | None = None
-    publish: PublishTable | None = None
-    file: FileTable | None = None
+    from_fleet: bool = True
+    folders: tuple[str, ...] = ()
 
 
 class AgentConfig(toml.Table, frozen=True, kw_only=True):
@@ -181,6 +119,7 @@ class AgentConfig(toml.Table, frozen=True, kw_only=True):
     local_api: LocalApiTable | None = None
     inference: InferenceTable = InferenceTable()
     device: tuple[DeviceTable, ...] = ()
+    pipelines: PipelinesTable = PipelinesTable()
     pipeline: tuple[PipelineTable, ...] = ()
 
     @property
@@ -251,12 +190,10 @@ def _check(config: AgentConfig) -> None:
     if len(set(names)) != len(names):
         raise ConfigError("[[device]] names must be distinct")
     for pipeline in config.pipeline:
-        topics.check_leaf(pipeline.stream)
-        topics.check_leaf(pipeline.model)
+        pipelines.check(pipeline, names)
         try:
-            _check_source(pipeline, names)
-            _check_sinks(pipeline, names)
-        except (TopicError, PathError) as exc:
+            check_topics(pipeline)
+        except TopicError as exc:
             raise ConfigError(f"[[pipeline]] {pipeline.stream}: {exc}") from exc
     sources = [
         (pipeline.device, pipeline.channel) for pipeline in config.pipeline if pipeline.device
@@ -300,44 +237,6 @@ def _check_broker(config: AgentConfig) -> None:
 def _has_certificate_by_itself(config: AgentConfig) -> bool:
     """Whether enrolment gave the board one, or is going to: the broker's table need not name it then."""
     return config.enrolment is not None or (Path(config.state_dir) / "identity").exists()
-
-
-def _check_source(pipeline: PipelineTable, devices: list[str]) -> None:
-    topic, stream = pipeline.topic, pipeline.stream
-    if (pipeline.device is None) == (topic is None):
-        raise ConfigError(
-            f"[[pipeline]] {stream}: either a device or [pipeline.topic] is its source"
-        )
-    if topic is None:
-        if pipeline.device not in devices:
-            raise ConfigError(f"[[pipeline]] device {pipeline.device!r} is not a [[device]]")
-        if pipeline.channel is None:
-            raise ConfigError(f"[[pipeline]] {stream}: a device needs its channel")
-        return
-    if pipeline.channel is not None:
-        raise ConfigError(f"[[pipeline]] {stream}: a topic has no channel")
-    check_filter(topic.filter)
-    for text in topic.values:
-        parse_path(text)
-    if (topic.format == "raw") == bool(topic.values):
-        wanted = "has no values" if topic.values else 'needs values, such as ["$.temperature"]'
-        raise ConfigError(f"[pipeline.topic] {topic.filter}: {topic.format} {wanted}")
-
-
-def _check_sinks(pipeline: PipelineTable, devices: list[str]) -> None:
-    command, publish = pipeline.command, pipeline.publish
-    if command is not None:
-        if command.device is None and pipeline.device is None:
-            raise ConfigError(f"[pipeline.command] of {pipeline.stream}: name the device")
-        if command.device is not None and command.device not in devices:
-            raise ConfigError(f"[pipeline.command] device {command.device!r} is not a [[device]]")
-    if publish is not None:
-        topic = _WILDCARD.sub("x", publish.topic)
-        check_topic(topic)
-        if pipeline.topic is not None and matches(pipeline.topic.filter, topic):
-            raise ConfigError(
-                f"[pipeline.publish] topic {publish.topic!r} would come back to its own pipeline"
-            )
 
 
 def _check_local_api(table: LocalApiTable | None) -> None:

@@ -86,6 +86,11 @@ class DeviceLink:
         """Samples of this channel go to `handler`; they are answered when it has returned."""
         self._handlers[channel] = handler
 
+    def no_sample(self, channel: int, handler: SampleHandler) -> None:
+        """Samples of this channel do not go to `handler` any more; another one stays."""
+        if self._handlers.get(channel) == handler:
+            del self._handlers[channel]
+
     def describe(self) -> dict[str, object]:
         """For an operator."""
         uptime_s, safe, unanswered = (*self._last_beat[:3], None, None, None)[:3]

@@ -36,10 +36,6 @@ class OperationError(AgentError):
     """An operation failed in a way its issuer should read; the message is the reason."""
 
 
-class PathError(AgentError):
-    """What stands for a place in a message is no path: a person's fault."""
-
-
 class PayloadError(AgentError):
     """A message of another program does not hold what a pipeline reads of it: its sender's fault."""
 
@@ -58,3 +54,7 @@ class DoorUnreachableError(AgentError):
 
 class DoorNotTrustedError(AgentError):
     """The enrolment door is not the one that this board was told to trust, or its certificate is not good."""
+
+
+class DecoderError(AgentError):
+    """A process that decodes pictures ended, hangs, or cannot do what it is for: its input's fault, or the board's."""

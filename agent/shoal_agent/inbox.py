@@ -10,6 +10,8 @@ from shoal_agent.commands import Commands
 from shoal_agent.inference.router import Router
 from shoal_agent.journal import Journal
 from shoal_agent.patience import until_stored
+from shoal_agent.pipelines.fleet import FleetPipelines
+from shoal_agent.pipelines.roster import Roster
 from shoal_agent.trust import Asker, Trust
 from shoal_agent.update import Updater
 from shoal_broker.bus_errors import BusError
@@ -34,6 +36,8 @@ class Parts:
     updater: Updater
     router: Router
     session: Session
+    pipelines: FleetPipelines
+    roster: Roster
 
 
 @dataclass(slots=True)
@@ -109,6 +113,11 @@ class Inbox:
         await until_stored(lambda: parts.journal.set_wanted(message.payload), what="wanted state")
         parts.updater.wake()
         await parts.belonging.follow(wanted)
+        if wanted.pipelines:
+            document = wanted.pipelines
+            is_new = await until_stored(lambda: parts.pipelines.take(document), what="pipelines")
+            if is_new:
+                await parts.roster.follow_fleet(parts.pipelines.wanted)
 
     async def inference(self, message: Inbound) -> None:
         """A request of any MQTT 5 client; the answer goes to its response topic."""

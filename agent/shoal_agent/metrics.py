@@ -46,7 +46,7 @@ class AgentCollector(Collector):
         trust: Trust,
         fetcher: BlobFetcher,
         devices: dict[str, DeviceLink],
-        pipelines: list[Pipeline],
+        pipelines: Callable[[], Sequence[Pipeline]],
         keeper: Keeper | None = None,
         local_api: Callable[[], LocalApi | None],
         signed: SignedReleases | None = None,
@@ -130,7 +130,7 @@ class AgentCollector(Collector):
             damaged.add_metric([name], sum(dict(link.damaged).values()))
         yield samples
         yield damaged
-        yield from _pipelines(self._pipelines)
+        yield from _pipelines(self._pipelines())
         if self._keeper is not None:
             yield from _of_identity(self._keeper)
         if (api := self._local_api()) is not None:
@@ -270,6 +270,8 @@ def _pipelines(pipelines: Sequence[Pipeline]) -> Iterator[Metric]:
         "bad_input": "items that do not fit the model",
         "given_up": "messages of a topic that nobody could serve in time",
         "sink_failed": "results that a device, topic or file did not take",
+        "passed_over": "pictures of a camera that a newer one replaced",
+        "source_restarts": "decoding processes that were started anew",
     }
     for name, about in counted.items():
         family = CounterMetricFamily(f"shoal_agent_pipeline_{name}", about, labels=["stream"])

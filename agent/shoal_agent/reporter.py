@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -22,7 +23,7 @@ from shoal_broker.bus_errors import BusError
 from shoal_broker.session import Session, Will
 from shoal_contract import messages
 from shoal_contract.errors import EncodeError
-from shoal_contract.messages import Presence, Reported
+from shoal_contract.messages import PipelineState, Presence, Reported
 from shoal_contract.topics import Topics
 
 if TYPE_CHECKING:
@@ -68,11 +69,16 @@ class Reporter:
         self._changed.set()
 
     async def run(
-        self, session: Session, updater: Updater, discovery: Discovery | None
+        self,
+        session: Session,
+        updater: Updater,
+        discovery: Discovery | None,
+        pipelines: Callable[[], tuple[list[PipelineState], int]] = lambda: ([], 0),
     ) -> NoReturn:
         """Publish the state for ever."""
         while True:
             board = await asyncio.to_thread(hardware.read, Path(self._config.state_dir))
+            states, version = pipelines()
             state = Reported(
                 version=shoal_agent.__version__,
                 boot=self._boot,
@@ -83,6 +89,8 @@ class Reporter:
                 wanted_revision=updater.wanted_revision,
                 role=self._config.role,
                 peers=discovery.names() if discovery is not None else [],
+                pipelines=states,
+                pipelines_version=version,
             )
             try:
                 await session.publish(

@@ -36,10 +36,11 @@ _ATTEMPTS = 2
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """What is told of a release that serves: its version, and the sha256 of its model file."""
+    """What is told of a release that serves: its version, the sha256 of its model file, its description."""
 
     version: str
     model_file: bytes
+    spec: ReleaseSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +197,8 @@ class Staging:
         except (OSError, UnusableReleaseError):
             # The files themselves were good enough to load: a lost manifest must not stop them.
             path = self._content.release_dir(release) / spec.model.file
-            return Installed(spec.version, sha256_of(path))
-        return Installed(spec.version, digests[spec.model.file])
+            return Installed(spec.version, sha256_of(path), spec)
+        return Installed(spec.version, digests[spec.model.file], spec)
 
     def signature(self, release: bytes) -> Signature:
         """What an assembled release promises to take and give.

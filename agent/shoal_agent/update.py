@@ -41,6 +41,7 @@ from shoal_agent.staging import Installed, Staging
 from shoal_agent.updater.signed_releases import SignedReleases
 from shoal_broker.bus_errors import StoreError
 from shoal_contract.messages import BlobRef, ModelState, ModelWanted, Phase
+from shoal_contract.release import ReleaseSpec
 
 log = structlog.get_logger()
 
@@ -124,6 +125,11 @@ class Updater:
                 )
             )
         return states
+
+    def spec(self, model: str) -> ReleaseSpec | None:
+        """The description of the release that serves; None: none does."""
+        installed = self._installed.get(model)
+        return None if installed is None else installed.spec
 
     async def restore(self) -> None:
         """After a start: serve again what served before, or else what served before that.

@@ -62,3 +62,11 @@ class FileFormatError(ContractError):
 
     The message names the file and the key.
     """
+
+
+class PathError(ContractError):
+    """What stands for a place in a message is no path: a person's fault."""
+
+
+class MisfitError(ContractError):
+    """A pipeline and the release that is to serve it do not fit each other; the message says where."""

@@ -155,8 +155,20 @@ class Hardware(_Part, frozen=True):
     cpu_flags: list[Text] = []
 
 
+class PipelineState(_Part, frozen=True):
+    """What a node makes of one pipeline.
+
+    `reason`: what stands in its way; with `running` an older one runs, or the new one waits for something.
+    """
+
+    stream: Text
+    from_fleet: bool
+    running: bool
+    reason: Text = ""
+
+
 class Reported(_Part, frozen=True, tag=6):
-    """What a node is and runs: its retained state."""
+    """What a node is and runs: its retained state. `pipelines_version`: the newest that it followed."""
 
     version: Text
     boot: bytes
@@ -167,6 +179,8 @@ class Reported(_Part, frozen=True, tag=6):
     wanted_revision: int = 0
     role: Text = "node"
     peers: list[Text] = []
+    pipelines: list[PipelineState] = []
+    pipelines_version: Millis = 0
 
 
 class BlobRef(_Part, frozen=True):
@@ -209,6 +223,23 @@ class Wanted(_Part, frozen=True, tag=7):
     """The groups whose commands are for this node, beside `topics.EVERYBODY`."""
     fleet_nodes: Annotated[int, msgspec.Meta(ge=0)] = 0
     """How many nodes the fleet had: so many come back at once when the broker does."""
+    pipelines: bytes = b""
+    """A `Pipelines`, signed for this topic where the controller signs; empty: nothing is said of them."""
+
+
+class PipelineWanted(_Part, frozen=True):
+    """A pipeline that a node is to run: the plain values of its `shoal_contract.pipelines.PipelineTable`."""
+
+    stream: Name
+    table: Args
+
+
+class Pipelines(_Part, frozen=True, tag=17):
+    """All pipelines that the fleet wants on a node, beside the board's own. The newest version holds."""
+
+    version: Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]
+    issued_ms: Millis
+    pipelines: Annotated[list[PipelineWanted], msgspec.Meta(max_length=64)]
 
 
 class ChunksMissing(_Part, frozen=True, tag=8):
@@ -347,6 +378,7 @@ Message = (
     | Manifest
     | Receipt
     | Policy
+    | Pipelines
 )
 
 _BY_KIND: Final[dict[int, type[Message]]] = {

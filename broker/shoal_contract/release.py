@@ -15,6 +15,7 @@ import msgspec
 
 from shoal_contract import messages, toml
 from shoal_contract.errors import DecodeError, FileFormatError
+from shoal_contract.images import ELEMENTS, ImageTable, PreparationError, preparation
 from shoal_contract.messages import OperatorSet
 
 SPEC_FILE: Final = "release.toml"
@@ -65,7 +66,8 @@ class InputTable(toml.Table, frozen=True, kw_only=True):
     """[input]: one item as the device sends it and as the model takes it.
 
     `shape` is without the batch dimension. `encoding`: "u5" (5 bits a value, most significant bit
-    first), "u8", or "f32" (little-endian). The model gets value * scale + offset.
+    first), "u8", or "f32" (little-endian). The model gets value * scale + offset. `units`: one for all values, or
+    one each with commas between. `image`: how pictures become items.
     """
 
     name: str
@@ -75,6 +77,7 @@ class InputTable(toml.Table, frozen=True, kw_only=True):
     scale: float = 1.0
     offset: float = 0.0
     units: str
+    image: ImageTable | None = None
 
     @property
     def values(self) -> int:
@@ -116,10 +119,11 @@ class TensorTable(toml.Table, frozen=True, kw_only=True):
 class InputTensorTable(TensorTable, frozen=True, kw_only=True):
     """[[inputs]]: a tensor. With `pad` its rows, [-1, ...], may be filled up to the length of others.
 
-    The outputs must not change by it, and have no free dimension.
+    The outputs must not change by it, and have no free dimension. `image`: how pictures become this tensor.
     """
 
     pad: int | None = None
+    image: ImageTable | None = None
 
 
 class GoldenTable(toml.Table, frozen=True, kw_only=True):
@@ -198,6 +202,7 @@ def parse_spec(data: bytes, *, source: str = SPEC_FILE) -> ReleaseSpec:
     if spec.model.file == spec.golden.file:
         raise FileFormatError(f"{source}: model and golden file are the same")
     _check_tensors(spec, source)
+    _check_images(spec, source)
     return spec
 
 
@@ -231,6 +236,24 @@ def _check_tensors(spec: ReleaseSpec, source: str) -> None:
         raise FileFormatError(
             f"{source}: [output] has {len(output.labels)} labels for shape {output.shape}"
         )
+
+
+def _check_images(spec: ReleaseSpec, source: str) -> None:
+    """What is said of pictures must be possible, as far as the shape is known."""
+    tables = spec.inputs if spec.input is None else (spec.input,)
+    for table in tables:
+        if table.image is None or FREE in table.shape:
+            continue
+        kind = table.encoding if isinstance(table, InputTable) else table.dtype
+        element = ELEMENTS.get(kind)
+        if element is None:
+            raise FileFormatError(
+                f"{source}: image of {table.name!r}: pictures do not become {kind}"
+            )
+        try:
+            preparation(table.shape, element, table.image)
+        except PreparationError as exc:
+            raise FileFormatError(f"{source}: image of {table.name!r}: {exc}") from exc
 
 
 def version_key(version: str) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """TOML text -> a frozen struct; unknown keys and wrong values are errors naming file and key."""
 
 import tomllib
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -38,10 +38,15 @@ def decode(data: bytes, kind: type[T], *, source: str) -> T:
     try:
         return msgspec.convert(table, kind)
     except msgspec.ValidationError as exc:
-        raise FileFormatError(f"{source}: {_in_words(str(exc))}") from exc
+        raise FileFormatError(f"{source}: {in_words(str(exc))}") from exc
 
 
-def _in_words(message: str) -> str:
+def plain(data: bytes) -> dict[str, Any]:
+    """The plain values of TOML that `decode` has taken."""
+    return tomllib.loads(data.decode("utf-8"))
+
+
+def in_words(message: str) -> str:
     """Say msgspec's 'Object contains unknown field `x` - at `$.a`' in the words of a TOML file."""
     text, _, path = message.partition(" - at `")
     key = path.rstrip("`").removeprefix("$").lstrip(".")

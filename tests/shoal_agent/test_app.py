@@ -30,6 +30,8 @@ NEVER_IN_THE_CORE = (
     "onnx",
     "typer",
     "zstandard",
+    "PIL",
+    "av",
     "fastapi",
     "nacl",
     # X.509 lives in a child, also of an agent that enrols (tests/system/test_enrolment.py).

@@ -142,7 +142,7 @@ def test_a_pipeline_may_read_a_topic(tmp_path):
         ('topic = "verdict/{1}"', 'topic = "verdict/#"', "no wildcards"),
         ('topic = "verdict/{1}"', 'topic = "zigbee2mqtt/{1}"', "come back to its own pipeline"),
         ('model = "climate"', 'model = "climate"\ndevice = "meter"', "either a device or"),
-        ('model = "climate"', 'model = "climate"\nchannel = 1', "a topic has no channel"),
+        ('model = "climate"', 'model = "climate"\nchannel = 1', "only a device has a channel"),
     ],
 )
 def test_a_wrong_source_or_sink_says_which_key(tmp_path, old, new, says):

@@ -9,7 +9,8 @@ class Item:
     """What was measured, encoded as the release's [input] says; (source, boot, seq) names it for ever.
 
     `topic` is where it came from, if it came over the bus; `matched` is what stood there for the
-    wildcards of the filter, in their order.
+    wildcards of the filter, in their order. `file`: the picture's, if it came as one. `tensor`: name, type and shape, where
+    the payload is not an item but a whole input of the model.
     """
 
     source: str
@@ -18,6 +19,8 @@ class Item:
     payload: bytes
     topic: str = ""
     matched: tuple[str, ...] = ()
+    file: str = ""
+    tensor: tuple[str, str, tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

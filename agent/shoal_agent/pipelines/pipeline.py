@@ -8,23 +8,30 @@ Devices are commanded meanwhile: their loop waits for nobody but the model.
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
 
-from shoal_agent.config import PipelineTable
 from shoal_agent.devices import NotNowError
 from shoal_agent.errors import DeviceError
+from shoal_agent.inference.backlog import Priority
 from shoal_agent.inference.errors import BadInputError, InferenceError
 from shoal_agent.inference.router import Router
+from shoal_agent.inference.served import Served
+from shoal_agent.inference.tensors import Tensor
+from shoal_agent.pipelines import answers
 from shoal_agent.pipelines.item import Item, Sink, Verdict
 from shoal_agent.pipelines.timing import Steps
 from shoal_broker.bus_errors import BusError
 from shoal_broker.outbox import Lane
 from shoal_broker.session import Session
 from shoal_contract import messages, receipts
+from shoal_contract.errors import MisfitError
+from shoal_contract.fitting import Fit, fit
 from shoal_contract.messages import Reading
+from shoal_contract.pipelines import PipelineTable
+from shoal_contract.release import ReleaseSpec
 from shoal_contract.topics import Topics
 
 log = structlog.get_logger()
@@ -34,13 +41,18 @@ SAY_EVERY_S = 60.0
 
 @dataclass(slots=True)
 class PipelineStats:
-    """Counters since the start, and how long the newest items took."""
+    """Counters since the start, and how long the newest items took.
+
+    `passed_over`: pictures of a camera that a newer one replaced; `source_restarts`: of its decoding process.
+    """
 
     served: int = 0
     waiting: int = 0
     bad_input: int = 0
     given_up: int = 0
     sink_failed: int = 0
+    passed_over: int = 0
+    source_restarts: int = 0
     steps: Steps = field(default_factory=Steps)
 
 
@@ -49,6 +61,12 @@ class Pipeline:
 
     Args:
         sinks: what follows, beside the reading.
+        spec_of: the release of a model that serves here; None: none does, or nobody knows it.
+        stats: of the pipeline in whose place this one comes.
+        on_trouble: told when `trouble` changed.
+
+    Attributes:
+        trouble: why nothing goes through at the moment, for a person; empty: nothing is known against it.
     """
 
     def __init__(
@@ -60,9 +78,16 @@ class Pipeline:
         session: Session,
         router: Router,
         sinks: Sequence[Sink] = (),
+        spec_of: Callable[[str], ReleaseSpec | None] = lambda _: None,
+        stats: PipelineStats | None = None,
+        on_trouble: Callable[[], None] = lambda: None,
     ) -> None:
         self.config = config
-        self.stats = PipelineStats()
+        self.stats = stats or PipelineStats()
+        self.trouble = ""
+        self._spec_of = spec_of
+        self._on_trouble = on_trouble
+        self._fitted: tuple[ReleaseSpec, Fit | None, str] | None = None
         self._topic = topics.telemetry(node, config.stream)
         self._session = session
         self._router = router
@@ -77,10 +102,11 @@ class Pipeline:
             NotNowError: bring it again later.
         """
         started = time.perf_counter_ns()
+        if item.tensor is None:
+            # What does not fit waits for a person, as what nobody serves does.
+            self.fit()
         try:
-            served = await self._router.classify(
-                self.config.model, [item.payload], deadline_s=self.config.deadline_s
-            )
+            served = await self._ask(item)
         except BadInputError as exc:
             # It will never be right: it is done, so that the source goes on.
             self.refuse(item.source, str(exc))
@@ -116,6 +142,40 @@ class Pipeline:
         self.stats.served += 1
         self.stats.steps.record("whole", started)
 
+    def fit(self) -> Fit | None:
+        """What makes this pipeline fit the release that serves; None: none is known here.
+
+        Raises:
+            NotNowError: nothing makes it fit; `trouble` says why.
+        """
+        spec = self._spec_of(self.config.model)
+        if spec is None:
+            return None
+        if self._fitted is None or self._fitted[0] is not spec:
+            try:
+                self._fitted = spec, fit(self.config, spec), ""
+            except MisfitError as exc:
+                log.error("pipeline does not fit", stream=self.config.stream, reason=str(exc))  # noqa: TRY400 - the message says it all
+                self._fitted = spec, None, str(exc)
+            self.say(self._fitted[2])
+        if self._fitted[2]:
+            self.stats.waiting += 1
+            raise NotNowError
+        return self._fitted[1]
+
+    def fit_is(self, known: Fit) -> bool:
+        """Whether what was made to fit like this still does: no other release came meanwhile."""
+        try:
+            return self.fit() is known
+        except NotNowError:
+            return False
+
+    def say(self, trouble: str) -> None:
+        """Why nothing goes through; empty: it does again."""
+        if trouble != self.trouble:
+            self.trouble = trouble
+            self._on_trouble()
+
     def refuse(self, source: str, reason: str) -> None:
         """Something came that can never be served: count it, and say so once a minute."""
         self.stats.bad_input += 1
@@ -125,6 +185,22 @@ class Pipeline:
                 "does not fit the model", stream=self.config.stream, source=source, reason=reason
             )
             self._said_s = now_s
+
+    async def _ask(self, item: Item) -> Served:
+        model, deadline_s = self.config.model, self.config.deadline_s
+        if item.tensor is None:
+            return await self._router.classify(model, [item.payload], deadline_s=deadline_s)
+        table = self.config.answer
+        assert table is not None  # noqa: S101 - it did not fit without
+        name, dtype, shape = item.tensor
+        done = await self._router.infer(
+            model,
+            {name: Tensor.of(dtype, shape, item.payload)},
+            outputs=[table.output],
+            priority=Priority.HIGH,
+            deadline_s=deadline_s,
+        )
+        return Served([answers.read(done.outputs[table.output], table)], done.release, done.by)
 
     async def _tell(self, item: Item, verdict: Verdict, latency_us: int) -> None:
         """Return when the reading is safe."""

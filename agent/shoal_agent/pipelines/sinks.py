@@ -8,13 +8,13 @@ from typing import Final
 import msgspec
 import structlog
 
-from shoal_agent.config import CommandTable, FileTable, PublishTable
 from shoal_agent.devices import DeviceLink
 from shoal_agent.errors import TooLongError
 from shoal_agent.pipelines.item import Item, Verdict
 from shoal_broker.bus_errors import MessageTooLargeError, TopicError
 from shoal_broker.outbox import Lane
 from shoal_broker.session import Session
+from shoal_contract.pipelines import CommandTable, FileTable, PublishTable
 
 log = structlog.get_logger()
 
@@ -135,6 +135,7 @@ def as_plain(item: Item, verdict: Verdict) -> dict[str, object]:
     return {
         "source": item.source,
         "topic": item.topic,
+        **({"file": item.file} if item.file else {}),
         "label": verdict.label,
         "confidence": verdict.confidence,
         "release": verdict.release[:8].hex(),

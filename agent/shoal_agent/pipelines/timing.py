@@ -16,10 +16,14 @@ class Steps:
 
     def record(self, step: str, started_ns: int) -> None:
         """The step began at this `time.perf_counter_ns()` and has just ended."""
+        self.add(step, (time.perf_counter_ns() - started_ns) // 1000)
+
+    def add(self, step: str, took_us: int) -> None:
+        """The step took so long, as somebody else has measured."""
         times = self._times_us.get(step)
         if times is None:
             times = self._times_us[step] = deque(maxlen=_KEPT)
-        times.append((time.perf_counter_ns() - started_ns) // 1000)
+        times.append(took_us)
 
     def quantiles(self, *shares: float) -> Iterator[tuple[str, list[int]]]:
         """Each step with the times that these shares (0.5: p50) of its newest runs stayed within."""

@@ -1,84 +1,32 @@
 """What a message of any program says, as the item that a model takes. Pure: bytes in, bytes out.
 
-JSON and CBOR are searched with paths as in RFC 9535, names and indices only: `$.axes[0]`,
-`$['battery voltage']`, `$`. What a path leads to is a number, true or false (1 and 0), or a list of those.
+JSON and CBOR are searched with paths (`shoal_contract.json_path`). What a path leads to is a number, true or
+false (1 and 0), or a list of those.
 """
 
 import math
-import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 
-from shoal_agent.errors import PathError, PayloadError
+from shoal_agent.errors import PayloadError
 from shoal_contract import cbor
 from shoal_contract.errors import DecodeError
+from shoal_contract.json_path import Path
+from shoal_contract.pipelines import Format
 from shoal_contract.release import Encoding
+from shoal_contract.units import Conversion
 
-Format = Literal["json", "cbor", "raw"]
 MAX_PAYLOAD_BYTES: Final = 1024 * 1024
 MAX_VALUES: Final = 256 * 1024
-MAX_PATH_LENGTH: Final = 256
-
-_STEP = re.compile(r"\.([A-Za-z_][A-Za-z0-9_-]*)|\['([^']+)'\]|\[(\d{1,6})\]")
 _U5_BITS: Final = 5
 _BYTE_BITS: Final = 8
 _LARGEST: Final = {"u5": 31, "u8": 255}
 
-Step = str | int
 Number = int | float
-
-
-@dataclass(frozen=True, slots=True)
-class Path:
-    """Where in a message a value stands: names of members and indices of lists."""
-
-    text: str
-    steps: tuple[Step, ...]
-
-    def find(self, value: Any) -> Any:
-        """What stands there.
-
-        Raises:
-            PayloadError: nothing does.
-        """
-        for step in self.steps:
-            try:
-                match value:
-                    case dict() if isinstance(step, str):
-                        value = value[step]
-                    case list() if isinstance(step, int):
-                        value = value[step]
-                    case _:
-                        raise PayloadError(f"there is no {self.text}")
-            except LookupError as exc:
-                raise PayloadError(f"there is no {self.text}") from exc
-        return value
-
-
-def parse_path(text: str) -> Path:
-    """The path that is written like this.
-
-    Raises:
-        PathError: none is.
-    """
-    position = 1
-    steps: list[Step] = []
-    if not text.startswith("$") or len(text) > MAX_PATH_LENGTH:
-        raise PathError(f"{text[:MAX_PATH_LENGTH]!r} is no path: it begins with $, as in $.axes[0]")
-    while position < len(text):
-        step = _STEP.match(text, position)
-        if step is None:
-            raise PathError(
-                f"{text!r} is no path: nothing is known that begins {text[position:]!r}"
-            )
-        plain, quoted, index = step.groups()
-        steps.append(int(index) if index is not None else plain or quoted)
-        position = step.end()
-    return Path(text, tuple(steps))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +37,8 @@ class ItemReader:
     paths: tuple[Path, ...]
     encoding: Encoding
 
-    def item(self, payload: bytes) -> bytes:
-        """The item that the message holds.
+    def item(self, payload: bytes, conversions: Sequence[Conversion | None] = ()) -> bytes:
+        """The item that the message holds, with the values of each path in another unit.
 
         Raises:
             PayloadError: it holds none.
@@ -101,9 +49,10 @@ class ItemReader:
             return payload
         message = _json(payload) if self.format == "json" else _cbor(payload)
         numbers: list[Number] = []
-        for path in self.paths:
-            for number in _numbers(path.find(message), path):
-                numbers.append(number)
+        for place, path in enumerate(self.paths):
+            change = conversions[place] if conversions else None
+            for number in _numbers(_found(path, message), path):
+                numbers.append(number if change is None else change(number))
                 if len(numbers) > MAX_VALUES:
                     raise PayloadError(f"more than {MAX_VALUES} values")
         return encoded(numbers, self.encoding)
@@ -153,6 +102,13 @@ def _cbor(payload: bytes) -> object:
         return cbor.decode(payload, max_bytes=MAX_PAYLOAD_BYTES)
     except DecodeError as exc:
         raise PayloadError(str(exc)) from exc
+
+
+def _found(path: Path, message: Any) -> Any:
+    try:
+        return path.find(message)
+    except LookupError as exc:
+        raise PayloadError(f"there is no {path.text}") from exc
 
 
 def _numbers(value: Any, path: Path) -> Iterator[Number]:

@@ -7,11 +7,15 @@ from contextlib import asynccontextmanager
 import pytest
 from tests.shoal_agent.until import until
 
-from shoal_agent.config import CommandTable, PipelineTable
+from shoal_agent.background import Background
+from shoal_agent.config import PipelinesTable
 from shoal_agent.devices import DeviceLink
 from shoal_agent.inference.errors import BadInputError, NobodyServesError
 from shoal_agent.inference.served import Served
-from shoal_agent.pipelines import assembly
+from shoal_agent.pipelines.assembly import Surroundings
+from shoal_agent.pipelines.ledger import Ledger
+from shoal_agent.pipelines.roster import Roster
+from shoal_agent.pipelines.subscribed import Subscribed
 from shoal_broker.bus_errors import OutboxFullError
 from shoal_broker.outbox import Outbox
 from shoal_broker.session import Session, SessionConfig
@@ -19,6 +23,7 @@ from shoal_broker.store import Store
 from shoal_contract import frames, messages
 from shoal_contract.frames import Frame, Kind, Op, Status
 from shoal_contract.messages import Answer
+from shoal_contract.pipelines import CommandTable, PipelineTable
 from shoal_contract.topics import Topics
 
 RELEASE = bytes(range(32))
@@ -100,6 +105,10 @@ class Site:
         return self.device.replies[seq]
 
 
+async def nothing() -> None:
+    """Nobody is told."""
+
+
 @asynccontextmanager
 async def site(tmp_path, command: CommandTable | None):
     device, router = Device(), RouterSimulator()
@@ -117,16 +126,21 @@ async def site(tmp_path, command: CommandTable | None):
             outbox=await Outbox.load(store),
         ) as session,
         DeviceLink.open("meter", str(path)) as link,
+        Background.open() as tasks,
     ):
-        (pipeline,) = assembly.connect(
-            [config],
+        around = Surroundings(
             node="n1",
             topics=Topics(),
             session=session,
             router=router,
             devices={"meter": link},
-            sources={},
+            subscribed=await Subscribed.load(store, []),
+            ledger=await Ledger.load(store),
+            tasks=tasks,
         )
+        roster = Roster(around, PipelinesTable(), on_change=nothing)
+        await roster.open([config], [])
+        (pipeline,) = roster.running()
         await device.connected.wait()
         yield Site(pipeline, device, router, session, store)
 

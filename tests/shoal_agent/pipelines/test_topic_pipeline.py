@@ -2,100 +2,28 @@
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
 
 import pytest
 from tests.shoal_agent.until import until
+from tests.support.pipelined import RELEASE, pipelined
 
-from shoal_agent.config import FileTable, PipelineTable, PublishTable, TopicTable
 from shoal_agent.inference.errors import BadInputError, NobodyServesError
-from shoal_agent.inference.served import Served
-from shoal_agent.pipelines import assembly, subscribed
 from shoal_agent.pipelines.sinks import FileLine
-from shoal_broker.outbox import Outbox
+from shoal_agent.pipelines.subscribed import Subscribed
 from shoal_broker.server import Broker, BrokerConfig
 from shoal_broker.session import Session, SessionConfig
 from shoal_broker.store import Store
 from shoal_contract import messages
-from shoal_contract.messages import Answer
-from shoal_contract.topics import Topics
+from shoal_contract.pipelines import FileTable, PipelineTable, PublishTable, TopicTable
 
-RELEASE = bytes(range(32))
 CLIMATE = TopicTable(filter="zigbee2mqtt/+", values=("$.temperature", "$.humidity"), wait_s=0.0)
 VERDICTS = PublishTable(topic="verdict/{1}")
-
-
-class RouterSimulator:
-    """Answers every item with `label`, or raises what `errors` holds, one after the other."""
-
-    def __init__(self) -> None:
-        self.label = "damp"
-        self.errors: list[Exception] = []
-        self.asked: list[bytes] = []
-
-    async def classify(self, model, items, *, deadline_s):
-        self.asked += items
-        if self.errors:
-            raise self.errors.pop(0)
-        return Served([Answer(self.label, 0.75)], RELEASE, "board-9")
-
-
-class Site:
-    """A node's session with its pipelines, and another program on the same broker."""
-
-    def __init__(self, pipelines, router, session, other) -> None:
-        self.pipelines = pipelines
-        self.router = router
-        self.session = session
-        self.other = other
-        self.seen: list[tuple[str, bytes]] = []
-
-    async def say(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        await self.other.publish(topic, payload, durable=False, retain=retain)
-
-    async def heard(self, count: int) -> list[tuple[str, bytes]]:
-        await until(lambda: len(self.seen) >= count, timeout_s=5)
-        return self.seen
 
 
 @pytest.fixture
 async def broker():
     async with Broker.open(BrokerConfig(host="127.0.0.1", port=0)) as broker:
         yield broker
-
-
-@asynccontextmanager
-async def site(broker, tmp_path, *tables: PipelineTable):
-    router = RouterSimulator()
-    sources = assembly.topic_sources(tables)
-    async with (
-        Store.open(tmp_path / "agent.db") as store,
-        Session.open(
-            SessionConfig(host="127.0.0.1", port=broker.port, client_id="n1"),
-            outbox=await Outbox.load(store),
-            subscriptions={name: one.receive for name, one in sources.items()},
-        ) as session,
-        Session.open(SessionConfig(host="127.0.0.1", port=broker.port, client_id="other")) as other,
-    ):
-        pipelines = assembly.connect(
-            tables,
-            node="n1",
-            topics=Topics(),
-            session=session,
-            router=router,
-            devices={},
-            sources=sources,
-        )
-        made = Site(pipelines, router, session, other)
-
-        async def hear(message) -> None:
-            made.seen.append((message.topic, message.payload))
-
-        await other.wait_connected(5)
-        await session.wait_connected(5)
-        await other.subscribe("verdict/#", hear)
-        await other.subscribe("shoal/n/n1/t/#", hear)
-        yield made
 
 
 def table(stream: str = "climate", **options) -> PipelineTable:
@@ -105,7 +33,7 @@ def table(stream: str = "climate", **options) -> PipelineTable:
 async def test_what_a_sensor_publishes_as_json_becomes_a_reading_and_a_verdict_on_a_topic(
     broker, tmp_path
 ):
-    async with site(broker, tmp_path, table(publish=VERDICTS)) as made:
+    async with pipelined(broker, tmp_path, table(publish=VERDICTS)) as made:
         await made.say("zigbee2mqtt/bath", b'{"temperature": 21.5, "humidity": 80, "link": 9}')
         heard = dict(await made.heard(2))
     reading = messages.decode_as(heard["shoal/n/n1/t/climate"], messages.Reading)
@@ -117,7 +45,7 @@ async def test_what_a_sensor_publishes_as_json_becomes_a_reading_and_a_verdict_o
 
 
 async def test_two_pipelines_read_the_same_topic(broker, tmp_path):
-    async with site(broker, tmp_path, table("one"), table("two")) as made:
+    async with pipelined(broker, tmp_path, table("one"), table("two")) as made:
         await made.say("zigbee2mqtt/bath", b'{"temperature": 1, "humidity": 2}')
         assert {topic for topic, _ in await made.heard(2)} == {
             "shoal/n/n1/t/one",
@@ -127,13 +55,13 @@ async def test_two_pipelines_read_the_same_topic(broker, tmp_path):
 
 async def test_a_label_alone_can_be_published(broker, tmp_path):
     plain = PublishTable(topic="verdict/now", format="label")
-    async with site(broker, tmp_path, table(publish=plain)) as made:
+    async with pipelined(broker, tmp_path, table(publish=plain)) as made:
         await made.say("zigbee2mqtt/bath", b'{"temperature": 1, "humidity": 2}')
         assert ("verdict/now", b"damp") in await made.heard(2)
 
 
 async def test_garbage_on_the_topic_is_counted_and_the_next_message_is_served(broker, tmp_path):
-    async with site(broker, tmp_path, table()) as made:
+    async with pipelined(broker, tmp_path, table()) as made:
         await made.say("zigbee2mqtt/bath", b"no json")
         await made.say("zigbee2mqtt/bath", b'{"temperature": "warm", "humidity": 1}')
         await made.say("zigbee2mqtt/bath", b'{"temperature": 1, "humidity": 2}')
@@ -144,14 +72,14 @@ async def test_garbage_on_the_topic_is_counted_and_the_next_message_is_served(br
 
 
 async def test_an_item_that_the_model_refuses_is_done(broker, tmp_path):
-    async with site(broker, tmp_path, table()) as made:
+    async with pipelined(broker, tmp_path, table()) as made:
         made.router.errors = [BadInputError("an item has 40 bytes")]
         await made.say("zigbee2mqtt/bath", b'{"temperature": 1, "humidity": 2}')
         await until(lambda: made.pipelines[0].stats.bad_input == 1, timeout_s=5)
 
 
 async def test_a_message_that_nobody_serves_in_time_is_given_up_and_counted(broker, tmp_path):
-    async with site(broker, tmp_path, table()) as made:
+    async with pipelined(broker, tmp_path, table()) as made:
         made.router.errors = [NobodyServesError("nobody")]
         await made.say("zigbee2mqtt/bath", b'{"temperature": 1, "humidity": 2}')
         await until(lambda: made.pipelines[0].stats.given_up == 1, timeout_s=5)
@@ -161,7 +89,7 @@ async def test_a_message_that_nobody_serves_in_time_is_given_up_and_counted(brok
 
 async def test_a_message_that_is_served_a_moment_later_is_not_given_up(broker, tmp_path):
     patient = TopicTable(filter="zigbee2mqtt/+", values=("$.temperature",), wait_s=30.0)
-    async with site(broker, tmp_path, table(topic=patient)) as made:
+    async with pipelined(broker, tmp_path, table(topic=patient)) as made:
         made.router.errors = [NobodyServesError("nobody")]
         await made.say("zigbee2mqtt/bath", b'{"temperature": 1}')
         await made.heard(1)
@@ -177,7 +105,9 @@ async def test_what_the_broker_retained_from_earlier_is_read_only_when_asked_for
     ) as early:
         await early.wait_connected(5)
         await early.publish("zigbee2mqtt/bath", b'{"t": 1}', durable=False, retain=True)
-    async with site(broker, tmp_path, table("old", topic=keen), table("new", topic=plain)) as made:
+    async with pipelined(
+        broker, tmp_path, table("old", topic=keen), table("new", topic=plain)
+    ) as made:
         assert [topic for topic, _ in await made.heard(1)] == ["shoal/n/n1/t/old"]
         await until(lambda: made.pipelines[0].stats.served == 1, timeout_s=5)
         assert made.pipelines[1].stats.served == 0
@@ -186,14 +116,14 @@ async def test_what_the_broker_retained_from_earlier_is_read_only_when_asked_for
 async def test_a_level_that_would_make_the_topic_invalid_is_counted(broker, tmp_path):
     # A topic of the whole rest: nothing is published where the broker would end the connection.
     odd = PublishTable(topic="verdict/{1}" * 2000)
-    async with site(broker, tmp_path, table(publish=odd)) as made:
+    async with pipelined(broker, tmp_path, table(publish=odd)) as made:
         await made.say("zigbee2mqtt/" + "b" * 60, b'{"temperature": 1, "humidity": 2}')
         await until(lambda: made.pipelines[0].stats.sink_failed == 1, timeout_s=5)
         assert made.session.connected
 
 
 async def test_steps_are_timed(broker, tmp_path):
-    async with site(broker, tmp_path, table(publish=VERDICTS)) as made:
+    async with pipelined(broker, tmp_path, table(publish=VERDICTS)) as made:
         await made.say("zigbee2mqtt/bath", b'{"temperature": 1, "humidity": 2}')
         await made.heard(2)
         await until(lambda: made.pipelines[0].stats.served == 1, timeout_s=5)
@@ -205,7 +135,7 @@ async def test_steps_are_timed(broker, tmp_path):
 async def test_a_file_gets_a_line_each_and_begins_anew_when_it_is_full(broker, tmp_path):
     path = tmp_path / "verdicts.jsonl"
     lines = FileTable(path=str(path), max_bytes=4096)
-    async with site(broker, tmp_path, table(file=lines)) as made:
+    async with pipelined(broker, tmp_path, table(file=lines)) as made:
         for _ in range(40):
             await made.say("zigbee2mqtt/bath", b'{"temperature": 1, "humidity": 2}')
         await until(lambda: made.pipelines[0].stats.served == 40, timeout_s=10)
@@ -218,7 +148,7 @@ async def test_a_file_gets_a_line_each_and_begins_anew_when_it_is_full(broker, t
 
 async def test_a_file_that_cannot_be_written_stops_nothing(broker, tmp_path):
     nowhere = FileTable(path=str(tmp_path / "no" / "folder"))
-    async with site(broker, tmp_path, table(file=nowhere)) as made:
+    async with pipelined(broker, tmp_path, table(file=nowhere)) as made:
         await made.say("zigbee2mqtt/bath", b'{"temperature": 1, "humidity": 2}')
         await made.heard(1)
         await until(lambda: made.pipelines[0].stats.served == 1, timeout_s=5)
@@ -236,35 +166,24 @@ async def test_a_link_in_the_place_of_the_file_is_not_followed(tmp_path):
 
 
 async def test_a_filter_that_left_the_configuration_is_unsubscribed_at_the_broker(broker, tmp_path):
+    kept = table(topic=TopicTable(filter="kept/+", values=("$",), wait_s=0.0))
+    gone = table("gone", topic=TopicTable(filter="old/+", values=("$",)))
+    async with pipelined(broker, tmp_path, kept, gone) as made:
+        assert made.session.connected
+    async with pipelined(broker, tmp_path, kept) as made:
+        await made.say("kept/1", b"1")
+        await until(lambda: made.session.stats.handled == 1, timeout_s=5)
+        await made.until_subscribed("kept/+")
+        await made.say("old/1", b"1")
+        await made.say("kept/1", b"1")
+        await until(lambda: made.session.stats.handled == 2, timeout_s=5)
+        assert made.session.stats.unroutable == 0
+
+
+async def test_messages_wait_for_pipelines_that_are_not_there_yet(tmp_path):
     async with Store.open(tmp_path / "agent.db") as store:
-        assert await subscribed.remember(store, ["old/+", "kept"]) == []
-        config = SessionConfig(host="127.0.0.1", port=broker.port, client_id="n1")
-
-        async def ignore(_message) -> None:
-            return
-
-        async with Session.open(config, subscriptions={"old/+": ignore, "kept": ignore}) as one:
-            await one.wait_connected(5)
-        stale = await subscribed.remember(store, ["kept"])
-        assert stale == ["old/+"]
-        async with (
-            Session.open(config, subscriptions={"kept": ignore}) as two,
-            Session.open(
-                SessionConfig(host="127.0.0.1", port=broker.port, client_id="other")
-            ) as other,
-        ):
-            await subscribed.take_back(store, two, stale)
-            await other.wait_connected(5)
-            await other.publish("old/1", b"x", durable=False)
-            await other.publish("kept", b"x", durable=False)
-            await until(lambda: two.stats.handled == 1, timeout_s=5)
-            assert two.stats.unroutable == 0
-        assert await subscribed.remember(store, ["kept"]) == []
-
-
-async def test_messages_wait_for_pipelines_that_are_not_there_yet(broker, tmp_path):
-    (source,) = assembly.topic_sources([table()]).values()
-    waiting = asyncio.ensure_future(source.receive(None))
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    waiting.cancel()
+        subscribed = await Subscribed.load(store, ["zigbee2mqtt/+"])
+        waiting = asyncio.ensure_future(subscribed.subscriptions["zigbee2mqtt/+"](None))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        waiting.cancel()

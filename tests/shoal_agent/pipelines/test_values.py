@@ -8,16 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal_agent.errors import PathError, PayloadError
+from shoal_agent.errors import PayloadError
 from shoal_agent.inference.encodings import to_tensor
 from shoal_agent.pipelines.values import (
     MAX_PAYLOAD_BYTES,
     MAX_VALUES,
     ItemReader,
     encoded,
-    parse_path,
 )
 from shoal_contract import cbor
+from shoal_contract.errors import PathError
+from shoal_contract.json_path import parse_path
 from shoal_contract.release import InputTable
 
 ZIGBEE = b'{"battery": 97.5, "occupancy": true, "axes": [1, [-2, 3]], "last seen": 4}'
