@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from shoal_broker.bus_errors import BusError
-from shoal_fleet import api_mandates, metrics
+from shoal_fleet import api_mandates, api_pipelines, metrics
 from shoal_fleet.access import Door
 from shoal_fleet.controller import Controller
 from shoal_fleet.errors import FleetError, RequestError
@@ -37,6 +37,7 @@ def build(controller: Controller, *, token: str) -> FastAPI:
     app.include_router(router)
     app.include_router(api_mandates.router)
     app.include_router(api_identity.router)
+    app.include_router(api_pipelines.router)
     app.add_exception_handler(FleetError, _on_fleet_error)
     app.add_exception_handler(BusError, _on_bus_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

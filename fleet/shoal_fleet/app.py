@@ -41,6 +41,8 @@ from shoal_fleet.json_door import JsonDoor
 from shoal_fleet.mandates import Mandates
 from shoal_fleet.needs import Needs
 from shoal_fleet.orders import Orders
+from shoal_fleet.pipeline_check import PipelineCheck
+from shoal_fleet.pipelines import Pipelines
 from shoal_fleet.policies import Policies
 from shoal_fleet.publisher import Publisher
 from shoal_fleet.readings import Readings
@@ -182,9 +184,17 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
     registry = await Registry.load(database)
     releases = Releases(database, store, scratch=state_dir / "scratch")
     deltas = Deltas(database, store, scratch=state_dir / "scratch")
+    pipelines = await Pipelines.load(database, topics, issuer)
     wanted = WantedStates(
-        database, session, topics, registry=registry, releases=releases, deltas=deltas
+        database,
+        session,
+        topics,
+        registry=registry,
+        releases=releases,
+        deltas=deltas,
+        pipelines=pipelines,
     )
+    registry.on_new = lambda _: wanted.changed()
     blobs_wanted = asyncio.Event()
     rollouts = Rollouts(
         database,
@@ -255,6 +265,8 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
         rollout_views=RolloutViews(database, registry=registry, releases=releases, deltas=deltas),
         mandates=mandates,
         policies=policies,
+        pipelines=pipelines,
+        pipeline_check=PipelineCheck(releases, wanted),
         update_costs=UpdateCosts(registry=registry, releases=releases, deltas=deltas),
         distribution=Distribution(state_dir, session, topics),
         identity=identity,

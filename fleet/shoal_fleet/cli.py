@@ -14,6 +14,7 @@ from shoal_fleet.cli_ca import ca_app
 from shoal_fleet.cli_keys import key_app, sign
 from shoal_fleet.cli_mandates import mandate_app
 from shoal_fleet.cli_output import AsJson, Target, print_json, printable, target
+from shoal_fleet.cli_pipelines import pipeline_app
 from shoal_fleet.cli_releases import release_app
 from shoal_fleet.cli_rollouts import rollout_app
 from shoal_fleet.cli_trust import trust_app
@@ -33,6 +34,7 @@ app.add_typer(ca_app, name="ca")
 app.add_typer(cli_identity.token_app, name="token")
 app.add_typer(key_app, name="key")
 app.add_typer(mandate_app, name="mandate")
+app.add_typer(pipeline_app, name="pipeline")
 app.add_typer(release_app, name="release")
 app.add_typer(rollout_app, name="rollout")
 app.add_typer(trust_app, name="trust")

@@ -118,9 +118,10 @@ class FleetClient:
         """PATCH a JSON body."""
         return self._ask("PATCH", path, json=body, timeout=TIMEOUT_S)
 
-    def delete(self, path: str) -> Any:
-        """DELETE."""
-        return self._ask("DELETE", path, timeout=TIMEOUT_S)
+    def delete(self, path: str, **params: Any) -> Any:
+        """DELETE; parameters that are None are left out."""
+        given = {key: value for key, value in params.items() if value is not None}
+        return self._ask("DELETE", path, params=given, timeout=TIMEOUT_S)
 
     def upload(self, path: str, pieces: Iterable[bytes]) -> Any:
         """POST bytes as they come."""

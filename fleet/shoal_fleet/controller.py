@@ -1,6 +1,6 @@
 """The parts of a running controller, and what takes several of them. Put together in `app`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from shoal_fleet.issuer import Issuer
 from shoal_fleet.json_door import JsonDoor
 from shoal_fleet.mandates import Mandates
 from shoal_fleet.orders import Orders
+from shoal_fleet.pipeline_check import PipelineCheck
+from shoal_fleet.pipelines import Pipelines, Table, Target
 from shoal_fleet.plain import plain
 from shoal_fleet.policies import Policies
 from shoal_fleet.publisher import Publisher
@@ -59,6 +61,8 @@ class Controller:
     rollout_views: RolloutViews
     mandates: Mandates
     policies: Policies
+    pipelines: Pipelines
+    pipeline_check: PipelineCheck
     update_costs: UpdateCosts
     distribution: Distribution
     identity: Identity | None
@@ -83,11 +87,14 @@ class Controller:
             NotFoundError: no such node.
             RequestError: no label, or too many.
         """
-        before = self.registry.get(name).labels.get(GROUP_LABEL)
+        old = self.registry.get(name)
+        before, had = old.labels.get(GROUP_LABEL), self.pipelines.of(old)
         node = await self.registry.label(name, changes)
         if node.labels.get(GROUP_LABEL) != before:
             await self.wanted.regroup(name)
             self.policies.wake()
+        elif self.pipelines.of(node) != had:
+            await self.wanted.regroup(name)
         return node
 
     def is_revoked(self, name: str) -> bool:
@@ -144,6 +151,8 @@ class Controller:
                 "devices": reported.devices,
                 "peers": reported.peers,
                 "wanted_revision": reported.wanted_revision,
+                "pipelines_version": reported.pipelines_version,
+                "pipelines": self.pipeline_states(node),
                 "hardware": plain(
                     {
                         field: getattr(reported.hardware, field)
@@ -169,6 +178,55 @@ class Controller:
                 ],
             }
         return view
+
+    async def set_pipelines(self, target: Target, tables: Sequence[Table]) -> list[str]:
+        """Let the target's nodes run these, beside what they have; the nodes that are told.
+
+        Raises:
+            NotFoundError: no such node.
+            RequestError: one of them cannot run there.
+        """
+        members = self._meant(target)
+        parsed = await self.pipeline_check.check(tables, members)
+        named = {one.stream: table for one, table in zip(parsed, tables, strict=True)}
+        for node in members:
+            self.pipelines.with_tables(node, target, named)
+        names = [node.name for node in members]
+        async with self.pipelines.changing() as session:
+            await self.pipelines.set(session, target, named)
+            await self.wanted.say_anew(session, names)
+        self.wanted.changed()
+        return names
+
+    async def remove_pipeline(self, target: Target, stream: str) -> list[str]:
+        """Let the target's nodes run this no more; the nodes that are told.
+
+        Raises:
+            NotFoundError: no such node, or no such pipeline.
+        """
+        members = [node.name for node in self._meant(target)]
+        async with self.pipelines.changing() as session:
+            await self.pipelines.remove(session, target, stream)
+            await self.wanted.say_anew(session, members)
+        self.wanted.changed()
+        return members
+
+    def pipeline_states(self, node: Node) -> list[dict[str, Any]]:
+        """Every pipeline of the node, as it says."""
+        return [
+            {
+                "stream": state.stream,
+                "from_fleet": state.from_fleet,
+                "running": state.running,
+                "reason": state.reason,
+            }
+            for state in (node.reported.pipelines if node.reported else [])
+        ]
+
+    def _meant(self, target: Target) -> list[Node]:
+        if target.node is not None:
+            return [self.registry.get(target.node)]
+        return [node for _, node in sorted(self.registry.nodes.items()) if target.has(node)]
 
     async def want(self, name: str, model: str, release: Release | None) -> dict[str, Any]:
         """Let a node run this release of a model, or take the model away; no rollout is involved.

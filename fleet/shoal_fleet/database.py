@@ -257,6 +257,16 @@ class PolicyRow(FleetBase):
     command: Mapped[bytes] = mapped_column(LargeBinary)
 
 
+class PipelineRow(FleetBase):
+    """A pipeline that a node or group is to run; `content` NULL: it was taken away."""
+
+    __tablename__ = "pipelines"
+    target: Mapped[str] = mapped_column(primary_key=True)
+    stream: Mapped[str] = mapped_column(primary_key=True)
+    content: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    changed_ms: Mapped[int]
+
+
 class ReadingsBase(DeclarativeBase):
     """Tables of readings.db: many small writes that must not wait for anybody's decisions."""
 

@@ -61,12 +61,14 @@ class Registry:
 
     Attributes:
         on_labels: told of a node whose labels were changed, when that is committed.
+        on_new: told of a node that was never here before, when that is committed.
     """
 
     def __init__(self, database: Database) -> None:
         self.nodes: dict[str, Node] = {}
         self.last_seen_ms: dict[str, int] = {}
         self.on_labels: Callable[[Node], None] = lambda _: None
+        self.on_new: Callable[[Node], None] = lambda _: None
         self._database = database
         self._unwritten: set[str] = set()
         # Monotonic seconds at which a node's presence was last told.
@@ -208,6 +210,7 @@ class Registry:
         self.nodes[name] = Node(name=name, first_seen_ms=now)
         self.last_seen_ms[name] = now
         log.info("new node", node=name)
+        self.on_new(self.nodes[name])
         return True
 
 

@@ -17,6 +17,8 @@ from sqlalchemy import select
 
 from shoal_contract import messages, release
 from shoal_contract.messages import BlobRef, Manifest, OperatorSet
+
+from shoal_contract.release import ReleaseSpec
 from shoal_fleet.blob_store import BlobStore
 from shoal_fleet.child import run_module
 from shoal_fleet.clock import now_ms
@@ -147,6 +149,19 @@ class Releases:
                 f"{item.title} came without a report (shoal release build makes one)"
             )
         return found
+
+    async def spec(self, item: Release) -> ReleaseSpec:
+        """The release's description.
+
+        Raises:
+            StateError: it cannot be read any more.
+        """
+        digest = next(entry.digest for entry in item.files if entry.name == release.SPEC_FILE)
+        try:
+            data = await asyncio.to_thread(self._store.path(digest).read_bytes)
+        except OSError as exc:
+            raise StateError(f"{item.title}: {exc.strerror}") from exc
+        return release.parse_spec(data)
 
     async def bases(self, name: str, *, limit: int) -> list[bytes]:
         """Model files of the newest releases of this name."""

@@ -5,6 +5,7 @@ the bus is the newest one, so a kill between the two loses nothing.
 """
 
 import asyncio
+from collections.abc import Iterable
 from typing import Final, NoReturn
 
 import msgspec
@@ -24,6 +25,7 @@ from shoal_fleet.clock import now_ms
 from shoal_fleet.database import Database, NodeRow, WantedRow
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import NotFoundError, StateError
+from shoal_fleet.pipelines import Pipelines
 from shoal_fleet.registry import Node, Registry
 from shoal_fleet.releases import Releases
 from shoal_fleet.selection import GROUP_LABEL
@@ -47,6 +49,7 @@ class WantedStates:
         registry: Registry,
         releases: Releases,
         deltas: Deltas,
+        pipelines: Pipelines,
     ) -> None:
         self._database = database
         self._session = session
@@ -54,6 +57,7 @@ class WantedStates:
         self._registry = registry
         self._releases = releases
         self._deltas = deltas
+        self._pipelines = pipelines
         self._due = asyncio.Event()
         self._due.set()
         self._forgotten = False
@@ -103,6 +107,11 @@ class WantedStates:
         async with self._database.write() as session:
             await _next_revision(session, node)
         self.changed()
+
+    async def say_anew(self, change: AsyncSession, nodes: Iterable[str]) -> None:
+        """Within the caller's transaction: what these nodes are told beside models has changed."""
+        for node in nodes:
+            await _next_revision(change, node)
 
     async def say_all_anew(self, change: AsyncSession) -> None:
         """Within the caller's transaction: what everybody is told has changed, not what is wanted."""
@@ -157,6 +166,7 @@ class WantedStates:
                     update(NodeRow).where(NodeRow.wanted_revision > 0).values(published_revision=0)
                 )
             self._forgotten = False
+        await self._greet_newcomers()
         async with self._database.read() as session:
             rows = await session.execute(
                 select(NodeRow.name, NodeRow.wanted_revision).where(
@@ -183,6 +193,18 @@ class WantedStates:
                 )
         if failure is not None:
             raise failure
+
+    async def _greet_newcomers(self) -> None:
+        """Nodes that were never told anything may be in a group that has pipelines."""
+        if self._pipelines.is_empty():
+            return
+        async with self._database.read() as session:
+            new = await session.scalars(select(NodeRow.name).where(NodeRow.wanted_revision == 0))
+            known = [self._registry.nodes.get(name) for name in new]
+        named = [node.name for node in known if node is not None and self._pipelines.of(node)]
+        if named:
+            async with self._database.write() as session:
+                await self.say_anew(session, named)
 
     def forget(self) -> None:
         """The broker may have forgotten what it retained: say it all once more."""
@@ -246,6 +268,7 @@ class WantedStates:
             models=models,
             groups=[] if group is None else [group],
             fleet_nodes=len(self._registry.nodes),
+            pipelines=b"" if known is None else self._pipelines.document(known),
         )
 
 

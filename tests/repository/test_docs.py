@@ -20,6 +20,7 @@ from shoal_broker.doctor.errors import DoctorFileError
 from shoal_broker.errors import BrokerError
 from shoal_broker.server import config_file
 from shoal_broker.server.config_file import BrokerFile
+from shoal_contract import pipelines
 from shoal_contract.errors import ContractError
 from shoal_contract.release import ReleaseSpec, parse_spec
 from shoal_contract.toml import Table
@@ -50,6 +51,7 @@ LOADERS = (
     config_file.load,
     identities.load,
     lambda path: parse_spec(path.read_bytes()),
+    lambda path: pipelines.read_file(path.read_bytes(), source=str(path)),
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")

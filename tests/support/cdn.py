@@ -19,6 +19,8 @@ from shoal_fleet.blob_store import BlobStore
 from shoal_fleet.cuts import Cuts
 from shoal_fleet.database import Database, FleetBase
 from shoal_fleet.deltas import Deltas
+from shoal_fleet.issuer import Issuer
+from shoal_fleet.pipelines import Pipelines
 from shoal_fleet.publisher import Publisher
 from shoal_fleet.registry import Registry
 from shoal_fleet.releases import Releases
@@ -97,7 +99,13 @@ class Cdn:
             releases = Releases(database, store, scratch=folder)
             deltas = Deltas(database, store, scratch=folder)
             wanted = WantedStates(
-                database, session, topics, registry=registry, releases=releases, deltas=deltas
+                database,
+                session,
+                topics,
+                registry=registry,
+                releases=releases,
+                deltas=deltas,
+                pipelines=Pipelines(database, topics, Issuer(None)),
             )
             publisher = Publisher(
                 database,

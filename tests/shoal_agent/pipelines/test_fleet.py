@@ -1,0 +1,205 @@
+"""Pipelines that come with the wanted state: whose count, which version holds, and that they are kept."""
+
+import asyncio
+import json
+import os
+import signal
+from contextlib import asynccontextmanager
+
+import pytest
+from PIL import Image
+from tests.shoal_agent.until import until
+from tests.support.board import NODE, Board, short_folder
+from tests.support.hub import Hub, Release
+
+from shoal_agent import app
+from shoal_agent.config import load
+from shoal_agent.pipelines.fleet import FleetPipelines
+from shoal_agent.trust import Trust
+from shoal_broker.logs import RecentLines
+from shoal_broker.server import Broker, BrokerConfig
+from shoal_broker.store import Store
+from shoal_contract import envelope, messages
+from shoal_contract.messages import Pipelines, PipelineWanted, Wanted
+from shoal_contract.signatures import Signer
+from shoal_contract.topics import Topics
+from shoal_fleet import digits
+
+TOPIC = "shoal/n/n1/w"
+KEY, STRANGER = Signer(b"k" * 32), Signer(b"s" * 32)
+CLIMATE = {"stream": "climate", "model": "climate", "topic": {"filter": "z/+", "values": ["$"]}}
+
+
+def document(version: int, *tables: dict, key: Signer | None = KEY, topic: str = TOPIC) -> bytes:
+    wanted = [PipelineWanted(table["stream"], table) for table in tables]
+    payload = messages.encode(Pipelines(version, version, wanted))
+    return payload if key is None else key.sign(payload, topic=topic)
+
+
+@pytest.fixture
+async def store(tmp_path):
+    async with Store.open(tmp_path / "agent.db") as store:
+        yield store
+
+
+async def loaded(store, *keys: Signer) -> FleetPipelines:
+    trust = Trust([key.public_key for key in keys])
+    return await FleetPipelines.load(store, trust, topic=TOPIC)
+
+
+async def test_the_newest_document_holds_over_restarts(store):
+    fleet = await loaded(store, KEY)
+    assert (fleet.version, list(fleet.wanted)) == (0, [])
+    assert await fleet.take(document(5, CLIMATE))
+    assert not await fleet.take(document(5, CLIMATE))
+    # What a broker has retained from before, or somebody has recorded.
+    assert not await fleet.take(document(4))
+    assert not await fleet.take(b"")
+    again = await loaded(store, KEY)
+    assert (again.version, [one.stream for one in again.wanted]) == (5, ["climate"])
+    assert await again.take(document(6))
+    assert list(again.wanted) == []
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        document(9, CLIMATE, key=None),
+        document(9, CLIMATE, key=STRANGER),
+        document(9, CLIMATE, topic="shoal/n/n2/w"),
+        document(9, CLIMATE, topic="shoal/n/n1/c"),
+        document(9, CLIMATE)[:-1],
+        KEY.sign(b"nonsense", topic=TOPIC),
+        KEY.sign(messages.encode(messages.Cancel(b"12345678")), topic=TOPIC),
+        b"\x00",
+    ],
+)
+async def test_what_no_key_of_the_configuration_has_signed_for_this_node_changes_nothing(
+    store, bad
+):
+    fleet = await loaded(store, KEY)
+    assert await fleet.take(document(5, CLIMATE))
+    assert not await fleet.take(bad)
+    assert fleet.version == 5
+    assert (await loaded(store, KEY)).version == 5
+
+
+async def test_a_board_without_keys_takes_signed_and_unsigned_ones(store):
+    fleet = await loaded(store)
+    assert await fleet.take(document(5, CLIMATE, key=None))
+    assert await fleet.take(document(6, CLIMATE))
+
+
+async def test_a_key_that_left_the_configuration_counts_no_more_after_a_restart(store):
+    assert await (await loaded(store, KEY)).take(document(5, CLIMATE))
+    fleet = await loaded(store, STRANGER)
+    assert (fleet.version, list(fleet.wanted)) == (0, [])
+
+
+# ------------------------------------------------------------------ a whole agent
+@pytest.fixture
+def board():
+    with short_folder() as folder:
+        yield Board(folder)
+
+
+@asynccontextmanager
+async def agent(board: Board, port: int, more: str = ""):
+    config = load(board.agent_toml(port, more=more))
+    async with app.running(config, recent=RecentLines(), stop=asyncio.Event()) as running:
+        yield running
+
+
+def scan(path, level: int = 255) -> None:
+    part = path.with_name(f".{path.name}")
+    Image.new("L", (16, 16), level).save(part, "png")
+    part.rename(path)
+
+
+@pytest.mark.slow
+async def test_a_pipeline_of_the_fleet_runs_after_a_restart_with_the_uplink_cut(board):
+    v1 = Release(digits.release_dir(1))
+    spool, lines = board.folder / "spool", board.folder / "verdicts.jsonl"
+    spool.mkdir()
+    more = (
+        f'[pipelines]\nfolders = ["{board.folder}"]\n'
+        f'[trust]\ncommand_keys = ["{envelope.key_text(KEY.public_key)}"]\n'
+    )
+    table = {
+        "stream": "labels",
+        "model": "digits",
+        "images": {"path": str(spool), "poll_s": 0.1},
+        "file": {"path": str(lines)},
+    }
+    async with (
+        Broker.open(BrokerConfig(host="127.0.0.1", port=0)) as broker,
+        agent(board, broker.port, more),
+        Hub.open(broker.port, NODE) as hub,
+    ):
+        topic = Topics().wanted(NODE)
+        await hub.want(v1)
+        await hub.until(lambda: hub.serving() == v1.id)
+        wanted = messages.decode_as(await retained(hub, topic), Wanted)
+        await hub.session.publish(
+            topic,
+            messages.encode(Wanted(9, 9, wanted.models, pipelines=document(7, table, topic=topic))),
+            retain=True,
+            durable=False,
+        )
+        await hub.until(lambda: hub.reported[-1].pipelines_version == 7)
+        (state,) = hub.reported[-1].pipelines
+        assert (state.stream, state.from_fleet, state.running) == ("labels", True, True)
+        scan(spool / "first.png")
+        await hub.until(lambda: len(hub.readings) == 1)
+    # The broker is gone.
+    async with agent(board, broker.port, more):
+        scan(spool / "second.png", 0)
+        await until(lambda: len(lines.read_text().splitlines()) == 2, timeout_s=15)
+    files = [json.loads(line)["file"] for line in lines.read_text().splitlines()]
+    assert files == ["first.png", "second.png"]
+
+
+async def retained(hub: Hub, topic: str) -> bytes:
+    found: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def take(message) -> None:
+        if not found.done():
+            found.set_result(message.payload)
+
+    await hub.session.subscribe(topic, take)
+    return await found
+
+
+OWN = """
+[[pipeline]]
+stream = "climate"
+model = "digits"
+[pipeline.topic]
+filter = "%s"
+values = ["$"]
+"""
+
+
+@pytest.mark.system
+async def test_sighup_changes_the_pipelines_and_a_wrong_file_changes_nothing(board):
+    async with (
+        Broker.open(BrokerConfig(host="127.0.0.1", port=0)) as broker,
+        Hub.open(broker.port, NODE) as hub,
+        board.agent(broker.port, more=OWN % "old/+") as program,
+    ):
+        await hub.until(lambda: bool(hub.reported) and bool(hub.reported[-1].pipelines))
+        path = board.folder / "agent.toml"
+        good = path.read_text()
+        path.write_text(good.replace("old/+", "old/#/x"))
+        os.kill(program.pid, signal.SIGHUP)
+        await hub.until(lambda: "stands alone" in hub.reported[-1].pipelines[0].reason)
+        assert hub.reported[-1].pipelines[0].running
+        path.write_text(good + (OWN % "new/+").replace('"climate"', '"second"'))
+        os.kill(program.pid, signal.SIGHUP)
+        await hub.until(lambda: len(hub.reported[-1].pipelines) == 2)
+        assert [one.reason for one in hub.reported[-1].pipelines] == ["", ""]
+        path.write_text(good.replace('state_dir = "', 'state_dir = "/elsewhere'))
+        os.kill(program.pid, signal.SIGHUP)
+        await hub.until(lambda: len(hub.reported[-1].pipelines) == 1)
+        await program.until_said("the rest needs a restart")
+        assert await program.end() == 0
