@@ -268,14 +268,30 @@ class Reading(_Part, frozen=True, tag=9):
 
 
 # ------------------------------------------------------------------ inference requests
+class TensorPart(_Part, frozen=True):
+    """A tensor by name: elements in C order, little-endian, as many as type and shape say."""
+
+    name: Name
+    dtype: Name
+    shape: Annotated[
+        list[Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]], msgspec.Meta(max_length=8)
+    ]
+    data: bytes
+
+
 class InferRequest(_Part, frozen=True, tag=10):
-    """Run `model` on `items`, each encoded as the release's input says. `hops` stops loops."""
+    """Run `model` on `items`, each encoded as the release's input says, or on `tensors`. `hops` stops loops.
+
+    `outputs`: those wanted of a model that is given tensors; none: all.
+    """
 
     id: CommandId
     model: Name
     items: list[bytes]
     deadline_ms: Annotated[int, msgspec.Meta(ge=1, le=60_000)] = 1000
     hops: Annotated[int, msgspec.Meta(ge=0, le=4)] = 0
+    tensors: Annotated[list[TensorPart], msgspec.Meta(max_length=64)] = []
+    outputs: Annotated[list[Name], msgspec.Meta(max_length=64)] = []
 
 
 class Answer(_Part, frozen=True):
@@ -286,13 +302,14 @@ class Answer(_Part, frozen=True):
 
 
 class InferReply(_Part, frozen=True, tag=11):
-    """Either answers (one an item, in order) or a reason why there are none."""
+    """Either answers (one an item, in order), or output tensors, or a reason why there are none."""
 
     id: CommandId
     by: Name
     release: Annotated[bytes, msgspec.Meta(max_length=32)]
     answers: list[Answer]
     reason: Text = ""
+    tensors: list[TensorPart] = []
 
 
 class FileEntry(_Part, frozen=True):

@@ -17,7 +17,6 @@ from sqlalchemy import select
 
 from shoal_contract import messages, release
 from shoal_contract.messages import BlobRef, Manifest, OperatorSet
-
 from shoal_contract.release import ReleaseSpec
 from shoal_fleet.blob_store import BlobStore
 from shoal_fleet.child import run_module

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
+import msgspec
 import structlog
 from msgspec.structs import replace
 
 from shoal_agent.errors import AgentError
+from shoal_agent.inference import remote
 from shoal_agent.inference.backlog import Priority
 from shoal_agent.inference.engine import Engine, Inferred, Served
 from shoal_agent.inference.errors import (
+    BadInputError,
     DeadlineError,
     InferenceError,
     ModelFailedError,
@@ -32,14 +36,14 @@ from shoal_agent.inference.tensors import Tensor
 from shoal_agent.peers.client import PeerClient
 from shoal_agent.peers.errors import PeerBusyError, PeerError, PeerUnreachableError
 from shoal_agent.peers.peer import Peer
-from shoal_contract import topics
-from shoal_contract.errors import ContractError
 from shoal_contract.messages import InferReply, InferRequest
 
 if TYPE_CHECKING:
     from shoal_agent.peers.discovery import Discovery
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 _MAX_REASON: Final = 1024
 _MAX_BREAKERS: Final = 512
@@ -101,8 +105,9 @@ class Router:
         outputs: Sequence[str] = (),
         priority: int = Priority.NORMAL,
         deadline_s: float = 1.0,
+        hops: int = 0,
     ) -> Inferred:
-        """Run a model on tensors, with the node that really ran it. For now that is this one.
+        """Run a model on tensors, with the node that really ran it.
 
         Args:
             model: its name.
@@ -110,25 +115,46 @@ class Router:
             outputs: those wanted; none: all.
             priority: of which class it is.
             deadline_s: seconds from now, for everything.
+            hops: how many nodes passed it on; from 1 on, only this node may serve it.
 
         Raises:
             BadInputError: the tensors do not fit the model.
             DeadlineError: this node accepted it and was not done in time.
-            QueueFullError: too much is waiting; says when to come again.
+            QueueFullError: too much is waiting, here and elsewhere; says when to come again.
+            ModelFailedError: the model failed at them, and nobody else answered.
             NobodyServesError: what each that was asked said.
         """
+        deadline = self._clock() + deadline_s
+        may_go = hops == 0 and bool(self._willing(model, []))
         try:
             done = await self._engine.infer(
-                model, inputs, outputs=outputs, priority=priority, deadline_s=deadline_s
+                model,
+                inputs,
+                outputs=outputs,
+                priority=priority,
+                deadline_s=deadline_s,
+                retry=not may_go,
             )
-        except (NotServingError, WorkerLostError) as exc:
-            self.stats.refused += 1
-            raise NobodyServesError(f"nobody serves {model!r}: {self._node}: {exc}") from exc
+        except (NotServingError, QueueFullError, WorkerLostError, ModelFailedError) as exc:
+            failure: InferenceError = exc
         except InferenceError:
             self.stats.refused += 1
             raise
-        self.stats.served_local += 1
-        return replace(done, by=self._node)
+        else:
+            self.stats.served_local += 1
+            return replace(done, by=self._node)
+        said = [f"{self._node}: {failure}"]
+        if may_go:
+            tensors = remote.as_parts(inputs)
+            request = InferRequest(b"", model, [], tensors=tensors, outputs=list(outputs))
+            read = partial(remote.tensors_in, wanted=frozenset(outputs))
+            elsewhere = await self._ask_around(request, read, deadline, said)
+            if elsewhere is not None:
+                return elsewhere
+        self.stats.refused += 1
+        if isinstance(failure, (QueueFullError, ModelFailedError)):
+            raise failure
+        raise NobodyServesError(f"nobody serves {model!r}: " + "; ".join(said)) from failure
 
     async def classify(
         self,
@@ -170,7 +196,9 @@ class Router:
             self.stats.served_local += 1
             return replace(served, by=self._node)
         if hops == 0:
-            elsewhere = await self._ask_around(model, items, deadline, said)
+            request = InferRequest(b"", model, list(items))
+            read = partial(remote.answers_in, items=len(items))
+            elsewhere = await self._ask_around(request, read, deadline, said)
             if elsewhere is not None:
                 return elsewhere
             if isinstance(failure, WorkerLostError) and may_go:
@@ -195,6 +223,8 @@ class Router:
     async def answer(self, request: InferRequest) -> InferReply:
         """The reply to a request from a neighbour or from MQTT; a refusal has its reason filled in."""
         try:
+            if request.tensors:
+                return await self._answer_tensors(request)
             served = await self.classify(
                 request.model,
                 request.items,
@@ -206,11 +236,31 @@ class Router:
             return InferReply(request.id, self._node, b"", [], str(exc)[:_MAX_REASON])
         return InferReply(request.id, served.by, served.release, served.answers)
 
+    async def _answer_tensors(self, request: InferRequest) -> InferReply:
+        done = await self.infer(
+            request.model,
+            remote.as_tensors(request.tensors),
+            outputs=request.outputs,
+            deadline_s=request.deadline_ms / 1000,
+            hops=request.hops,
+        )
+        parts = remote.as_parts(done.outputs)
+        if (size_bytes := sum(len(part.data) for part in parts)) > remote.MAX_TENSOR_BYTES:
+            raise BadInputError(f"{size_bytes} bytes of outputs are too many to travel")
+        return InferReply(request.id, done.by, done.release, [], tensors=parts)
+
     async def _ask_around(
-        self, model: str, items: Sequence[bytes], deadline: float, said: list[str]
-    ) -> Served | None:
-        """The first answer from elsewhere; what the others said is added to `said`."""
-        candidates = self._willing(model, said)
+        self,
+        request: InferRequest,
+        read: Callable[[InferReply], T | None],
+        deadline: float,
+        said: list[str],
+    ) -> T | None:
+        """The first answer from elsewhere; what the others said is added to `said`.
+
+        `read` is what a reply says, None of a refusal; it raises PeerUnreachableError for nonsense.
+        """
+        candidates = self._willing(request.model, said)
         for index, peer in enumerate(candidates):
             left_s = deadline - self._clock()
             if left_s <= 0:
@@ -222,7 +272,7 @@ class Router:
             # Half of what is left: one that hangs must leave time for the next.
             timeout_s = left_s if is_last else left_s / 2
             try:
-                served = await self._ask(peer, model, items, timeout_s)
+                served = await self._ask(peer, request, read, timeout_s)
             except (PeerError, DeadlineError) as exc:
                 said.append(f"{peer.node or peer.host}: {exc}")
                 continue
@@ -256,19 +306,22 @@ class Router:
         return list({(peer.host, peer.port): peer for peer in others}.values())
 
     async def _ask(
-        self, peer: Peer, model: str, items: Sequence[bytes], timeout_s: float
-    ) -> Served:
+        self,
+        peer: Peer,
+        request: InferRequest,
+        read: Callable[[InferReply], T | None],
+        timeout_s: float,
+    ) -> T:
         breaker = self._breaker(peer)
-        request = InferRequest(
+        question = msgspec.structs.replace(
+            request,
             id=os.urandom(8),
-            model=model,
-            items=list(items),
             deadline_ms=min(60_000, max(1, int(timeout_s * 1000))),
             hops=1,
         )
         try:
-            reply = await self._client.ask(peer, request, timeout_s)
-            served = _checked(reply, len(items))
+            reply = await self._client.ask(peer, question, timeout_s)
+            served = read(reply)
         except PeerBusyError:
             breaker.succeeded()  # it may be well: it is we who ask too much
             raise
@@ -286,20 +339,3 @@ class Router:
         if address not in self._breakers and len(self._breakers) >= _MAX_BREAKERS:
             del self._breakers[next(iter(self._breakers))]
         return self._breakers.setdefault(address, Breaker(self._clock))
-
-
-def _checked(reply: InferReply, items: int) -> Served | None:
-    """What a reply says was served; None for a refusal with its reason.
-
-    Raises:
-        PeerUnreachableError: it is neither.
-    """
-    if reply.reason and not reply.answers:
-        return None
-    try:
-        topics.check_node_id(reply.by)
-    except ContractError as exc:
-        raise PeerUnreachableError(f"a reply by nobody: {exc}") from exc
-    if len(reply.answers) != items:
-        raise PeerUnreachableError(f"{len(reply.answers)} answers to {items} items")
-    return Served(reply.answers, reply.release, reply.by)

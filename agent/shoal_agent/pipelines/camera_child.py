@@ -12,6 +12,7 @@ from shoal_agent.pipelines import child_main
 from shoal_agent.pipelines import picture_pipe as pipe
 from shoal_contract.images import Preparation
 
+_SPARE: Final = 2
 _PROTOCOLS: Final = {
     "rtsp": "rtsp,rtp,tcp,udp",
     "rtsps": "rtsp,rtsps,rtp,srtp,tls,tcp,udp",
@@ -62,7 +63,7 @@ class Camera:
                 return pipe.Failed(
                     f"{frame.width} x {frame.height} pixels; at most {self._opening.max_pixels} are read"
                 )
-            data = self._prepared(frame.to_image(), preparation)
+            data = self._prepared(_image(frame, preparation), preparation)
         except MemoryError:
             return pipe.Failed("a picture takes more memory than it may")
         except (ValueError, self._av.FFmpegError) as exc:
@@ -103,6 +104,22 @@ class Camera:
                     self._newest = (frame, time.time_ns() // 1_000_000)
                     self._count += 1
                     self._changed.notify_all()
+
+
+def _image(frame: Any, wanted: Preparation) -> Any:
+    """The frame as a picture, not much larger than it is needed: FFmpeg makes it smaller for less."""
+    _, _, width, height = wanted.crop
+    ratio = max(
+        _SPARE * wanted.width / (width * frame.width),
+        _SPARE * wanted.height / (height * frame.height),
+    )
+    if ratio >= 1:
+        return frame.to_image()
+    return frame.to_image(
+        width=max(1, round(frame.width * ratio)),
+        height=max(1, round(frame.height * ratio)),
+        interpolation="AREA",
+    )
 
 
 def _one_line(exc: BaseException) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -13,14 +14,22 @@ import pytest
 from tests.shoal_agent.inference import tiny_release as tiny
 from tests.shoal_agent.until import until
 
+from shoal_agent.inference import remote
 from shoal_agent.inference.engine import Engine
-from shoal_agent.inference.errors import BadInputError, DeadlineError, NobodyServesError
+from shoal_agent.inference.errors import (
+    BadInputError,
+    DeadlineError,
+    NobodyServesError,
+    QueueFullError,
+)
 from shoal_agent.inference.router import Router
+from shoal_agent.inference.tensors import Tensor
 from shoal_agent.peers.client import PeerClient
 from shoal_agent.peers.discovery import Discovery
+from shoal_agent.peers.errors import PeerUnreachableError
 from shoal_agent.peers.peer import Peer
 from shoal_agent.peers.server import PeerServer
-from shoal_contract.messages import Answer, InferReply, InferRequest
+from shoal_contract.messages import Answer, InferReply, InferRequest, TensorPart
 
 
 class Known:
@@ -254,3 +263,90 @@ async def test_a_model_that_fails_here_is_tried_elsewhere(tmp_path):
             a.engine._dispatcher.worker.loaded[release] = a.engine.signature("tiny")
             served = await a.router.classify("tiny", [tiny.item()], deadline_s=10)
         assert served.by == "b"
+
+
+FEED = {"x": Tensor("float32", (1, tiny.VALUES), struct.pack("<4f", 1, 2, 3, 4))}
+
+
+async def test_tensors_are_sent_to_the_neighbour_that_has_the_model(tmp_path):
+    async with node("b", tmp_path) as b, node("a", discovery=Known(b.peer())) as a:
+        here = await b.router.infer("tiny", FEED, deadline_s=10)
+        there = await a.router.infer("tiny", FEED, outputs=["y"], deadline_s=10)
+        assert (here.by, there.by) == ("b", "b")
+        assert there.outputs == here.outputs
+        assert there.release == b.engine.serving("tiny")
+        assert (a.router.stats.served_peer, a.router.stats.refused) == (1, 0)
+
+
+async def test_tensors_of_another_node_are_run_here_or_nowhere(tmp_path):
+    known = Known()
+    async with node("a", discovery=known) as a, node("b", discovery=known) as b:
+        models = frozenset({"tiny"})
+        known.peers = [
+            Peer("a", "127.0.0.1", a.server.port, "node", models),
+            Peer("b", "127.0.0.1", b.server.port, "node", models),
+        ]
+        with pytest.raises(NobodyServesError, match="b: nobody serves 'tiny'"):
+            await a.router.infer("tiny", FEED, deadline_s=5)
+        assert (a.server.stats.requests, b.server.stats.requests) == (0, 1)
+
+
+async def test_tensors_that_find_a_full_queue_go_to_the_neighbour(tmp_path):
+    async with (
+        node("b", tmp_path / "b") as b,
+        node("a", tmp_path / "a", queue_limit=1, discovery=Known(b.peer())) as a,
+    ):
+        done = await asyncio.gather(
+            *(a.router.infer("tiny", FEED, deadline_s=10) for _ in range(8))
+        )
+        assert {one.by for one in done} == {"a", "b"}
+        assert len({bytes(one.outputs["y"].data) for one in done}) == 1
+
+
+async def test_with_a_full_queue_and_nobody_else_one_is_told_when_to_come_again(tmp_path):
+    async with node("a", tmp_path, queue_limit=1) as a:
+        done = await asyncio.gather(
+            *(a.router.infer("tiny", FEED, deadline_s=10) for _ in range(8)),
+            return_exceptions=True,
+        )
+        refused = [one for one in done if isinstance(one, QueueFullError)]
+        assert refused
+        assert all(one.retry_after_s > 0 for one in refused)
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ([TensorPart("x", "float32", [1, 4], b"short")], "has 16 bytes, not 5"),
+        ([TensorPart("x", "complex64", [1], b"12345678")], "is no type of a tensor"),
+        ([TensorPart("x", "float32", [1, 1], b"1234")] * 2, "two tensors have one name"),
+        ([TensorPart("z", "float32", [1, 1], b"1234")], "no input 'x'"),
+    ],
+)
+async def test_tensors_that_cannot_be_are_answered_with_a_reason(tmp_path, parts, reason):
+    async with node("a", tmp_path) as a:
+        reply = await a.router.answer(InferRequest(b"12345678", "tiny", [], tensors=parts))
+        assert reason in reply.reason
+        assert reply.tensors == []
+
+
+async def test_tensors_that_are_too_large_for_a_message_stay_here(tmp_path):
+    large = {"x": Tensor("float32", (8192, tiny.VALUES), bytes(8192 * 16))}
+    async with node("b", tmp_path) as b, node("a", discovery=Known(b.peer())) as a:
+        with pytest.raises(NobodyServesError, match="the request cannot be sent"):
+            await a.router.infer("tiny", large, deadline_s=5)
+        assert (await a.router.infer("tiny", FEED, deadline_s=10)).by == "b"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        InferReply(b"12345678", "b", b"", []),
+        InferReply(b"12345678", "B/!", b"", [], tensors=[TensorPart("y", "uint8", [1], b"1")]),
+        InferReply(b"12345678", "b", b"", [], tensors=[TensorPart("y", "uint8", [2], b"1")]),
+        InferReply(b"12345678", "b", b"", [], tensors=[TensorPart("z", "uint8", [1], b"1")]),
+    ],
+)
+def test_a_reply_to_tensors_that_cannot_be_right_is_not_taken(reply):
+    with pytest.raises(PeerUnreachableError):
+        remote.tensors_in(reply, wanted=frozenset({"y"}))

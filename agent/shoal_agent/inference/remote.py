@@ -1,0 +1,70 @@
+"""What another node says to a request, and tensors on their way to it and back. Pure; whom to ask is the router's matter."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from shoal_agent.inference.errors import BadInputError
+from shoal_agent.inference.served import Inferred, Served
+from shoal_agent.inference.tensors import Tensor
+from shoal_agent.peers.errors import PeerUnreachableError
+from shoal_contract import topics
+from shoal_contract.errors import ContractError
+from shoal_contract.messages import MAX_MESSAGE_BYTES, InferReply, TensorPart
+
+MAX_TENSOR_BYTES: Final = MAX_MESSAGE_BYTES - 8 * 1024
+"""In one message; names and shapes take the rest."""
+
+
+def as_parts(tensors: Mapping[str, Tensor]) -> list[TensorPart]:
+    """Tensors by name as they travel."""
+    return [
+        TensorPart(name, tensor.dtype, list(tensor.shape), bytes(tensor.data))
+        for name, tensor in tensors.items()
+    ]
+
+
+def as_tensors(parts: Sequence[TensorPart]) -> dict[str, Tensor]:
+    """Tensors by name that have travelled.
+
+    Raises:
+        BadInputError: one is none, or two have one name.
+    """
+    tensors = {part.name: Tensor.of(part.dtype, part.shape, part.data) for part in parts}
+    if len(tensors) != len(parts):
+        raise BadInputError("two tensors have one name")
+    return tensors
+
+
+def answers_in(reply: InferReply, *, items: int) -> Served | None:
+    """What a reply says was served; None for a refusal with its reason.
+
+    Raises:
+        PeerUnreachableError: it is neither.
+    """
+    if reply.reason and not reply.answers:
+        return None
+    try:
+        topics.check_node_id(reply.by)
+    except ContractError as exc:
+        raise PeerUnreachableError(f"a reply by nobody: {exc}") from exc
+    if len(reply.answers) != items:
+        raise PeerUnreachableError(f"{len(reply.answers)} answers to {items} items")
+    return Served(reply.answers, reply.release, reply.by)
+
+
+def tensors_in(reply: InferReply, *, wanted: frozenset[str]) -> Inferred | None:
+    """What a reply says was made of tensors; None for a refusal with its reason.
+
+    Raises:
+        PeerUnreachableError: it is neither.
+    """
+    if reply.reason and not reply.tensors:
+        return None
+    try:
+        topics.check_node_id(reply.by)
+        outputs = as_tensors(reply.tensors)
+    except (ContractError, BadInputError) as exc:
+        raise PeerUnreachableError(f"a reply that cannot be: {exc}") from exc
+    if not outputs or (wanted and outputs.keys() != wanted):
+        raise PeerUnreachableError(f"outputs {sorted(outputs)} for {sorted(wanted) or 'all'}")
+    return Inferred(outputs, reply.release, reply.by)
