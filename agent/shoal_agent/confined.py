@@ -29,7 +29,8 @@ def confine(parent: int, *, memory_bytes: int) -> None:
     _limit(resource.RLIMIT_AS, memory_bytes)
     _limit(resource.RLIMIT_FSIZE, 0)
     _limit(resource.RLIMIT_CORE, 0)
-    os.nice(_NICER)
+    with contextlib.suppress(OSError):  # a unit may forbid it
+        os.nice(_NICER)
     # Before numpy is imported: its BLAS starts a thread a core, for matrices we do not multiply.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
 

@@ -254,7 +254,7 @@ async def start_rollout(parts: Parts, new: NewRollout) -> Answer:
         overdue_s=new.overdue_s,
         hold_on_any=new.hold_on_any,
     )
-    rollout = await parts.rollouts.start(release, new.group, options)
+    rollout = await parts.roll_out(release, new.group, options)
     return await parts.rollout_views.get(rollout)
 
 

@@ -266,7 +266,7 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
         mandates=mandates,
         policies=policies,
         pipelines=pipelines,
-        pipeline_check=PipelineCheck(releases, wanted),
+        pipeline_check=PipelineCheck(pipelines, releases, wanted),
         update_costs=UpdateCosts(registry=registry, releases=releases, deltas=deltas),
         distribution=Distribution(state_dir, session, topics),
         identity=identity,

@@ -28,6 +28,7 @@ from shoal_fleet.readings import Readings
 from shoal_fleet.receipts import Receipts
 from shoal_fleet.registry import Node, Registry
 from shoal_fleet.releases import Release, Releases
+from shoal_fleet.rollout_state import Options
 from shoal_fleet.rollout_views import RolloutViews
 from shoal_fleet.rollouts import Rollouts
 from shoal_fleet.selection import GROUP_LABEL, belongs, parse_group
@@ -179,6 +180,18 @@ class Controller:
             }
         return view
 
+    async def roll_out(self, release: Release, group: str, options: Options) -> int:
+        """Begin a rollout; its id.
+
+        Raises:
+            RequestError: nobody is in the group, or a pipeline there could not read the release.
+            ConflictError: another rollout of this model is open.
+        """
+        wanted = parse_group(group)
+        members = [node for node in self.registry.nodes.values() if belongs(node.labels, wanted)]
+        await self.pipeline_check.check_release(release, members)
+        return await self.rollouts.start(release, group, options)
+
     async def set_pipelines(self, target: Target, tables: Sequence[Table]) -> list[str]:
         """Let the target's nodes run these, beside what they have; the nodes that are told.
 
@@ -244,6 +257,7 @@ class Controller:
         if release is not None and release.name != model:
             raise RequestError(f"{release.title} is not a release of {model}")
         if release is not None:
+            await self.pipeline_check.check_release(release, [node])
             # Told before the delta is built, which may take long, and looked at again behind it.
             async with self.rollouts.unclaimed(name, model):
                 pass

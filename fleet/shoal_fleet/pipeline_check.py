@@ -14,6 +14,7 @@ from shoal_contract.fitting import fit
 from shoal_contract.pipelines import PipelineTable
 from shoal_contract.release import ReleaseSpec
 from shoal_fleet.errors import RequestError
+from shoal_fleet.pipelines import Pipelines
 from shoal_fleet.registry import Node
 from shoal_fleet.releases import Release, Releases
 from shoal_fleet.wanted import WantedStates
@@ -22,7 +23,8 @@ from shoal_fleet.wanted import WantedStates
 class PipelineCheck:
     """Asks what is known of nodes and releases."""
 
-    def __init__(self, releases: Releases, wanted: WantedStates) -> None:
+    def __init__(self, book: Pipelines, releases: Releases, wanted: WantedStates) -> None:
+        self._book = book
         self._releases = releases
         self._wanted = wanted
 
@@ -47,6 +49,28 @@ class PipelineCheck:
                 except MisfitError as exc:
                     raise RequestError(f"pipeline {table.stream!r}: {exc}") from exc
         return parsed
+
+    async def check_release(self, release: Release, members: Sequence[Node]) -> None:
+        """Whether the fleet's pipelines on these nodes can read a release that is to come.
+
+        Raises:
+            RequestError: one cannot; the message names it and the node.
+        """
+        spec: ReleaseSpec | None = None
+        seen: list[dict[str, Any]] = []
+        for node in members:
+            for stream, table in self._book.of(node).items():
+                # Nodes of a group have the same ones.
+                if table.get("model") != release.name or table in seen:
+                    continue
+                seen.append(table)
+                spec = spec or await self._spec(release)
+                try:
+                    fit(pipelines.parse(table), spec)
+                except ContractError as exc:
+                    raise RequestError(
+                        f"pipeline {stream!r} of {node.name} cannot read it: {exc}"
+                    ) from exc
 
     async def _served(self, model: str, members: Sequence[Node]) -> list[Release]:
         """The releases of a model that these nodes are to run; where none is, the newest there is."""

@@ -248,6 +248,25 @@ colour = "rgb"
     assert "colour 'rgb' does not have the 1 channels of [1, 8, 8]" in error
 
 
+async def test_a_release_that_a_pipeline_there_could_not_read_is_not_rolled_out(site, write):
+    await site.nodes(2)
+    await shoal(site, "nodes", "label", "n0", "site=oslo")
+    # Nobody knows the model yet, so nothing speaks against it.
+    text = CLIMATE.replace('model = "climate"', 'model = "digits"')
+    assert (await shoal(site, "pipeline", "set", write(text), "--group", "site=oslo"))[0] == 0
+    added = await site.add_release(digits.release_dir(1))
+    says = (
+        "pipeline 'climate' of n0 cannot read it:"
+        " [pipeline.topic] encoding 'f32': digits@1.0.0 reads 'u5'"
+    )
+    started = await site.api.post("/api/rollouts", json={"release": added["id"]})
+    assert (started.status_code, started.json()["error"]) == (400, says)
+    wanted = await site.api.put("/api/nodes/n0/models/digits", json={"release": added["id"]})
+    assert (wanted.status_code, wanted.json()["error"]) == (400, says)
+    elsewhere = await site.api.put("/api/nodes/n1/models/digits", json={"release": added["id"]})
+    assert elsewhere.status_code == 200
+
+
 async def test_what_nodes_say_of_their_pipelines_is_listed(site, write):
     await site.nodes(1)
     state = PipelineState("climate", from_fleet=True, running=False, reason="no\x1b[31m release")

@@ -5,6 +5,7 @@ A process that dies or hangs is started anew, later each time; the pipelines bes
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
@@ -284,6 +285,9 @@ def _item(
 ) -> Item:
     assert fit.preparation is not None  # noqa: S101 - a picture's fit has one
     pipeline.stats.steps.add("decode", picture.decode_us)
+    # Since the file was written, or the camera's picture came: a clock that was set back makes it no less than 0.
+    age_us = time.time_ns() // 1000 - picture.taken_ms * 1000
+    pipeline.stats.steps.add("age", max(0, age_us))
     tensor = None if fit.tensor is None else (fit.tensor, fit.preparation.element, fit.shape)
     return Item(
         source=pipeline.config.stream[-SOURCE_LENGTH:],

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from typing import Final, Protocol
 
 import structlog
@@ -95,7 +96,9 @@ class TopicReader:
             # Into what it has to be converted, only the release says.
             self._pipeline.stats.waiting += 1
             raise NotNowError
+        started = time.perf_counter_ns()
         content = self._reader.item(payload, () if fit is None else fit.conversions)
+        self._pipeline.stats.steps.record("read", started)
         return Item(name.source, name.boot, name.seq, content, name.topic, name.matched)
 
 

@@ -98,6 +98,7 @@ async def test_a_camera_that_stands_still_is_opened_anew_and_says_so(
             assert server.connections >= 2
 
 
+@pytest.mark.slow
 async def test_a_camera_that_is_not_there_is_tried_again_and_its_password_is_not_told(
     broker, tmp_path, monkeypatch
 ):
@@ -153,3 +154,16 @@ async def test_a_camera_is_read_over_rtsp_by_name_and_password(broker, video, tm
         async with pipelined(broker, tmp_path, camera, specs=SPECS) as made:
             await until(lambda: any(is_like(i, BLUE) for i in made.router.asked), timeout_s=15)
         assert {"DESCRIBE", "SETUP", "PLAY"} <= set(server.asked)
+
+
+@pytest.mark.slow
+async def test_a_stream_of_noise_ends_in_a_reason_and_nothing_else(broker, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "FIRST_RESTART_S", 0.05)
+    noise = np.random.default_rng(1).bytes(1 << 20)
+    async with VideoServer.open(noise, 0.5) as server:
+        url = f"tcp://127.0.0.1:{server.port}"
+        camera = table(url, stall_s=1.0, open_timeout_s=1.0)
+        async with pipelined(broker, tmp_path, camera, specs=SPECS) as made:
+            await until(lambda: made.pipelines[0].stats.source_restarts >= 1, timeout_s=15)
+            assert made.reason("door")
+            assert made.router.asked == []

@@ -2,15 +2,20 @@
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import signal
 import struct
+import tempfile
+import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from tests.shoal_agent.until import until
 from tests.support import picture_releases
@@ -21,6 +26,7 @@ from shoal_agent.inference.errors import NobodyServesError
 from shoal_agent.inference.tensors import Tensor
 from shoal_agent.pipelines import picture_pipe as pipe
 from shoal_agent.pipelines.decoder import Decoder
+from shoal_agent.pipelines.images_child import Reader
 from shoal_agent.pipelines.ledger import Ledger
 from shoal_agent.pipelines.pictures import FolderReader
 from shoal_broker.server import Broker, BrokerConfig
@@ -86,7 +92,7 @@ async def test_every_new_file_of_a_folder_becomes_a_reading_and_a_verdict(broker
         assert np.frombuffer(first, np.uint8).reshape(3, 4, 4)[:, 0, 0].tolist() == list(RED)
         assert set(second) == {0}
         steps = dict(made.pipelines[0].stats.steps.quantiles(0.5))
-        assert set(steps) == {"decode", "model", "reading", "publish", "whole"}
+        assert set(steps) == {"decode", "age", "model", "reading", "publish", "whole"}
         assert made.reason("parts") == ""
 
 
@@ -284,7 +290,7 @@ async def test_a_folder_that_cannot_be_read_says_so_and_is_tried_again(broker, t
 
 def opening(path: Path, **changes) -> pipe.OpenFolder:
     values = {
-        "path": str(path), "formats": ["png"], "poll_s": 0.02, "max_file_bytes": 1 << 20,
+        "path": str(path), "formats": ["png"], "poll_s": 0.005, "max_file_bytes": 1 << 20,
         "max_pixels": 1 << 20, "memory_bytes": 1 << 30, "known": {},
     }  # fmt: skip
     return pipe.OpenFolder(**values | changes)
@@ -304,6 +310,48 @@ async def test_a_process_takes_no_more_memory_than_it_may(spool):
         found = await decoder.ask(pipe.Look(5.0), timeout_s=10)
         answer = await decoder.ask(pipe.Decode(found.name, found.stamp, PREPARATION), timeout_s=10)
         assert answer == pipe.Unusable("it takes more memory than it may")
+
+
+@pytest.fixture(scope="module")
+def seeds() -> dict[str, bytes]:
+    """A small picture in each format that is read."""
+    pixels = np.random.default_rng(3).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    found = {}
+    for form in ("jpeg", "png", "webp", "bmp"):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, form)
+        found[form] = file.getvalue()
+    return found
+
+
+@given(
+    form=st.sampled_from(["jpeg", "png", "webp", "bmp"]),
+    changes=st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=12),
+    kept=st.floats(0.01, 1.0),
+)
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+def test_a_damaged_picture_is_a_picture_or_unusable_and_nothing_else(seeds, form, changes, kept):
+    data = bytearray(seeds[form])
+    for place, value in changes:
+        data[place % len(data)] = value
+    data = data[: max(1, int(len(data) * kept))]
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        limit = Image.MAX_IMAGE_PIXELS
+        try:
+            path = Path(folder) / f"a.{form}"
+            path.write_bytes(data)
+            reader = Reader(opening(Path(folder), formats=[form], max_pixels=1 << 16))
+            found = reader(pipe.Look(5.0))
+            assert isinstance(found, pipe.Found)
+            answer = reader(pipe.Decode(found.name, found.stamp, PREPARATION))
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    assert isinstance(answer, (pipe.Picture, pipe.Unusable))
+    if isinstance(answer, pipe.Picture):
+        assert len(answer.data) == 48
+    else:
+        assert "\n" not in answer.reason
+        assert 0 < len(answer.reason) <= 300
 
 
 async def test_the_ledger_gives_a_changed_file_a_new_number(tmp_path):

@@ -128,7 +128,7 @@ async def test_steps_are_timed(broker, tmp_path):
         await made.heard(2)
         await until(lambda: made.pipelines[0].stats.served == 1, timeout_s=5)
         steps = dict(made.pipelines[0].stats.steps.quantiles(0.5))
-        assert set(steps) == {"model", "reading", "publish", "whole"}
+        assert set(steps) == {"read", "model", "reading", "publish", "whole"}
         assert steps["whole"] >= steps["model"]
 
 
