@@ -144,6 +144,8 @@ def _fill(
             position += len(chunk)
             if progress is not None:
                 progress(position, header.new_size)
+            # The name would keep it while the next segment is made.
+            del chunk
         _check_crc32(entry, crc32)
     if not _is_wanted(header, digest.digest()) and skip:
         # What was there had the right checksums and the wrong bytes: trust nothing of it.

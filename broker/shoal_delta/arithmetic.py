@@ -20,7 +20,8 @@ Updates = npt.NDArray[np.int16]
 UPDATE_BITS = 8
 
 _BLOCK = 1 << 14
-_LEVELS = 256
+_LEVEL_BITS = 8
+_LEVELS = 1 << _LEVEL_BITS
 # Scales further apart than this are not the same channel any more, and 64 bits would not do.
 MAX_SHIFT = 15
 # The same for 32-bit integers.
@@ -103,26 +104,34 @@ def rescaled(
         multiplier = multiplier << UPDATE_BITS
     weight = np.empty(old.size, dtype=np.uint8)
     fraction = np.empty(old.size, dtype=np.uint8)
+    low, high = (-128, 127) if is_signed else (0, 255)
+
+    def limited(whole: Integers) -> Bytes:
+        return np.clip(whole + zero_points[1], low, high).astype(np.uint8)
+
     # So many weights a channel that it is cheaper to rescale every level once.
-    table = None
+    wholes = weights = fractions = None
     if multiplier.size * _LEVELS < old.size:
-        table = _level_tables(multiplier, divisor, zero_points[0], is_signed=is_signed)
+        wholes, fractions = _level_tables(multiplier, divisor, zero_points[0], is_signed=is_signed)
+        weights = limited(wholes)
     for start in range(0, old.size, _BLOCK):
         block = old[start : start + _BLOCK]
-        element = np.arange(first + start, first + start + block.size, dtype=np.int64)
-        channel = (element // inner) % multiplier.size
+        channel = _channels(first + start, block.size, inner, multiplier.size)
         here = slice(start, start + block.size)
-        if table is not None:
-            whole, eighths = table[0][channel, block], table[1][channel, block]
-        else:
-            whole, eighths = _quotient(
+        if wholes is None or weights is None or fractions is None:
+            whole, fraction[here] = _quotient(
                 block, multiplier[channel], divisor[channel], zero_points[0], is_signed=is_signed
             )
+        else:
+            level = (channel << _LEVEL_BITS) + block
+            if update is None:
+                np.take(weights, level, out=weight[here], mode="clip")
+                np.take(fractions, level, out=fraction[here], mode="clip")
+                continue
+            whole = np.take(wholes, level)
         if update is not None:
-            whole, eighths = rounded(whole, update[here])
-        low, high = (-128, 127) if is_signed else (0, 255)
-        weight[here] = np.clip(whole + zero_points[1], low, high).astype(np.uint8)
-        fraction[here] = eighths
+            whole, fraction[here] = rounded(whole, update[here])
+        weight[here] = limited(whole)
     return weight, fraction
 
 
@@ -131,6 +140,15 @@ def rounded(whole: Integers, update: Updates) -> tuple[Integers, Bytes]:
     half_up = whole + update + (1 << UPDATE_BITS - 1)
     part = (half_up & (1 << UPDATE_BITS) - 1) >> UPDATE_BITS - 3
     return half_up >> UPDATE_BITS, part.astype(np.uint8)
+
+
+def _channels(first: int, count: int, inner: int, channels: int) -> Integers:
+    """The channel of each of `count` elements from `first` on."""
+    begin, end = first // inner, (first + count - 1) // inner + 1
+    lengths = np.full(end - begin, inner, dtype=np.int64)
+    lengths[0] -= first - begin * inner
+    lengths[-1] -= end * inner - first - count
+    return np.repeat(np.arange(begin, end, dtype=np.int64) % channels, lengths)
 
 
 def _level_tables(
@@ -164,9 +182,8 @@ def magnitude_classes(old: Bytes, zero_point: int, *, is_signed: bool) -> Bytes:
     """How far each weight is from its zero point: 0, 1 (up to 3), 2 (up to 15) or 3."""
     levels = np.arange(_LEVELS, dtype=np.uint8)
     values = (levels.view(np.int8) if is_signed else levels).astype(np.int64)
-    return np.searchsorted((1, 4, 16), np.abs(values - zero_point), side="right").astype(np.uint8)[
-        old
-    ]
+    classes = np.searchsorted((1, 4, 16), np.abs(values - zero_point), side="right")
+    return as_bytes(old.tobytes().translate(classes.astype(np.uint8).tobytes()))
 
 
 def rescaled_integers(old: bytes, ratios: Ratios, first: int, inner: int) -> bytes:
@@ -176,8 +193,7 @@ def rescaled_integers(old: bytes, ratios: Ratios, first: int, inner: int) -> byt
     multiplier, divisor = ratios
     for start in range(0, values.size, _BLOCK):
         block = values[start : start + _BLOCK]
-        element = np.arange(first + start, first + start + block.size, dtype=np.int64)
-        channel = (element // inner) % multiplier.size
+        channel = _channels(first + start, block.size, inner, multiplier.size)
         m, d = multiplier[channel], divisor[channel]
         out[start : start + block.size] = (2 * block * m + d) // (2 * d) & 0xFFFFFFFF
     return out.tobytes()

@@ -55,12 +55,13 @@ def _predicted(
         if update is not None:
             return added(old, update)
         return old, np.full(old.size, _EXACT, dtype=np.uint8)
+    ratios, first = channel_ratios(channels, old.size, read, block, MAX_SHIFT)
     return rescaled(
         old,
         is_signed=operation.kind in _SIGNED,
         zero_points=(channels.old_zero_point, channels.new_zero_point),
-        ratios=channel_ratios(channels, read, block, MAX_SHIFT),
-        first=channels.first,
+        ratios=ratios,
+        first=first,
         inner=channels.inner,
         update=update,
     )
@@ -90,7 +91,8 @@ def residual_contexts(plan: Sequence[Operation], sides: Sequence[Bytes]) -> Cont
         for operation, side in zip(plan, sides, strict=True)
     ]
     return Contexts(
-        (np.concatenate(sides),),
+        # Most segments of a large model hold one matrix: no copy.
+        (sides[0] if len(sides) == 1 else np.concatenate(sides),),
         is_signed=True,
         matrices=tuple((operation.size, operation.columns) for operation in plan),
         expected=np.concatenate(centres),
@@ -170,12 +172,30 @@ def _update(operation: Operation, block: bytes | bytearray) -> Updates | None:
 
 
 def channel_ratios(
-    channels: Scaling | Gains, read: Reader, block: bytes | bytearray, max_shift: int
-) -> Ratios:
-    """By how much each channel's numbers grow."""
+    channels: Scaling | Gains,
+    elements: int,
+    read: Reader,
+    block: bytes | bytearray,
+    max_shift: int,
+) -> tuple[Ratios, int]:
+    """By how much the numbers of each channel grow, and where in the first one the elements begin.
+
+    Only of the channels that so many elements belong to, from that of the first one on.
+    """
+    begin, end = channels.first // channels.inner, channels.first + elements - 1
+    count = min(end // channels.inner + 1 - begin, channels.channels)
+    begin %= channels.channels
+    until_last = min(count, channels.channels - begin)
+
+    def those(source: Reader, at: int, width: int) -> bytes:
+        head = source(at + width * begin, width * until_last)
+        return head + source(at, width * (count - until_last))
+
+    def from_block(at: int, size: int) -> bytes:
+        return bytes(block[at : at + size])
+
+    first = channels.first % channels.inner
     if isinstance(channels, Gains):
-        codes = bytes(block[channels.codes : channels.codes + channels.channels])
-        return gain_ratios(codes, channels.bits)
-    size = 4 * channels.channels
-    new = bytes(block[channels.new_scales : channels.new_scales + size])
-    return scale_ratios(read(channels.old_scales, size), new, max_shift)
+        return gain_ratios(those(from_block, channels.codes, 1), channels.bits), first
+    old = those(read, channels.old_scales, 4)
+    return scale_ratios(old, those(from_block, channels.new_scales, 4), max_shift), first

@@ -85,17 +85,17 @@ def _segmented(header: Header, delta: Reader, old: Reader, skip: int) -> Decoded
         if index >= skip and entry.copy_from is not None:
             yield entry, _copied(entry.copy_from, entry.size, old)
         elif index >= skip:
-            content = segment.decode(
-                delta(coded_at, entry.coded_size),
-                start,
-                entry.size,
-                read=base,
-                old_size=seen.end,
-                block=block,
-            )
-            yield entry, iter((content,))
+            coded = delta(coded_at, entry.coded_size)
+            yield entry, _decoded(coded, start, entry.size, base, seen.end, block)
         coded_at += entry.coded_size
         start += entry.size
+
+
+def _decoded(
+    coded: bytes, start: int, size: int, read: Reader, old_size: int, block: bytes
+) -> Iterator[bytes]:
+    # In a generator of its own, so that nothing holds the segment while the next one is made.
+    yield segment.decode(coded, start, size, read=read, old_size=old_size, block=block)
 
 
 def _copied(source: int, size: int, old: Reader) -> Iterator[bytes]:

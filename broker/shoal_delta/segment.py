@@ -172,22 +172,26 @@ def decode(
         taken[stream] = at + count
         return known.streams[stream][at : at + count]
 
-    out = bytearray()
+    pieces: list[bytes] = []
+    # What the global block's own operations find in it.
+    so_far = bytearray()
     bits = known.streams.get(Stream.BITS, as_bytes(b""))
     for index, operation in enumerate(plan):
         parts = [take(stream, count) for stream, count in streams_of(operation).items()]
         if operation.kind in _RESIDUAL:
-            out += (known.expected(index)[0] + parts[0]).tobytes()
+            pieces.append((known.expected(index)[0] + parts[0]).tobytes())
         elif operation.kind is Kind.STEPPED32:
             numbers = expected_floats(operation, read, block)
             numbers, used = float_steps.decode(numbers, parts[0], bits, operation.cell)
-            out += numbers.tobytes()
+            pieces.append(numbers.tobytes())
             bits = bits[used:]
         else:
-            out += _made(operation, parts, read, out if is_global else block)
+            pieces.append(_made(operation, parts, read, so_far if is_global else block))
+        if is_global:
+            so_far += pieces[-1]
     if bits.size:
         raise CorruptDeltaError("a segment has more bits of numbers than its numbers need")
-    return bytes(out)
+    return b"".join(pieces)
 
 
 @dataclass(slots=True)
@@ -315,8 +319,9 @@ def _base(operation: Operation, read: Reader, block: bytes | bytearray) -> bytes
     old, scaling = read(operation.source, operation.size), operation.scaling
     if scaling is None:
         return old
-    ratios = channel_ratios(scaling, read, block, MAX_INTEGER_SHIFT)
-    return rescaled_integers(old, ratios, scaling.first, scaling.inner)
+    elements = operation.size // WIDTH[operation.kind]
+    ratios, first = channel_ratios(scaling, elements, read, block, MAX_INTEGER_SHIFT)
+    return rescaled_integers(old, ratios, first, scaling.inner)
 
 
 def _no_old_file(_offset: int, _size: int) -> bytes:

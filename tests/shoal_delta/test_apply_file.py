@@ -1,10 +1,12 @@
 import errno
 import fcntl
+import hashlib
 import os
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -12,7 +14,10 @@ import pytest
 from tests.shoal_delta.onnx_files import network
 
 import shoal_delta
-from shoal_delta import CorruptDeltaError, StorageError, WrongBaseError
+from shoal_delta import CorruptDeltaError, StorageError, WrongBaseError, segment
+from shoal_delta.container import Layout, Segment, encode_header
+from shoal_delta.decoding import reader_of
+from shoal_delta.operations import Kind, Operation
 
 MIB = 1 << 20
 
@@ -292,6 +297,40 @@ def test_a_disk_that_fails_at_the_end_leaves_no_new_file(files, large, monkeypat
     assert paths[0].read_bytes() == old
     shoal_delta.apply_file(*paths)
     assert paths[2].read_bytes() == new
+
+
+def subtracted(old: bytes, new: bytes) -> bytes:
+    """The delta of two files of whole mebibytes: a segment for each, quickly packed."""
+    bodies, entries = [], []
+    for start in range(0, len(new), MIB):
+        piece = new[start : start + MIB]
+        plan = [Operation(Kind.SUBTRACT, MIB, start)]
+        bodies.append(segment.encode(plan, piece, start, read=reader_of(old), is_quick=True))
+        entries.append(Segment(MIB, zlib.crc32(piece), len(bodies[-1])))
+    header = encode_header(
+        Layout.SEGMENTED,
+        sizes=(len(old), len(new)),
+        sha256=(hashlib.sha256(old).digest(), hashlib.sha256(new).digest()),
+        segments=entries,
+    )
+    return header + b"".join(bodies)
+
+
+def test_applying_takes_no_more_memory_for_more_segments(files):
+    peaks = []
+    for size in (2 * MIB, 9 * MIB):
+        old = np.random.default_rng(3).bytes(size)
+        new = bytearray(old)
+        new[::500] = bytes(len(new[::500]))
+        paths = files(old, subtracted(old, bytes(new)))
+        tracemalloc.start()
+        shoal_delta.apply_file(*paths)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        paths[2].unlink()
+    assert peaks[1] < 1.02 * peaks[0]
+    # Seven megabyte arrays while a segment is made, and nothing of the last one.
+    assert peaks[1] < 7.5 * MIB
 
 
 def test_apply_needs_little_memory_beyond_the_interpreter(files):
