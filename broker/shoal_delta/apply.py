@@ -18,7 +18,7 @@ from pathlib import Path
 
 from shoal_delta.coders import Reader
 from shoal_delta.container import DEFAULT_MAX_OUTPUT_BYTES, Header, Segment
-from shoal_delta.decoding import decode_body, read_header, reader_of
+from shoal_delta.decoding import check_work, decode_body, read_header, reader_of
 from shoal_delta.durable import fsync_directory
 from shoal_delta.errors import CorruptDeltaError, LimitError, StorageError, WrongBaseError
 
@@ -33,6 +33,7 @@ def apply(old: bytes, delta: bytes, *, max_output_bytes: int = DEFAULT_MAX_OUTPU
     header = read_header(reader_of(delta), len(delta), max_output_bytes)
     if len(old) != header.old_size or not _is_base(header, hashlib.sha256(old).digest()):
         raise WrongBaseError("the old file is not the one this delta was made from")
+    check_work(header, reader_of(delta), reader_of(old))
     out = bytearray()
     for entry, chunks in decode_body(header, reader_of(delta), reader_of(old)):
         crc32 = 0
@@ -60,7 +61,8 @@ def apply_file(
     Raises:
         WrongBaseError: the old file is not the delta's base; nothing was written.
         CorruptDeltaError: the delta is damaged; no NEW, no NEW.part.
-        LimitError: it would make more than `max_output_bytes`, or more than is plausible.
+        LimitError: it would make more than `max_output_bytes`, or more than is plausible, or take
+            too long.
         StorageError: a file cannot be read or written, the disk is full, or another apply is at
             work on the same NEW; NEW.part stays for the next attempt.
     """
@@ -75,6 +77,7 @@ def apply_file(
                 raise WrongBaseError(f"{os.fspath(old_path)} is not what this delta was made from")
             if new.exists() and (new.samefile(old_path) or new.samefile(delta_path)):
                 raise StorageError(f"{new} is the old file or the delta: choose another name")
+            check_work(header, delta, old)
             target = _open_part(stack, part, header.new_size)
             try:
                 _fill(target, header, delta, old, progress)

@@ -20,6 +20,7 @@ from shoal_delta.container import (
 from shoal_delta.errors import CorruptDeltaError
 from shoal_delta.views import Views
 from shoal_delta.wire import Cursor
+from shoal_delta.work import Work
 
 _CHUNK_BYTES = 1 << 20
 
@@ -43,6 +44,37 @@ def read_header(delta: Reader, delta_size: int, max_output_bytes: int) -> Header
     front = delta(0, front_size(delta_size))
     front = delta(0, min(header_size(front), delta_size))
     return decode_header(front, delta_size=delta_size, max_output_bytes=max_output_bytes)
+
+
+def check_work(header: Header, delta: Reader, old: Reader) -> int:
+    """How much work it is to apply the delta, in units of `work`. A solid one has no limit but its size.
+
+    Raises:
+        LimitError: it is too much. Nothing was unpacked but operations and entropy coders' models.
+        CorruptDeltaError: a segment is damaged.
+    """
+    work = Work(header.new_size)
+    if header.layout is Layout.SOLID:
+        return work.units
+    seen, block = global_segment(header, delta)
+    base = seen.reader(old)
+
+    def add(coded: bytes, start: int, size: int, block_size: int | None) -> None:
+        plan, packed = segment.opened(coded, start, size, seen.end, block_size, work)
+        work.add_operations(plan, header.old_size)
+        for stream, (stream_size, content) in packed.items():
+            taken = [segment.streams_of(operation).get(stream, 0) for operation in plan]
+            work.add_stream(content, stream_size, [count for count in taken if count], base)
+
+    if header.global_size:
+        add(block, 0, header.global_size, None)
+    coded_at, start = header.body_at + header.global_coded_size, 0
+    for entry in header.segments:
+        if entry.copy_from is None:
+            add(delta(coded_at, entry.coded_size), start, entry.size, header.global_size)
+        coded_at += entry.coded_size
+        start += entry.size
+    return work.units
 
 
 def decode_body(header: Header, delta: Reader, old: Reader, *, skip: int = 0) -> Decoded:

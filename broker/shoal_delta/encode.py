@@ -18,12 +18,13 @@ import zstandard
 from shoal_delta import segment, solid, views
 from shoal_delta.apply import Progress, apply
 from shoal_delta.container import Layout, Segment, encode_header
-from shoal_delta.decoding import reader_of
-from shoal_delta.errors import DeltaError, EncodeError
+from shoal_delta.decoding import check_work, read_header, reader_of
+from shoal_delta.errors import DeltaError, EncodeError, LimitError
 from shoal_delta.estimate import promising
 from shoal_delta.model_plan import model_plan
 from shoal_delta.operations import WIDTH, Kind, Operation
 from shoal_delta.plan import SLOW_CODER_BYTES, Plan, generic_plans
+from shoal_delta.work import Work
 
 Profile = Literal["fast", "small"]
 """What matters: "fast" to make and to apply, resumed at every segment; or "small"."""
@@ -121,8 +122,11 @@ class _Encoder:
             plans += generic_plans(self._old, self._new)
         is_tried = self._is_small and len(self._new) <= _TRY_ALL_BYTES
         count = _TRIED if is_tried else 1
-        plans = promising(plans, self._old, self._new, count)
-        segmented = min((self._packed(plan) for plan in plans), key=len)
+        most = Work(len(self._new)).limit
+        plans = [plan for plan in plans if len(plan.operations) < most]
+        plans = promising(plans or [self._plain()], self._old, self._new, count)
+        packed = [delta for plan in plans if self._is_in_time(delta := self._packed(plan))]
+        segmented = min(packed, key=len) if packed else self._packed(self._plain())
         if not self._is_small or not self._may_hang_together(len(segmented)):
             return segmented
         solids = [
@@ -150,7 +154,28 @@ class _Encoder:
         quick = zstandard.ZstdCompressor(compression_params=parameters).compress(self._new)
         return 2 * best < len(quick)
 
+    def _plain(self) -> Plan:
+        """What is never too much work."""
+        return Plan((Operation(Kind.LITERAL, len(self._new)),), lambda _start, _size: ())
+
+    def _is_in_time(self, delta: bytes) -> bool:
+        """Whether a reader accepts it: boards are not to work on one for minutes."""
+        read = reader_of(delta)
+        try:
+            check_work(read_header(read, len(delta), len(self._new)), read, reader_of(self._old))
+        except LimitError:
+            return False
+        return True
+
     def _packed(self, plan: Plan, *, is_quick: bool = False) -> bytes:
+        """The segmented delta of a plan; without the slow coders when they would be too slow."""
+        is_slow = self._is_slow_allowed and not is_quick
+        delta = self._packed_once(plan, is_quick=is_quick, is_slow=is_slow)
+        if is_slow and not self._is_in_time(delta):
+            delta = self._packed_once(plan, is_quick=is_quick, is_slow=False)
+        return delta
+
+    def _packed_once(self, plan: Plan, *, is_quick: bool, is_slow: bool) -> bytes:
         read = plan.views.reader(reader_of(self._old))
         cuts = list(_cut(plan.operations, len(self._old)))
         done = 0
@@ -166,8 +191,8 @@ class _Encoder:
                 block=plan.block,
                 dictionary=plan.dictionary(cut.start, cut.size),
                 is_quick=is_quick,
-                prime=plan.prime if self._is_small else (),
-                is_slow_allowed=self._is_slow_allowed,
+                prime=plan.prime if is_slow else (),
+                is_slow_allowed=is_slow,
             )
 
         block = b""

@@ -16,13 +16,20 @@ import numpy.typing as npt
 from shoal_delta.arithmetic import Bytes
 from shoal_delta.coders import Reader, mode_name
 from shoal_delta.container import DEFAULT_MAX_OUTPUT_BYTES, VERSION, Header, Layout, Segment
-from shoal_delta.decoding import decode_global_block, global_segment, read_header, reader_of
+from shoal_delta.decoding import (
+    check_work,
+    decode_global_block,
+    global_segment,
+    read_header,
+    reader_of,
+)
 from shoal_delta.errors import WrongBaseError
 from shoal_delta.onnx_wire import Tensor, walk
 from shoal_delta.operations import FROM_OLD, WIDTH, Kind, Operation
 from shoal_delta.segment import Known, Stream, opened, streams_of
 from shoal_delta.solid import opened as opened_solid
 from shoal_delta.views import Views
+from shoal_delta.work import Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,8 @@ def inspect(
     header = read_header(read, len(delta), max_output_bytes)
     if old is not None and not hashlib.sha256(old).digest().startswith(header.old_digest):
         raise WrongBaseError("the old file is not the one this delta was made from")
+    if old is not None:
+        check_work(header, read, reader_of(old))
     model = walk(old) if old is not None else None
     seen, coded = global_segment(header, read)
     shares = _Shares(
@@ -100,6 +109,7 @@ def inspect(
         seen,
         seen.reader(reader_of(old)) if old is not None else None,
         decode_global_block(header, read, reader_of(old))[0] if old is not None else b"",
+        Work(header.new_size),
     )
     at = header.body_at
     if header.global_size:
@@ -144,6 +154,8 @@ class _Shares:
     views: Views
     read_old: Reader | None
     block: bytes
+    work: Work
+    """Without the old file it is not known before."""
     _modes: dict[str, list[str]] = field(default_factory=dict)
     _sizes: dict[str, int] = field(default_factory=dict)
     _coded: dict[str, float] = field(default_factory=dict)
@@ -167,7 +179,9 @@ class _Shares:
         *,
         is_global: bool = False,
     ) -> tuple[StreamInfo, ...]:
-        plan, packed = opened(data, start, entry.size, self.views.end, global_size)
+        plan, packed = opened(data, start, entry.size, self.views.end, global_size, self.work)
+        if self.read_old is None:
+            self.work.add_operations(plan, self.views.old_size)
         left = len(data) - sum(len(content) for _, content in packed.values())
         costs = [left / len(plan)] * len(plan)
         taken = dict.fromkeys(Stream, 0)

@@ -24,7 +24,8 @@ MAX_ROWS = 1 << 24
 # Rank times columns: what is unpacked to eight bytes each while a segment is made.
 MAX_RIGHT = 1 << 18
 _MAX_UPDATE = (1 << 15) - 1
-_BLOCK = 1 << 16
+# Of larger products a BLAS makes threads, which wait longer than they work.
+_BLOCK = 1 << 14
 _DIRECTION_STEPS = (2, 4, 7, 10, 14, 19, 25)
 # By the bits of an update, so that no array of wide integers is made.
 _UPDATE_CLASSES = np.searchsorted(

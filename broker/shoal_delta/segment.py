@@ -38,6 +38,7 @@ from shoal_delta.contexts import (
 from shoal_delta.errors import CorruptDeltaError
 from shoal_delta.operations import GAINED, WIDTH, Kind, Operation
 from shoal_delta.wire import Cursor
+from shoal_delta.work import Work
 
 
 class Stream(IntEnum):
@@ -254,14 +255,23 @@ class Known:
 
 
 def opened(
-    data: bytes, start: int, size: int, old_size: int, block_size: int | None
+    data: bytes,
+    start: int,
+    size: int,
+    old_size: int,
+    block_size: int | None,
+    work: Work | None = None,
 ) -> tuple[list[Operation], dict[Stream, tuple[int, bytes]]]:
     """A segment's operations, and its other streams still packed: (size unpacked, packed bytes).
 
-    Every size is checked against what the operations need, before anything is unpacked to it.
+    Every size is checked against what the operations need, before anything is unpacked to it. To
+    `work` is added what it takes to unpack the operations, before that is done.
     """
     cursor = Cursor(data)
     raw_size, content = framing.operations_in(cursor, operations.MAX_OPERATIONS_BYTES)
+    if work is not None:
+        work.add_segment()
+        work.add_stream(content, raw_size, (), _no_old_file)
     raw = unpack(content, raw_size, _no_old_file)
     plan = operations.decode(raw, start, size, old_size, block_size)
     wanted: dict[Stream, int] = {}

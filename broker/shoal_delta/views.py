@@ -7,6 +7,7 @@ on it. Offsets of views are known from their table alone; what they show is gath
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +36,8 @@ _BLOCK_CELLS = 1 << 16
 # A gather reads at most this many times the bytes it wants, and a page.
 _MAX_SPARSENESS = 64
 _PAGE_BYTES = 4096
+# So few cells that lie far apart are read one by one.
+_FEW_CELLS = 16
 _MAX_ADDRESS = 1 << 50
 
 
@@ -78,6 +81,9 @@ class View:
         )
 
 
+_Steps = list[tuple[int | AxisMap, int]]
+
+
 @dataclass(frozen=True)
 class Views:
     """All the views of a delta, one after the other behind the old file."""
@@ -104,10 +110,12 @@ class Views:
             if offset + size <= self.old_size:
                 return old(offset, size)
             pieces = [old(offset, self.old_size - offset)] if offset < self.old_size else []
-            for index, (start, end) in enumerate(pairwise(self.starts)):
-                first, last = max(offset, start) - start, min(offset + size, end) - start
-                if first < last:
-                    pieces.append(_shown(self.views[index], first, last, old))
+            index = max(0, bisect_right(self.starts, offset) - 1)
+            while index < len(self.views) and (start := self.starts[index]) < offset + size:
+                first, last = max(offset, start) - start, offset + size - start
+                view = self.views[index]
+                pieces.append(_shown(view, first, min(last, view.size), old))
+                index += 1
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
         return read
@@ -124,28 +132,49 @@ def _shown(view: View, first: int, last: int, old: Reader) -> bytes:
     """The bytes `first` to `last` of a view."""
     steps = _steps(view)
     from_cell, to_cell = first // view.cell, -(-last // view.cell)
+    if view.cell >= _PAGE_BYTES:
+        return _parts(view, steps, first, last, old)
     pieces = []
     for start in range(from_cell, to_cell, _BLOCK_CELLS):
         cells = np.arange(start, min(start + _BLOCK_CELLS, to_cell), dtype=np.int64)
-        offsets, is_fresh = np.zeros_like(cells), np.zeros(cells.size, dtype=np.bool_)
-        for axis, stride in steps:
-            if isinstance(axis, int):
-                cells, position = np.divmod(cells, axis)
-                offsets += position * stride
-            else:
-                cells, position = np.divmod(cells, axis.indices.size)
-                index = axis.indices[position]
-                is_fresh |= index < 0
-                offsets += index.astype(np.int64) * stride
-        offsets[is_fresh] = _FRESH
-        pieces.append(_gathered(view, offsets, old).tobytes())
+        pieces.append(_gathered(view, _offsets(steps, cells), old).tobytes())
     skip = first - from_cell * view.cell
     return b"".join(pieces)[skip : skip + last - first]
 
 
-def _steps(view: View) -> list[tuple[int | AxisMap, int]]:
+def _parts(view: View, steps: _Steps, first: int, last: int, old: Reader) -> bytes:
+    """The same of large cells: of the first and the last one only what is asked for is read."""
+    cells = np.arange(first // view.cell, -(-last // view.cell), dtype=np.int64)
+    pieces = []
+    for cell, offset in zip(cells.tolist(), _offsets(steps, cells).tolist(), strict=True):
+        start, end = (max(0, min(at - cell * view.cell, view.cell)) for at in (first, last))
+        if offset == _FRESH:
+            pieces.append(bytes([view.fill]) * (end - start))
+        else:
+            pieces.append(old(view.source + offset + start, end - start))
+    return b"".join(pieces)
+
+
+def _offsets(steps: _Steps, cells: Integers) -> Integers:
+    """Where each cell of the view stands in the old tensor; -1: new."""
+    offsets, is_fresh = np.zeros_like(cells), np.zeros(cells.size, dtype=np.bool_)
+    for axis, stride in steps:
+        if isinstance(axis, int):
+            cells, position = np.divmod(cells, axis)
+            offsets += position * stride
+        else:
+            cells, position = np.divmod(cells, axis.indices.size)
+            index = axis.indices[position]
+            is_fresh |= index < 0
+            offsets += index.astype(np.int64) * stride
+    offsets[is_fresh] = _FRESH
+    return offsets
+
+
+def _steps(view: View) -> _Steps:
     """Each axis and its stride in the old tensor, innermost first, in the view's order."""
-    steps, stride = [], view.cell
+    steps: _Steps = []
+    stride = view.cell
     for axis in reversed(view.axes):
         steps.append((axis, stride))
         stride *= axis if isinstance(axis, int) else axis.old_length
@@ -162,6 +191,10 @@ def _gathered(view: View, offsets: Integers, old: Reader) -> Bytes:
         return out
     low, high = int(known.min()), int(known.max()) + view.cell
     if known.size > 1 and high - low > _MAX_SPARSENESS * known.size * view.cell + _PAGE_BYTES:
+        if known.size <= _FEW_CELLS:
+            cells = b"".join(old(view.source + offset, view.cell) for offset in known.tolist())
+            out[offsets >= 0] = np.frombuffer(cells, np.uint8).reshape(-1, view.cell)
+            return out
         middle = offsets.size // 2
         halves = [_gathered(view, part, old) for part in (offsets[:middle], offsets[middle:])]
         return np.concatenate(halves)

@@ -83,6 +83,45 @@ def test_a_large_view_is_read_in_blocks_and_no_more_of_the_old_file_than_it_show
     assert sum(read) <= 520 * view.size
 
 
+def test_of_a_large_cell_no_more_is_read_than_is_asked_for():
+    old = np.random.default_rng(3).bytes(1 << 20)
+    view = View(7, 100_000, (AxisMap(10, np.array([8, -1, 3], np.int32)),), fill=9)
+    read = []
+
+    def counted(offset, size):
+        read.append(size)
+        return old[offset : offset + size]
+
+    whole = old[800_007:900_007] + bytes([9]) * 100_000 + old[300_007:400_007]
+    shown = Views((view,), len(old)).reader(counted)
+    for first, size in ((5, 3), (99_990, 20), (150_000, 60_000), (0, 300_000), (299_999, 1)):
+        read.clear()
+        assert shown(len(old) + first, size) == whole[first : first + size]
+        assert sum(read) <= size
+
+
+def test_cells_that_lie_far_apart_are_read_one_by_one():
+    old = np.random.default_rng(4).bytes(1 << 20)
+    view = View(0, 1, (256, AxisMap(4096, np.array([77], np.int32))))
+    read = []
+
+    def counted(offset, size):
+        read.append(size)
+        return old[offset : offset + size]
+
+    shown = Views((view,), len(old)).reader(counted)(len(old), view.size)
+    assert shown == old[77::4096]
+    assert sum(read) <= 4096
+
+
+def test_a_view_is_found_among_thousands_without_looking_at_all_of_them():
+    old = bytes(range(250))
+    some = Views(tuple(View(at % 250, 1, (1,)) for at in range(4000)), len(old))
+    shown = some.reader(reader_of(old))
+    assert shown(len(old) + 3000, 500) == bytes(at % 250 for at in range(3000, 3500))
+    assert shown(248, 4) == bytes([248, 249, 0, 1])
+
+
 def table(body: bytes) -> bytes:
     packed = pack(body)
     return b"\xff" + varint(len(body)) + varint(len(packed)) + packed
