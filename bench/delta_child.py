@@ -1,7 +1,8 @@
 """One pair through our delta, for delta_pairs.py: OLD NEW FOLDER; prints one JSON object.
 
-The delta is made here (one worker, CPU time) and applied in a process of its own, whose peak above the
-interpreter with numpy is what a board pays.
+The delta is made here (one worker, CPU time) and applied in processes of their own, whose peak above the
+interpreter with numpy is what a board pays. Of three the quickest counts (what else runs makes CPU time
+longer, never shorter), and the largest peak.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ shoal_delta.apply_file(*sys.argv[1:4])
 print(json.dumps({"apply_s": time.process_time() - started, "peak_mib": (peak() - before) / 1024}))
 """
 
+APPLIES = 3
 
 # Tensors this large count against the entropy of their residuals (delta_entropy.py).
 LARGE_TENSOR_BYTES, LARGE_MODEL_BYTES = 1_000_000, 40_000_000
@@ -52,13 +54,19 @@ def main() -> int:
     encode_s = time.process_time() - started
     patch, out = folder / "ours.delta", folder / "ours.new"
     patch.write_bytes(delta)
-    out.unlink(missing_ok=True)
-    applied = subprocess.run(
-        [sys.executable, "-c", APPLY, old, patch, out], capture_output=True, text=True, check=True
-    )
-    if out.read_bytes() != after:
-        print(f"shoal_delta does not give {new} back", file=sys.stderr)
-        return 1
+    applied = []
+    for _ in range(APPLIES):
+        out.unlink(missing_ok=True)
+        done = subprocess.run(
+            [sys.executable, "-c", APPLY, old, patch, out],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        applied.append(json.loads(done.stdout))
+        if out.read_bytes() != after:
+            print(f"shoal_delta does not give {new} back", file=sys.stderr)
+            return 1
     figures = {
         "size_bytes": len(delta),
         "large_int8_bytes": large_int8_bytes(delta, before),
@@ -66,7 +74,9 @@ def main() -> int:
         "encode_s": encode_s,
         "encode_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-    print(json.dumps(figures | json.loads(applied.stdout)))
+    figures["apply_s"] = min(each["apply_s"] for each in applied)
+    figures["peak_mib"] = max(each["peak_mib"] for each in applied)
+    print(json.dumps(figures))
     return 0
 
 

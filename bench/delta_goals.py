@@ -136,6 +136,21 @@ def speed_goals(speed: Mapping[str, Mapping[str, float]]) -> list[Goal]:
     return goals
 
 
+def slowest_goal(pairs: Mapping[str, Mapping[str, float]]) -> list[Goal]:
+    """The slowest apply of all `pairs` whose new file has a megabyte or more: what delta_child.py prints."""
+    speeds = {
+        name: found["new_mb"] / found["apply_s"]
+        for name, found in pairs.items()
+        if found["new_mb"] >= 1
+    }
+    if not speeds:
+        return []
+    name = min(speeds, key=lambda each: speeds[each])
+    return [
+        _at_least(f"slowest apply of {len(speeds)} pairs >= 1 MB, CPU, {name}", speeds[name], 10, 1)
+    ]
+
+
 def _at_least(name: str, value: float, limit: float, decimals: int) -> Goal:
     return Goal(name, "MB/s", figure(value), limit, is_minimum=True, decimals=decimals)
 

@@ -104,6 +104,7 @@ def run(options: Options, say: Callable[[str], None]) -> Table:
         *delta_goals.fault_goals(faults),
         *delta_goals.entropy_goals(_entropies(pairs, speed, say)),
         *delta_goals.speed_goals(speed),
+        *delta_goals.slowest_goal({pair.name: pair.ours for pair in pairs} | speed),
     )
     if not options.is_quick:
         _plot(pairs)

@@ -75,6 +75,21 @@ def test_the_growth_of_the_peak_needs_both_large_pairs(bench):
     assert share.figure.median == pytest.approx(10)
 
 
+def test_the_slowest_apply_is_named_and_small_models_do_not_count(bench):
+    goals = bench("delta_goals")
+    pairs = {
+        "cnn-few-steps-1": {"new_mb": 0.2, "apply_s": 1.0},
+        "mobilenet-pruned-1": {"new_mb": 1.2, "apply_s": 0.2},
+        "large-23": {"new_mb": 25.0, "apply_s": 2.0},
+    }
+    (goal,) = goals.slowest_goal(pairs)
+    assert "2 pairs" in goal.name
+    assert "mobilenet-pruned-1" in goal.name
+    assert goal.figure.median == pytest.approx(6)
+    assert not goal.is_met
+    assert goals.slowest_goal({"cnn-few-steps-1": pairs["cnn-few-steps-1"]}) == []
+
+
 def test_what_must_cost_nothing_costs_next_to_nothing(bench):
     faults = bench("delta_faults")
     old = faults.firmware()
