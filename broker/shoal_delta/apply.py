@@ -67,6 +67,8 @@ def apply_file(
             work on the same NEW; NEW.part stays for the next attempt.
     """
     new = Path(new_path)
+    if not new.name or new.is_dir():
+        raise StorageError(f"{new} is a directory: name a file")
     part = new.with_name(new.name + ".part")
     try:
         with contextlib.ExitStack() as stack:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +22,7 @@ from shoal_delta.comparison import compare, neighbours
 from shoal_delta.container import DEFAULT_MAX_OUTPUT_BYTES
 from shoal_delta.durable import write_whole
 from shoal_delta.encode import Profile, diff
-from shoal_delta.errors import DeltaError
+from shoal_delta.errors import DeltaError, StorageError
 from shoal_delta.inspection import Info, inspect
 
 EXIT_FAILED = 1
@@ -40,17 +42,34 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point; ends the process."""
     options = _parser().parse_args(arguments)
     commands = {"diff": _diff, "apply": _apply, "info": _info, "bench": _bench}
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File names need not be text.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         commands[options.command](options)
+        sys.stdout.flush()
     except KeyboardInterrupt:
+        print(f"shoal-delta: interrupted{_what_is_left(options)}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except DeltaError as exc:
         _fail(options, type(exc).__name__, str(exc))
+    except BrokenPipeError:
+        # Who reads has had enough; nothing is left to be flushed at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(EXIT_FAILED)
     except OSError as exc:
-        _fail(options, "StorageError", f"{exc.filename or options.command}: {exc.strerror or exc}")
+        name = exc.filename2 or exc.filename or "standard output"
+        _fail(options, "StorageError", f"{os.fsdecode(name)}: {exc.strerror or exc}")
     except MemoryError:
-        _fail(options, "MemoryError", "not enough memory: make the delta on a larger machine")
+        _fail(options, "MemoryError", f"not enough memory to {options.command} files of this size")
     sys.exit(0)
+
+
+def _what_is_left(options: argparse.Namespace) -> str:
+    part = options.output.name + ".part" if options.command == "apply" else ""
+    if part and options.output.with_name(part).exists():
+        return f"; {part} is kept, and the same command goes on from there"
+    return ""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,17 +137,31 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError("it must not be negative")
-    return value
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes")
+    return int(text)
+
+
+def _content(path: Path) -> bytes:
+    # A named pipe is refused, not waited for.
+    if path.exists() and not path.is_file():
+        raise StorageError(f"{path} is not a file")
+    return path.read_bytes()
 
 
 def _diff(options: argparse.Namespace) -> None:
-    old, new = options.old.read_bytes(), options.new.read_bytes()
+    old, new = _content(options.old), _content(options.new)
+    output: Path = options.output
+    if output.is_dir() or not output.parent.is_dir():
+        raise StorageError(f"{output}: there is a directory, or none to write it in")
+    if any(output.exists() and output.samefile(path) for path in (options.old, options.new)):
+        raise StorageError(f"{output} is one of the two files: choose another name")
     with _Bar("packing") as bar:
         delta = diff(old, new, profile=options.profile, progress=bar.show)
-    write_whole(options.output, delta)
+    try:
+        write_whole(output, delta)
+    except OSError as exc:
+        raise StorageError(f"{output}: {exc.strerror or exc}") from exc
     facts = {"old_size": len(old), "new_size": len(new), "delta_size": len(delta)}
     share = (
         f"{100 * len(delta) / len(new):.2f} % of the new file" if new else "the new file is empty"
@@ -150,8 +183,8 @@ def _apply(options: argparse.Namespace) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    old = options.old.read_bytes() if options.old is not None else None
-    delta = options.delta.read_bytes()
+    old = _content(options.old) if options.old is not None else None
+    delta = _content(options.delta)
     info = inspect(delta, old, max_output_bytes=options.max_size)
     changed: tuple[TensorChange, ...] = ()
     if old is not None:
@@ -218,9 +251,13 @@ def _say(options: argparse.Namespace, facts: Mapping[str, object], line: str) ->
 
 
 def _fail(options: argparse.Namespace, kind: str, message: str) -> None:
+    line = " ".join(message.splitlines())
+    print(f"shoal-delta: {line}", file=sys.stderr)
     if options.json:
-        print(json.dumps({"error": kind, "message": message}))
-    print(f"shoal-delta: {message}", file=sys.stderr)
+        try:
+            print(json.dumps({"error": kind, "message": message}), flush=True)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(EXIT_FAILED)
 
 
