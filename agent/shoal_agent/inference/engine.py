@@ -17,15 +17,13 @@ from shoal_agent.inference import memory
 from shoal_agent.inference.admission import AdmissionRules, Releases
 from shoal_agent.inference.backlog import Priority, Request
 from shoal_agent.inference.calibrations import Calibrations
-from shoal_agent.inference.deadlines import Deadlines
 from shoal_agent.inference.dispatch import Dispatcher
 from shoal_agent.inference.errors import (
     BadInputError,
-    DeadlineError,
     NotServingError,
-    QueueFullError,
 )
 from shoal_agent.inference.governor import Governor
+from shoal_agent.inference.intake import Intake
 from shoal_agent.inference.loading import Loader
 from shoal_agent.inference.memory import Memory
 from shoal_agent.inference.served import (
@@ -67,15 +65,13 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self.stats = EngineStats()
         self._clock = self._loop.time
-        self._queue_limit = rules.queue_limit
         loader = Loader(calibrations, max_batch=rules.max_batch)
         self._dispatcher = Dispatcher(self.stats, python=python, settings=settings, loader=loader)
-        self._lanes = self._dispatcher.lanes
         self._releases = Releases(self._dispatcher, loader, rules, python=python, settings=settings)
         self._serving = self._releases.serving
         self._reserve_bytes = reserve_bytes
         self._read_memory = read_memory
-        self._deadlines = Deadlines(self._loop, self._expire)
+        self._intake = Intake(self._dispatcher, self.stats, queue_limit=rules.queue_limit)
 
     @classmethod
     @asynccontextmanager
@@ -232,13 +228,11 @@ class Engine:
         done: Future[list[Tensor]] = Future(loop=self._loop)
         until = now + deadline_s
         request = Request(form, tensors, row_count, until, priority, now, done, retry)
-        self._accept(model, release, request)
+        self._intake.accept(release, request)
         try:
-            results = await request.done
-        except _ExpiredError:
-            raise _too_late(model, request) from None
+            results = await done
         finally:
-            self._leave(release, request)
+            self._intake.leave(release, request)
         if len(results) == 1:
             return Inferred({form.outputs[0]: results[0]}, release.id, "")
         return Inferred(dict(zip(form.outputs, results, strict=True)), release.id, "")
@@ -279,13 +273,11 @@ class Engine:
         until = now + deadline_s
         form = release.forms.items
         request = Request(form, [tensor], len(items), until, priority, now, done, retry)
-        self._accept(model, release, request)
+        self._intake.accept(release, request)
         try:
-            best, confidence = await request.done
-        except _ExpiredError:
-            raise _too_late(model, request) from None
+            best, confidence = await done
         finally:
-            self._leave(release, request)
+            self._intake.leave(release, request)
         return Served(_answers(best, confidence, signature.labels), release.id, "")
 
     def _release(self, model: str) -> Release:
@@ -297,66 +289,6 @@ class Engine:
         if release.paused:
             raise NotServingError(f"{model!r} makes room for its new release")
         return release
-
-    # On the way of every request: it costs what stands here, so calls and look-ups are few.
-    def _accept(self, model: str, release: Release, request: Request) -> None:
-        backlog, rows = release.backlog, request.rows
-        if not 1 <= rows <= self._queue_limit:
-            raise BadInputError(f"{rows} rows; 1 to {self._queue_limit} are allowed")
-        if backlog.rows + rows > self._queue_limit or not self._lanes.is_soon_enough(
-            release, request
-        ):
-            self._check_room(model, release, request)
-        backlog.push(request)
-        release.waiting.add(request)
-        self._deadlines.watch(request)
-        self.stats.requests += 1
-        release.used_at = request.arrived
-        if release.is_evicted:
-            self._dispatcher.wake()
-        else:
-            self._lanes.offer(release)
-
-    def _leave(self, release: Release, request: Request) -> None:
-        request.over = True
-        waiting = release.waiting
-        waiting.discard(request)
-        self._deadlines.forget(request)
-        if not waiting and release.is_going:
-            self._dispatcher.wake()
-
-    def _check_room(self, model: str, release: Release, request: Request) -> None:
-        rows, now = request.rows, request.arrived
-        if not release.backlog.has_room(rows):
-            self.stats.refused += 1
-            wait_s = self._lanes.eta_s(release, request.priority, 0, now)
-            raise QueueFullError(
-                f"{release.backlog.rows} rows are waiting for {model!r}",
-                retry_after_s=max(wait_s, 0.001),
-            )
-        eta_s = self._lanes.eta_s(release, request.priority, rows, now)
-        has_s = request.deadline - now
-        if eta_s > has_s:
-            self.stats.refused += 1
-            raise QueueFullError(
-                f"{model!r} would be done in {eta_s:.3g} s, later than the {has_s:.3g} s that it may take",
-                retry_after_s=max(eta_s - has_s, 0.001),
-            )
-
-    def _expire(self, request: Request) -> None:
-        request.over = True
-        if not request.done.done():
-            self.stats.expired += 1
-            request.done.set_exception(_ExpiredError())
-
-
-class _ExpiredError(Exception):
-    """The deadline is over; who waits says of what."""
-
-
-def _too_late(model: str, request: Request) -> DeadlineError:
-    where = "was running" if request.is_running else "was still waiting"
-    return DeadlineError(f"{model!r} {where} when its time was over")
 
 
 def _answers(best: Tensor, confidence: Tensor, labels: Sequence[str]) -> list[Answer]:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Self
@@ -12,7 +12,7 @@ import msgspec
 
 from shoal_agent.background import Background
 from shoal_agent.inference import pipe
-from shoal_agent.inference.batch import Batch, Loaded, Place, Ran, layout
+from shoal_agent.inference.batch import Batch, Loaded, Ran
 from shoal_agent.inference.child import how_it_ended, kill, signal_kill, spawn
 from shoal_agent.inference.errors import (
     BadInputError,
@@ -21,11 +21,10 @@ from shoal_agent.inference.errors import (
     ModelFailedError,
     WorkerLostError,
 )
+from shoal_agent.inference.exchange import Exchange, Parcel
 from shoal_agent.inference.line import Line
-from shoal_agent.inference.segment import Segment
 from shoal_agent.inference.settings import WorkerSettings
-from shoal_agent.inference.signature import Form, Signature
-from shoal_agent.inference.tensors import Tensor
+from shoal_agent.inference.signature import Signature
 from shoal_agent.inference.worker import CallRefusedError, Done
 
 START_TIMEOUT_S: Final = 60.0
@@ -34,11 +33,6 @@ _STDERR_BYTES: Final = 2048
 _END_S: Final = 1.0
 
 _DEFAULTS: Final = WorkerSettings()
-LARGE_SEGMENT_BYTES: Final = 8 * 1024 * 1024
-"""What a larger one holds goes back to the kernel after each batch."""
-SEGMENTS: Final = 2
-"""Batches under way: while one runs, the next one already lies there."""
-
 _Failure = CallRefusedError | InferenceError
 _Reply = Callable[[object, _Failure | None], None]
 """Told what the worker answered, or else why there is no answer."""
@@ -54,15 +48,14 @@ class ProcessWorker:
     def __init__(
         self,
         process: asyncio.subprocess.Process,
-        segments: list[Segment],
+        exchange: Exchange,
         on_lost: Callable[[], None],
     ) -> None:
         self.loaded: dict[bytes, Signature] = {}
         self.lost: str | None = None
         self._process = process
         self._ended = asyncio.Event()
-        self._segments = segments
-        self._free = list(range(len(segments)))
+        self._exchange = exchange
         self._on_lost = on_lost
         self._complaint = b""
         self._next_call = pipe.GREETING + 1
@@ -85,19 +78,22 @@ class ProcessWorker:
         Raises:
             WorkerLostError: it does not start.
         """
-        segments = _segments()
         try:
-            process, ours = await spawn(python, settings, segments)
+            exchange = Exchange.create()
+        except OSError as exc:
+            raise WorkerLostError(f"the worker gets no shared memory: {exc.strerror}") from exc
+        try:
+            process, ours = await spawn(python, settings, exchange.segments)
         except BaseException:
-            _close(segments)
+            exchange.close()
             raise
-        worker = cls(process, segments, on_lost)
+        worker = cls(process, exchange, on_lost)
         try:
             await worker._loop.create_connection(lambda: worker._line, sock=ours)
         except BaseException:
             ours.close()
             await kill(process)
-            _close(segments)
+            exchange.close()
             raise
         greeting: asyncio.Future[object] = worker._loop.create_future()
         worker._calls[pipe.GREETING] = functools.partial(_tell, greeting)
@@ -114,7 +110,7 @@ class ProcessWorker:
             worker._lose("it was stopped")
             worker._line.close()
             await kill(process)
-            _close(segments)
+            exchange.close()
 
     @property
     def pid(self) -> int:
@@ -144,8 +140,7 @@ class ProcessWorker:
     async def unload(self, release: bytes) -> None:
         """See `Worker.unload`."""
         self.loaded.pop(release, None)
-        for number in self._free:  # the others hold a batch
-            self._segments[number].give_back()
+        self._exchange.give_back()
         try:
             await self._call(pipe.UNLOAD, release, timeout_s=CALL_TIMEOUT_S)
         except CallRefusedError as exc:
@@ -156,25 +151,18 @@ class ProcessWorker:
         if self.lost is not None:
             self._loop.call_soon(done, WorkerLostError(self.lost))
             return
-        form, rows = batch.form, batch.rows
-        number = self._free.pop()
-        segment = self._segments[number]
         try:
-            places, end = layout(form.shapes(rows))
-            _fill(segment, places, end, batch.chunks)
+            parcel = self._exchange.put(batch)
         except MemoryError as exc:
-            self._free.append(number)
             self._loop.call_soon(done, ModelFailedError(str(exc)))
             return
         timer = self._loop.call_later(timeout_s, self._late, pipe.RUN, timeout_s)
-        call = self._expect(functools.partial(self._ran, number, end, form, timer, done))
-        self._line.send([call, pipe.RUN, release, number, rows, _packed(form)])
+        call = self._expect(functools.partial(self._ran, parcel, timer, done))
+        self._line.send([call, pipe.RUN, release, parcel.number, batch.rows, parcel.form])
 
     def _ran(
         self,
-        number: int,
-        start: int,
-        form: Form,
+        parcel: Parcel,
         timer: asyncio.TimerHandle,
         done: Done,
         value: object,
@@ -182,40 +170,18 @@ class ProcessWorker:
     ) -> None:
         """The worker answered, or is lost."""
         timer.cancel()
-        segment = self._segments[number]
         outcome: Ran | InferenceError
         if failure is None:
             try:
-                outcome = self._read(segment, start, form, value)
-            except WorkerLostError as exc:
-                outcome = exc
+                outcome = self._exchange.take(parcel, value)
+            except ValueError:
+                outcome = self._nonsense()
         elif isinstance(failure, CallRefusedError):
             outcome = ModelFailedError(str(failure))
         else:
             outcome = failure
-        if segment.size_bytes > LARGE_SEGMENT_BYTES:
-            segment.give_back()
-        self._free.append(number)
+        self._exchange.free(parcel)
         done(outcome)
-
-    def _read(self, segment: Segment, start: int, form: Form, value: object) -> Ran:
-        """The outputs that the worker says it wrote behind the inputs."""
-        match value:
-            case [int(run_us), list(described)] if len(described) == len(form.outputs):
-                pass
-            case _:
-                raise self._nonsense()
-        try:
-            shapes = [(dtype, tuple(shape)) for dtype, shape in described]
-            places, end = layout(shapes, start)
-            shared = memoryview(segment.at_least(end))
-        except (TypeError, ValueError, KeyError, MemoryError) as exc:
-            raise self._nonsense() from exc
-        outputs = [
-            Tensor(dtype, shape, bytes(shared[place.offset : place.offset + place.size_bytes]))
-            for (dtype, shape), place in zip(shapes, places, strict=True)
-        ]
-        return Ran(outputs, run_us)
 
     async def _call(self, operation: str, *arguments: object, timeout_s: float) -> object:
         if self.lost is not None:
@@ -310,37 +276,6 @@ def _tell(reply: asyncio.Future[object], value: object, failure: _Failure | None
         reply.set_result(value)
     else:
         reply.set_exception(failure)
-
-
-def _segments() -> list[Segment]:
-    try:
-        return [Segment.create() for _ in range(SEGMENTS)]
-    except OSError as exc:
-        raise WorkerLostError(f"the worker gets no shared memory: {exc.strerror}") from exc
-
-
-def _close(segments: list[Segment]) -> None:
-    for segment in segments:
-        segment.close()
-
-
-def _fill(
-    segment: Segment,
-    places: Sequence[Place],
-    end: int,
-    chunks: Sequence[Sequence[bytes | memoryview]],
-) -> None:
-    shared = segment.at_least(end)
-    for place, rows in zip(places, chunks, strict=True):
-        offset = place.offset
-        for data in rows:
-            shared[offset : offset + len(data)] = data
-            offset += len(data)
-
-
-@functools.lru_cache(maxsize=pipe.MAX_FORMS)
-def _packed(form: Form) -> bytes:
-    return msgspec.msgpack.encode(form)
 
 
 def _as_bytes(value: object) -> bytes:

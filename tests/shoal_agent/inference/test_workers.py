@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tests.shoal_agent.inference import tiny_release as tiny
 
-from shoal_agent.inference import process_worker
+from shoal_agent.inference import exchange
 from shoal_agent.inference.batch import Batch, Ran
 from shoal_agent.inference.errors import (
     BadInputError,
@@ -140,7 +140,7 @@ async def test_two_batches_may_be_under_way_each_in_a_memory_of_its_own(worker, 
 
 
 async def test_the_memory_of_a_large_batch_goes_back_to_the_kernel(tmp_path, monkeypatch):
-    monkeypatch.setattr(process_worker, "LARGE_SEGMENT_BYTES", 0)
+    monkeypatch.setattr(exchange, "LARGE_SEGMENT_BYTES", 0)
     tiny.write(tmp_path)
     async with opened("process") as worker:
         await worker.load(RELEASE, tmp_path, timeout_s=20)
@@ -149,7 +149,7 @@ async def test_the_memory_of_a_large_batch_goes_back_to_the_kernel(tmp_path, mon
             ran = await run(worker, items(item))
             best = np.frombuffer(ran.outputs[0].data, np.int32)[0]
             assert tiny.LABELS[best] == tiny.expected_label(item)
-        assert all(os.fstat(s.descriptor).st_blocks == 0 for s in worker._segments)
+        assert all(os.fstat(s.descriptor).st_blocks == 0 for s in worker._exchange.segments)
 
 
 async def test_a_provider_that_is_not_there_is_passed_over_and_what_was_taken_is_said(tmp_path):
