@@ -142,6 +142,10 @@ class Dispatcher:
                 return False
             log.warning("inference worker lost", reason=str(exc))
             return True
+        except asyncio.CancelledError:
+            if not ready.done():
+                ready.set_exception(WorkerLostError("the engine is stopping"))
+            raise
         return False
 
     async def _serve(self, worker: Worker) -> None:

@@ -15,7 +15,8 @@ class WorkerSettings:
             spares a second interpreter and shares every crash.
         threads: of ONNX Runtime within one operator; 0: as many as the worker may have cores.
         nice: added to the worker's niceness, so that models yield to everything else.
-        loading_nice: added while the worker starts and loads, for one that starts beside another that serves.
+        loading_nice: added while the worker starts and loads, up to its first batch, for one that starts beside
+            another that serves.
         cpus: the cores that the worker may use; none: all.
         providers: ONNX Runtime's execution providers, the preferred first; the CPU always comes last.
         run_timeout_s: a batch that takes longer is stopped.

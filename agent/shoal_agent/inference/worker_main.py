@@ -57,7 +57,8 @@ class Server:
     ) -> None:
         self._engine = engine
         self._runner = runner
-        self._settings = settings
+        # ONNX Runtime's own threads would inherit it, and could never lose it again.
+        self._loading_nice = settings.loading_nice if settings.threads == 1 else 0
         self._segments = segments
         self._forms: dict[bytes, Form] = {}
         self._sending = threading.Lock()
@@ -90,6 +91,7 @@ class Server:
                 raise DecodeError(f"no such operation: {operation!r}")
 
     def _run(self, call: int, release: bytes, segment: Segment, rows: int, packed: bytes) -> None:
+        self._loading_nice = 0  # it serves: who asks for a model that was evicted waits for it
         form = self._form(packed)
         places, end = layout(form.shapes(rows))
         try:
@@ -116,9 +118,7 @@ class Server:
     def _load(
         self, call: int, release: bytes, directory: Path, trial_bytes: int, calibrate_rows: int
     ) -> None:
-        # ONNX Runtime's own threads would inherit it, and could never lose it again.
-        if self._settings.threads == 1:
-            _nice_thread(self._settings.loading_nice)
+        _nice_thread(self._loading_nice)
         try:
             loaded = self._runner.load(
                 release, directory, trial_bytes=trial_bytes, calibrate_rows=calibrate_rows
@@ -169,31 +169,31 @@ def _main(arguments: list[str]) -> int:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
     # Before numpy is imported: its BLAS starts a thread a core, for matrices we do not multiply.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    runner = _runner(settings)
+    runner_of = _import_runner(settings)
     if settings.trial_cpu_s:
         confinement.limit(cpu_s=settings.trial_cpu_s)
         confinement.forbid_network_and_programs()
     segments = [Segment(int(descriptor)) for descriptor in memory]
     with socket.socket(fileno=int(fd)) as engine, contextlib.suppress(ConnectionError):
-        Server(engine, runner, segments, settings).serve()
+        Server(engine, runner_of(settings), segments, settings).serve()
     return 0
 
 
-def _runner(settings: WorkerSettings) -> "Runner":
+def _import_runner(settings: WorkerSettings) -> "type[Runner]":
     """Imports what is large, in a thread that is as nice as loading is: a thread cannot become less nice again."""
-    made: Future[Runner] = Future()
+    found: Future[type[Runner]] = Future()
 
-    def make() -> None:
+    def find() -> None:
         try:
             _nice_thread(settings.loading_nice)
             from shoal_agent.inference.runner import Runner  # noqa: PLC0415 - slow, and after BLAS's setting
 
-            made.set_result(Runner(settings))
+            found.set_result(Runner)
         except BaseException as exc:  # noqa: BLE001 - raised again, in the main thread
-            made.set_exception(exc)
+            found.set_exception(exc)
 
-    threading.Thread(target=make).start()
-    return made.result()
+    threading.Thread(target=find).start()
+    return found.result()
 
 
 def _nice_thread(more: int) -> None:

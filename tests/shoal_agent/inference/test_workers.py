@@ -1,6 +1,7 @@
 """What every worker does, be it a process or a thread."""
 
 import asyncio
+import contextlib
 import os
 import resource
 import subprocess
@@ -173,6 +174,39 @@ async def test_a_process_runs_at_the_niceness_and_on_the_cores_that_were_chosen(
         assert os.sched_getaffinity(worker.pid) == {core}
     async with opened("process", cpus=(4095,)) as worker:
         assert os.sched_getaffinity(worker.pid) == os.sched_getaffinity(0)
+
+
+def nicer_threads(pid: int) -> int:
+    """How many threads of the process are nicer than its first one."""
+    first = os.getpriority(os.PRIO_PROCESS, pid)
+    found = 0
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            found += int(path.read_text().rpartition(")")[2].split()[16]) > first
+    return found
+
+
+async def test_a_second_worker_is_nicer_while_it_loads_and_only_until_it_serves(tmp_path):
+    tiny.write(tmp_path)
+    async with opened("process", loading_nice=5) as worker:
+
+        async def most_nicer_threads_while_loading(release: bytes) -> int:
+            loading = worker.load(release, tmp_path, calibrate_rows=64, timeout_s=20)
+            task = asyncio.create_task(loading)
+            most = 0
+            while not task.done():
+                most = max(most, nicer_threads(worker.pid))
+                await asyncio.sleep(0)
+            await task
+            return most
+
+        assert os.getpriority(os.PRIO_PROCESS, worker.pid) == os.nice(0)
+        before = nicer_threads(worker.pid)
+        assert await most_nicer_threads_while_loading(RELEASE) > before
+        await run(worker, items(tiny.item()))
+        # ONNX Runtime leaves idle threads behind, as nice as the one that made them.
+        idle = nicer_threads(worker.pid)
+        assert await most_nicer_threads_while_loading(b"other" * 6 + b"xx") <= idle
 
 
 def test_memory_grows_for_both_ends_and_no_end_can_shrink_it():
