@@ -3,6 +3,7 @@ import shutil
 import tarfile
 
 import numpy as np
+import onnx
 import pytest
 
 from shoal_contract import release
@@ -80,6 +81,18 @@ def test_a_release_that_is_none_is_refused_in_one_line(directory, spoil, complai
         check_directory(directory)
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_boards_would_refuse_unseen_is_refused_here(directory):
+    model = onnx.load(directory / "model.onnx")
+    tensor = model.graph.initializer[0]
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../secret")
+    (directory / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(
+        ReleaseError, match=r"lies in '\.\./secret'; a model has its weights in its"
+    ):
+        check_directory(directory)
 
 
 def test_a_link_out_of_the_directory_is_no_file(directory):

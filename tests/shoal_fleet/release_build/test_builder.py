@@ -10,6 +10,7 @@ from tests.shoal_fleet.release_build.float_models import calibration, convolutio
 from tests.shoal_fleet.test_cli import invoke, shoal
 
 from shoal_fleet.errors import ReleaseBuildError
+from shoal_fleet.release_build import builder
 from shoal_fleet.release_build.builder import Request, build_release, follow
 from shoal_fleet.release_check import check_directory
 
@@ -219,3 +220,9 @@ def test_a_worker_that_dies_or_babbles_is_one_line(program, complaint):
     with pytest.raises(ReleaseBuildError, match=complaint):
         follow([sys.executable, "-c", program], lambda *said: heard.append(said))
     assert heard in ([], [("s", 1, 2)])
+
+
+def test_a_model_that_boards_would_not_take_is_not_built(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(ReleaseBuildError, match="boards would not take the model"):
+        builder._operator_sets(tmp_path / "model.onnx")
