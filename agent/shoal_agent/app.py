@@ -129,6 +129,7 @@ async def running(
         journal = await Journal.load(store)
         outbox = await Outbox.load(store)
         content = _content_store(state_dir)
+        reporter = Reporter(config, topics=topics)
         engine = await enter(
             Engine.open(
                 queue_limit=config.inference.queue_limit,
@@ -137,6 +138,7 @@ async def running(
                 reserve_bytes=config.inference.reserve_bytes,
                 keep=config.inference.keep,
                 may_pause=config.inference.may_pause,
+                on_change=reporter.changed,
                 calibrations=Calibrations(
                     state_dir / "calibration.json",
                     hardware=hardware_key(hardware.read(state_dir), config.worker),
@@ -148,7 +150,6 @@ async def running(
 
         trust = Trust(config.command_keys)
         inbox = Inbox(topics, config.node, trust)
-        reporter = Reporter(config, topics=topics)
         notices = Notices(topics, is_followed=config.trust.root_file is not None)
         identity = IdentityStore(state_dir)
         keeper = _keeper(config, state_dir)

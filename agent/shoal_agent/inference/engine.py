@@ -7,7 +7,7 @@ Knows nothing of peers (`router`), of where releases come from, or of numpy. All
 import asyncio
 import sys
 from asyncio import Future
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Self
@@ -88,6 +88,7 @@ class Engine:
         keep: Sequence[str] = (),
         may_pause: bool = False,
         read_memory: Callable[[], Memory] = memory.read,
+        on_change: Callable[[], Awaitable[None]] | None = None,
     ) -> AsyncIterator[Self]:
         """An engine that serves nothing yet; the worker starts when the first release is admitted.
 
@@ -103,6 +104,7 @@ class Engine:
             keep: models that never go.
             may_pause: a model may be away for the time of its own update where memory does not hold both releases.
             read_memory: how much there is.
+            on_change: awaited when other models are in memory than before.
         """
         rules = AdmissionRules(
             queue_limit=queue_limit,
@@ -122,7 +124,9 @@ class Engine:
         async with Background.open() as background:
             background.start(engine._dispatcher.run(), name="engine.worker")
             governor = Governor(engine._dispatcher, engine._serving, engine.stats)
-            governing = governor.run(reserve_bytes, frozenset(keep), read_memory)
+            governing = governor.run(
+                reserve_bytes, frozenset(keep), read_memory, on_change or _nobody_is_told
+            )
             background.start(governing, name="engine.memory")
             try:
                 yield engine

@@ -568,8 +568,16 @@ async def test_when_memory_is_short_an_idle_model_goes_and_comes_back_when_it_is
     monkeypatch.setattr(memory, "IDLE_S", 0.0)
     free = [1 << 30]
 
+    told = []
+
+    async def tell() -> None:
+        told.append({facts.model: facts.state for facts in engine.describe()})
+
     async with Engine.open(
-        reserve_bytes=1 << 20, keep=["kept"], read_memory=lambda: Memory(free[0], 0.0)
+        reserve_bytes=1 << 20,
+        keep=["kept"],
+        read_memory=lambda: Memory(free[0], 0.0),
+        on_change=tell,
     ) as engine:
         release = await serve(engine, tmp_path / "a")
         kept = tiny.write(tmp_path / "b", seed=1)
@@ -577,7 +585,7 @@ async def test_when_memory_is_short_an_idle_model_goes_and_comes_back_when_it_is
         await engine.switch("kept", kept)
         worker = engine._dispatcher.worker
         free[0] = 1000
-        await until(lambda: release not in worker.loaded, timeout_s=5)
+        await until(lambda: release not in worker.loaded and told, timeout_s=5)
         free[0] = 1 << 30
         states = {facts.model: facts.state for facts in engine.describe()}
         assert states == {"tiny": "evicted", "kept": "serving"}
@@ -595,6 +603,11 @@ async def test_when_memory_is_short_an_idle_model_goes_and_comes_back_when_it_is
         assert engine.stats.evictions == 1
         assert engine.stats.worker_restarts == 0
         assert {facts.state for facts in engine.describe()} == {"serving"}
+        await until(lambda: len(told) == 2, timeout_s=5)
+        assert told == [
+            {"tiny": "evicted", "kept": "serving"},
+            {"tiny": "serving", "kept": "serving"},
+        ]
 
 
 async def test_a_release_that_is_only_registered_is_loaded_by_the_first_who_asks(tmp_path):
