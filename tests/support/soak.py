@@ -1,7 +1,7 @@
 """`soak.py FOLDER SECONDS EVERY_S SPEED`: an engine whose three models load, swap and are evicted under load.
 
 Prints JSON: what was asked, what came of it, and the memory of the engine's process and of its worker at every sample,
-with the models that were in memory then. A process of its own, so that nothing but the engine grows in it. SPEED: how
+with the releases that were in memory then. A process of its own, so that nothing but the engine grows in it. SPEED: how
 much faster everything but the load happens, for a run of some seconds. FOLDER/MODEL/VERSION are releases of
 `tiny_release`'s items; FOLDER/answers.json has the right labels.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import resource
 import sys
 import time
 from dataclasses import dataclass, field
@@ -30,12 +29,13 @@ MINUTE_S = 60.0
 SWAP_EVERY_S = 20.0
 TIGHT_SHARE = 0.7
 DEADLINE_S = 20.0
-PAGE_BYTES = resource.getpagesize()
+LEAST_SWAPS = 2
+PATIENCE = 6
 
 
 @dataclass(slots=True)
 class Tally:
-    """What happened. A sample: seconds, bytes of the engine's process and of its worker, models in memory."""
+    """What happened. A sample: seconds, bytes of the engine's process and of its worker, releases in memory."""
 
     asked: int = 0
     failed: list[str] = field(default_factory=list)
@@ -64,11 +64,17 @@ class Soak:
         async with asyncio.TaskGroup() as tasks:
             busy = [tasks.create_task(self._ask_for_ever(model)) for model in PATTERNS]
             busy.append(tasks.create_task(self._swap_for_ever()))
-            while (passed_s := time.monotonic() - self._started) < seconds:
+            while (passed_s := time.monotonic() - self._started) < seconds or (
+                # On a busy machine little happens in some seconds.
+                passed_s < PATIENCE * seconds and not self._has_seen_all()
+            ):
                 await asyncio.sleep(every_s)
                 self._sample(passed_s)
             for task in busy:
                 task.cancel()
+
+    def _has_seen_all(self) -> bool:
+        return self.tally.swaps >= LEAST_SWAPS and self._engine.stats.evictions > 0
 
     def read_memory(self) -> Memory:
         """Tight for most of a minute: who is idle then goes."""
@@ -116,13 +122,14 @@ class Soak:
         pid = getattr(worker, "pid", None)
         if pid is None:
             return
-        states = {facts.model: facts.state for facts in self._engine.describe()}
-        loaded = "+".join(sorted(model for model, state in states.items() if state == "serving"))
-        self.tally.samples.append((passed_s, _rss_bytes("self"), _rss_bytes(pid), loaded))
+        loaded = "+".join(sorted(release.rstrip(b"\0").decode() for release in worker.loaded))
+        self.tally.samples.append((passed_s, _own_bytes("self"), _own_bytes(pid), loaded))
 
 
-def _rss_bytes(pid: int | str) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
+def _own_bytes(pid: int | str) -> int:
+    """Anonymous memory: pages of files come and go as the machine likes."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
 async def _main(folder: Path, seconds: float, every_s: float, speed: float) -> dict[str, object]:

@@ -53,7 +53,7 @@ def soak(folder: Path, seconds: float, every_s: float, speed: float) -> dict:
 
 
 def growth(found: dict, which: int) -> Slope:
-    """Of the engine's process (1) or the worker (2), after a third of the time; samples with the same models loaded."""
+    """Of the engine's process (1) or the worker (2), after a third of the time; samples with the same releases loaded."""
     samples = found["samples"][len(found["samples"]) // 3 :]
     return slope([s[0] for s in samples], [s[which] for s in samples], [s[3] for s in samples])
 
@@ -69,7 +69,7 @@ def tell(name: str, found: Slope) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_models_that_load_swap_and_are_evicted_under_load_answer_right_all_the_while(tmp_path):
-    found = soak(tmp_path, seconds=10, every_s=0.1, speed=20)
+    found = soak(tmp_path, seconds=8, every_s=0.1, speed=20)
     assert (found["failed"], found["wrong"], found["worker_restarts"]) == ([], 0, 0)
     assert found["asked"] > 50
     assert found["swaps"] >= 2
