@@ -4,6 +4,7 @@
 ONNX Runtime: what is refused here, they never see.
 """
 
+import contextlib
 import hashlib
 import mmap
 import os
@@ -24,6 +25,10 @@ from shoal_contract.release import MAX_FILE_BYTES, SPEC_FILE, parse_spec
 _SHOWN: Final = 5
 Names = Mapping[tuple[int, int], int]
 """How many names the content store itself has given an inode, by device and number."""
+
+
+class ForeignLinkError(ModelError):
+    """A file has a name that the store did not give it, or gave it a moment ago: count again."""
 
 
 def vet(directory: Path, manifest: Manifest, *, names: Names | None = None) -> Outline:
@@ -67,15 +72,20 @@ def vet(directory: Path, manifest: Manifest, *, names: Names | None = None) -> O
 
 
 def names_in(*folders: Path) -> Names:
-    """The names that files have in these folders and the folders in them, links not followed."""
+    """The names that files have in these folders and the folders in them, links not followed.
+
+    The agent goes on meanwhile, with other models: what has gone when it is looked at does not count.
+    """
     found: Counter[tuple[int, int]] = Counter()
     for folder in folders:
-        for entry in os.scandir(folder):
-            if entry.is_dir(follow_symlinks=False):
-                found.update(names_in(Path(entry.path)))
-            else:
-                facts = entry.stat(follow_symlinks=False)
-                found[facts.st_dev, facts.st_ino] += 1
+        with contextlib.suppress(FileNotFoundError):
+            for entry in os.scandir(folder):
+                if entry.is_dir(follow_symlinks=False):
+                    found.update(names_in(Path(entry.path)))
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    facts = entry.stat(follow_symlinks=False)
+                    found[facts.st_dev, facts.st_ino] += 1
     return found
 
 
@@ -104,7 +114,7 @@ def _check_file(path: Path, entry: FileEntry, names: Names | None) -> None:
             raise ModelError(f"{entry.name}: not a plain file")
         own = 1 if names is None else names.get((found.st_dev, found.st_ino), 0)
         if found.st_nlink > own:
-            raise ModelError(
+            raise ForeignLinkError(
                 f"{entry.name}: a hard link, with {found.st_nlink - own} names that are not the store's"
             )
         if found.st_size != entry.size_bytes or found.st_size > MAX_FILE_BYTES:

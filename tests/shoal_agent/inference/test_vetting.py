@@ -179,6 +179,31 @@ def test_the_links_of_the_store_itself_are_no_foreign_ones(tmp_path):
     assert "golden.npz: a hard link" in found
 
 
+def test_links_that_the_store_makes_meanwhile_are_counted_anew(tmp_path, monkeypatch):
+    store, release = stored(tmp_path)
+    manifest = parse_manifest(store.path(release).read_bytes(), release=release)
+    counts = []
+
+    def assembling(*folders: Path):
+        """Another release is put together of the same file when the names have just been counted."""
+        counted = names_in(*folders)
+        counts.append(counted)
+        if len(counts) == 1:
+            other = store.releases / "other.part"
+            other.mkdir()
+            (other / "golden.npz").hardlink_to(store.release_dir(release) / "golden.npz")
+        return counted
+
+    monkeypatch.setattr(vetting_child, "names_in", assembling)
+    monkeypatch.setattr(vetting_child, "_RECOUNT_S", 0)
+    vetting_child._vet(store.release_dir(release), manifest, tmp_path / "state")
+    assert len(counts) == 2
+
+
+def test_what_goes_while_names_are_counted_does_not_count(tmp_path):
+    assert names_in(tmp_path / "gone") == {}
+
+
 def stored(folder: Path) -> tuple[ContentStore, bytes]:
     tiny.write(folder / "made")
     files = {path.name: path.read_bytes() for path in (folder / "made").iterdir()}
