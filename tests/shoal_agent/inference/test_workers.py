@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -260,3 +261,24 @@ async def test_models_that_come_and_go_leave_no_memory_behind(tmp_path):
                 await worker.unload(name.encode().ljust(32))
             left.append(resident_bytes(worker.pid))
     assert max(left[1:]) - min(left[1:]) < 8 << 20
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers of the calls are x86-64's")
+async def test_a_worker_starts_in_a_unit_that_forbids_niceness_and_affinity(tmp_path):
+    """As the unit that Ansible writes does: SystemCallFilter=~@resources."""
+    setpriority, sched_setaffinity = 141, 203
+    tiny.write(tmp_path / "release")
+    hardened = tmp_path / "python"
+    hardened.write_text(
+        f"#!{sys.executable}\n"
+        "import os, sys\n"
+        "from shoal_agent.inference import confinement\n"
+        f"confinement._FORBIDDEN['x86_64'] = (0xC000003E, ({setpriority}, {sched_setaffinity}))\n"
+        "assert confinement.forbid_network_and_programs()\n"
+        f"os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])\n"
+    )
+    hardened.chmod(0o755)
+    settings = WorkerSettings(nice=10, cpus=(0,))
+    async with ProcessWorker.open(python=str(hardened), settings=settings) as worker:
+        loaded = await worker.load(bytes(32), tmp_path / "release", timeout_s=15)
+    assert loaded.golden_count == 5
