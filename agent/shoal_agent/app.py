@@ -202,7 +202,7 @@ async def running(
                 spec_of=updater.spec,
             ),
             config.pipelines,
-            on_change=reporter.changed,
+            on_change=reporter.note,
         )
         agent.reload = partial(_reload, roster, config)
         built_in = BuiltIn(

@@ -61,10 +61,17 @@ async def _run(options: argparse.Namespace, config: AgentConfig, recent: logs.Re
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
 
+    running: list[app.Agent] = []
+
+    def on_hangup() -> None:
+        # Before it runs, it is about to read the file anyway.
+        for agent in running:
+            reloading.start(reload(agent), name="reload")
+
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
+
     def on_ready(agent: app.Agent) -> None:
-        loop.add_signal_handler(
-            signal.SIGHUP, lambda: reloading.start(reload(agent), name="reload")
-        )
+        running.append(agent)
         if options.ready_file is None:
             return
         try:

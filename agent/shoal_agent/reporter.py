@@ -66,6 +66,10 @@ class Reporter:
 
     async def changed(self) -> None:
         """Something that the state tells is different now."""
+        self.note()
+
+    def note(self) -> None:
+        """The same, for who cannot wait."""
         self._changed.set()
 
     async def run(

@@ -150,7 +150,7 @@ async def pipelined(
             )
             made: PipelinedSite
 
-            async def tell() -> None:
+            def tell() -> None:
                 made.told += 1
 
             roster = Roster(around, allowed or PipelinesTable(), on_change=tell)

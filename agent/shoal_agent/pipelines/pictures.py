@@ -193,11 +193,14 @@ class FolderReader:
         raise DecoderError("the process for pictures speaks nonsense")
 
     async def _done(self, decoder: Decoder, name: str, stamp: str, *, delete: bool) -> None:
-        await self._ledger.finish(self._source, name, stamp)
+        if not delete:
+            await self._ledger.finish(self._source, name, stamp)
         match await decoder.ask(pipe.Done(name, stamp, delete), timeout_s=_ANSWER_S):
             case pipe.Unusable(reason):
                 self._pipeline.refuse(name, reason)
+                await self._ledger.finish(self._source, name, stamp)
             case _ if delete:
+                # Behind the deletion: a power cut between the two must not leave a file that nobody deletes.
                 await self._ledger.forget(self._source, [name])
 
 

@@ -6,7 +6,7 @@ under way ends with the old one. One that cannot run leaves the old one running,
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,7 +28,7 @@ from shoal_contract.pipelines import PipelineTable
 
 log = structlog.get_logger()
 
-_MAX_REASON: Final = 1024
+_MAX_REASON: Final = 256
 _HIDDEN: Final = "the board's own configuration has a pipeline of this name, which goes first"
 
 
@@ -46,7 +46,7 @@ class Roster:
     Args:
         around: what pipelines are connected with.
         allowed: what pipelines of the fleet may do here.
-        on_change: awaited whenever `states` would answer differently.
+        on_change: called whenever `states` would answer differently.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Roster:
         around: Surroundings,
         allowed: PipelinesTable,
         *,
-        on_change: Callable[[], Awaitable[None]],
+        on_change: Callable[[], None],
     ) -> None:
         self._around = around
         self._allowed = allowed
@@ -110,7 +110,7 @@ class Roster:
         """The board's own file cannot be used any more: what runs goes on."""
         async with self._turn:
             self._file_trouble = reason
-            await self._on_change()
+            self._on_change()
 
     async def follow_fleet(self, wanted: Sequence[PipelineWanted]) -> None:
         """From now on these are the fleet's."""
@@ -126,7 +126,7 @@ class Roster:
             await self._stop(name)
         for name, (table, is_fleets) in tables.items():
             await self._bring(name, table, is_fleets=is_fleets)
-        await self._on_change()
+        self._on_change()
 
     def _wanted(self, before: dict[str, str]) -> dict[str, tuple[PipelineTable, bool]]:
         """What can be tried; of what cannot, the one that runs stays."""
@@ -181,7 +181,7 @@ class Roster:
             table,
             self._around,
             stats=None if running is None else running.pipeline.stats,
-            on_trouble=self._say,
+            on_trouble=self._on_change,
         )
         if running is not None:
             # Without a pause between the two where they read the same place: nothing falls between them.
@@ -213,12 +213,6 @@ class Roster:
         running.source.stop()
         await running.source.ended()
         log.info("pipeline stopped", stream=name)
-
-    def _say(self) -> None:
-        self._around.tasks.start(self._changed(), name="pipelines.trouble")
-
-    async def _changed(self) -> None:
-        await self._on_change()
 
 
 def named(tables: Sequence[PipelineTable]) -> dict[str, PipelineTable]:

@@ -105,7 +105,7 @@ class Site:
         return self.device.replies[seq]
 
 
-async def nothing() -> None:
+def nothing() -> None:
     """Nobody is told."""
 
 
