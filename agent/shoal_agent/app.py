@@ -154,7 +154,9 @@ async def running(
         identity = IdentityStore(state_dir)
         keeper = _keeper(config, state_dir)
         fleet = await FleetPipelines.load(store, trust, topic=topics.wanted(config.node))
-        subscribed = await Subscribed.load(store, filters_of(config.pipeline, fleet.wanted))
+        subscribed = await Subscribed.load(
+            store, filters_of(config.pipeline, [*fleet.first, *fleet.wanted])
+        )
         session = await enter(
             Session.open(
                 _session_config(config, identity),
@@ -253,7 +255,9 @@ async def running(
         await commands.recover()
         if (wanted := await journal.wanted()) is not None:
             await belonging.follow(wanted)
-        await roster.open(config.pipeline, fleet.wanted)
+        # What ran last, and then what is wanted: where that cannot run, the older goes on.
+        await roster.open(config.pipeline, fleet.first)
+        await roster.follow_fleet(fleet.wanted)
         inbox.open(
             Parts(commands, outbox, belonging, journal, updater, router, session, fleet, roster)
         )

@@ -118,6 +118,8 @@ class Inbox:
             is_new = await until_stored(lambda: parts.pipelines.take(document), what="pipelines")
             if is_new:
                 await parts.roster.follow_fleet(parts.pipelines.wanted)
+                good = parts.roster.running_of_fleet()
+                await until_stored(lambda: parts.pipelines.hold(good), what="pipelines")
 
     async def inference(self, message: Inbound) -> None:
         """A request of any MQTT 5 client; the answer goes to its response topic."""

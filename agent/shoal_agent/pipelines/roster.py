@@ -38,6 +38,7 @@ class _Running:
     pipeline: Pipeline
     source: Source
     is_fleets: bool
+    wanted: PipelineWanted | None = None
 
 
 class Roster:
@@ -70,6 +71,10 @@ class Roster:
     def running(self) -> list[Pipeline]:
         """What runs, the longest first."""
         return [one.pipeline for one in list(self._running.values())]
+
+    def running_of_fleet(self) -> list[PipelineWanted]:
+        """The fleet's that run, as they came; where a newer one could not run, the older."""
+        return [one.wanted for one in self._running.values() if one.wanted is not None]
 
     def states(self) -> list[PipelineState]:
         """Every pipeline that is to run here, or does, and what stands in its way."""
@@ -171,6 +176,8 @@ class Roster:
         running = self._running.get(name)
         if running is not None and running.table == table:
             running.is_fleets = is_fleets
+            # Not of one that could not run: what it replaced is what ran.
+            running.wanted = running.wanted or self._fleets.get(name) if is_fleets else None
             return
         reason = self._obstacle(name, table)
         if reason:
@@ -187,7 +194,8 @@ class Roster:
             # Without a pause between the two where they read the same place: nothing falls between them.
             running.source.stop()
             await running.source.ended()
-        self._running[name] = _Running(table, pipeline, source, is_fleets)
+        wanted = self._fleets.get(name) if is_fleets else None
+        self._running[name] = _Running(table, pipeline, source, is_fleets, wanted)
         source.start()
         log.info("pipeline runs", stream=name, from_fleet=is_fleets, replaced=running is not None)
 

@@ -11,6 +11,7 @@ from PIL import Image
 from tests.shoal_agent.until import until
 from tests.support.board import NODE, Board, short_folder
 from tests.support.hub import Hub, Release
+from tests.support.pipelined import pipelined
 
 from shoal_agent import app
 from shoal_agent.config import load
@@ -94,6 +95,43 @@ async def test_a_key_that_left_the_configuration_counts_no_more_after_a_restart(
     assert await (await loaded(store, KEY)).take(document(5, CLIMATE))
     fleet = await loaded(store, STRANGER)
     assert (fleet.version, list(fleet.wanted)) == (0, [])
+
+
+async def test_what_ran_last_is_kept_beside_what_is_wanted(store):
+    fleet = await loaded(store, KEY)
+    bad = CLIMATE | {"topic": {"filter": "z/#/x", "values": ["$"]}}
+    heat = CLIMATE | {"stream": "heat"}
+    assert await fleet.take(document(5, CLIMATE))
+    await fleet.hold(fleet.wanted)
+    assert await fleet.take(document(6, bad, heat))
+    again = await loaded(store, KEY)
+    assert [one.table for one in again.wanted] == [bad, heat]
+    # What is not wanted any more does not come back.
+    assert [one.table for one in again.first] == [CLIMATE, heat]
+    await again.hold([PipelineWanted("heat", heat)])
+    assert await again.take(document(7, heat))
+    assert [one.table for one in (await loaded(store, KEY)).first] == [heat]
+
+
+async def test_after_a_restart_what_ran_goes_on_where_the_newest_cannot_run(tmp_path):
+    bad = CLIMATE | {"topic": {"filter": "z/#/x", "values": ["$"]}}
+    async with Broker.open(BrokerConfig(host="127.0.0.1", port=0)) as broker:
+        async with pipelined(broker, tmp_path) as made:
+            fleet = await loaded(made.store)
+            await fleet.take(document(5, CLIMATE, key=None))
+            await made.roster.follow_fleet(fleet.wanted)
+            await fleet.hold(made.roster.running_of_fleet())
+            await fleet.take(document(6, bad, key=None))
+            await made.roster.follow_fleet(fleet.wanted)
+            await fleet.hold(made.roster.running_of_fleet())
+            first = fleet.first
+        async with pipelined(broker, tmp_path, fleets=first) as made:
+            again = await loaded(made.store)
+            assert again.first == first
+            await made.roster.follow_fleet(again.wanted)
+            await made.say("z/1", b"1")
+            await made.heard(1)
+            assert "stands alone" in made.reason("climate")
 
 
 # ------------------------------------------------------------------ a whole agent
