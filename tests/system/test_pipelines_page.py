@@ -12,6 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from PIL import Image
+from tests.shoal_fleet.conftest import Site, broker, quiet_logs, quiet_site, site
+from tests.shoal_fleet.test_cli import shoal
 from tests.support import moving_pictures
 from tests.support.board import Board, short_folder
 from tests.support.hub import Hub, Release
@@ -20,10 +22,12 @@ from tests.support.moving_pictures import RtspServer
 from shoal_agent import app
 from shoal_agent.config import load
 from shoal_broker.logs import RecentLines
-from shoal_broker.server import Broker, BrokerConfig
+from shoal_broker.server import Broker
 from shoal_fleet import digits
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+
+__all__ = ["broker", "quiet_logs", "quiet_site", "site"]
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/pipelines.md").read_text()
@@ -40,12 +44,6 @@ def example(heading: str) -> str:
 def board():
     with short_folder() as folder:
         yield Board(folder)
-
-
-@pytest.fixture
-async def broker():
-    async with Broker.open(BrokerConfig(host="127.0.0.1", port=0)) as broker:
-        yield broker
 
 
 @asynccontextmanager
@@ -180,6 +178,38 @@ async def test_a_camera(board, broker):
             await hub.until(lambda: len(hub.readings) >= 3, timeout_s=30)
             assert {reading.label for reading in hub.readings} == {str(label)}
             assert {reading.device for reading in hub.readings} == {"gate"}
+
+
+async def test_a_pipeline_of_the_fleet(site: Site, board, broker, tmp_path):
+    file = tmp_path / "climate.toml"
+    file.write_text(example("From the fleet"))
+    climate_release(tmp_path / "climate")
+    added = await site.add_release(tmp_path / "climate")
+    key = site.controller.issuer.public_key
+    config = load(board.agent_toml(broker.port, more=f'[trust]\ncommand_keys = ["{key}"]'))
+    running_agent = app.running(config, recent=RecentLines(), stop=asyncio.Event())
+    async with (
+        running_agent,
+        Hub.open(broker.port, config.node) as hub,
+        heard(hub, "verdict/+") as told,
+    ):
+        await site.until(lambda: site._is_known(config.node))
+        wanted = await site.api.put(
+            f"/api/nodes/{config.node}/models/climate", json={"release": added["id"]}
+        )
+        assert wanted.status_code == 200, wanted.text
+        code, out, error = await shoal(site, "pipeline", "set", str(file), "--node", config.node)
+        assert (code, out, error) == (0, f"node {config.node}: climate; 1 node is told\n", "")
+        await hub.until(lambda: hub.serving() is not None and bool(hub.reported[-1].pipelines))
+        while "verdict/bath" not in told:
+            # The broker is asked for the topic at the same moment.
+            await hub.session.publish(
+                "zigbee2mqtt/bath", b'{"temperature": 35, "humidity": 40}', durable=False
+            )
+            await asyncio.sleep(0.1)
+        assert told["verdict/bath"]["label"] == "hot"
+        _, out, _ = await shoal(site, "pipeline", "list", "--node", config.node)
+        assert out.splitlines()[-1].split("\t") == [config.node, "climate", "fleet's", "yes", ""]
 
 
 def climate_release(directory: Path) -> Release:
