@@ -214,6 +214,7 @@ async def running(
             devices=devices,
             updater=updater,
             router=router,
+            roster=roster,
         )
         belonging = Belonging(session, topics, inbox.command)
         policies = Policies(

@@ -17,6 +17,7 @@ from shoal_agent.errors import OperationError
 from shoal_agent.inference.router import Router
 from shoal_agent.journal import Journal
 from shoal_agent.operations import Operations, Tell
+from shoal_agent.pipelines.roster import Roster
 from shoal_agent.update import Updater
 from shoal_broker.logs import RecentLines
 from shoal_contract.operations import Argument, Operation
@@ -47,6 +48,7 @@ class BuiltIn:
         devices: Mapping[str, DeviceLink],
         updater: Updater,
         router: Router,
+        roster: Roster,
     ) -> None:
         self._config = config
         self._recent = recent
@@ -54,6 +56,7 @@ class BuiltIn:
         self._devices = devices
         self._updater = updater
         self._router = router
+        self._roster = roster
         self._started_s = time.monotonic()
 
     def declare(self, *, restart: Callable[[], None]) -> Operations:
@@ -117,6 +120,7 @@ class BuiltIn:
                 "models": [repr(facts) for facts in self._router.describe()],
             },
             "capability.json": document.read(Path(self._config.state_dir)),
+            "pipelines.json": [msgspec.structs.asdict(state) for state in self._roster.states()],
             "devices.json": [link.describe() for link in self._devices.values()],
         }
         await tell(50, "archive")

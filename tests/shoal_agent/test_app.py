@@ -1,8 +1,11 @@
 """A whole agent: what it says when it cannot start, what it answers over MQTT, and what it never loads."""
 
 import asyncio
+import io
+import json
 import signal
 import socket
+import tarfile
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -165,6 +168,18 @@ async def test_an_inference_request_over_mqtt_is_answered_to_its_response_topic(
         decoded = messages.decode_as(reply, InferReply)
         assert (decoded.id, decoded.answers) == (b"12345678", [])
         assert "does not run here" in decoded.reason
+
+
+async def test_the_bundle_for_a_bug_report_says_how_pipelines_stand(board, broker):
+    more = '[[pipeline]]\nstream = "climate"\nmodel = "m"\n[pipeline.topic]\nfilter = "z"\nvalues = ["$"]'
+    async with agent(board, broker.port, more), Hub.open(broker.port, NODE) as hub:
+        await hub.until(lambda: bool(hub.presence))
+        await hub.command(messages.Command(b"12345678", "diag.bundle", {}, 1, 1 << 50))
+        await hub.until(lambda: bool(hub.results) and hub.results[-1].state.is_final)
+    with tarfile.open(fileobj=io.BytesIO(hub.results[-1].result["bundle"])) as archive:
+        (name,) = [name for name in archive.getnames() if name.endswith("pipelines.json")]
+        (state,) = json.load(archive.extractfile(name))
+    assert state == {"stream": "climate", "from_fleet": False, "running": True, "reason": ""}
 
 
 @pytest.mark.system
