@@ -35,6 +35,7 @@ from shoal_fleet.database import Database, FleetBase, ReadingsBase
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import ConfigError, ListenError, StateError
 from shoal_fleet.identity.assembly import open_identity
+from shoal_fleet.identity.inventory import Inventory
 from shoal_fleet.inbox import Inbox, Parts
 from shoal_fleet.issuer import Issuer, load_signer
 from shoal_fleet.json_door import JsonDoor
@@ -231,18 +232,20 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
         webhook_url=config.webhook_url,
         is_listening=lambda: session.connected,
     )
+    # Without [identity], too: who was revoked stays out.
+    inventory = await Inventory.load(database)
+    inbox.is_revoked = inventory.is_revoked
     identity = await open_identity(
         stack,
         config.identity,
         state_dir=state_dir,
         database=database,
+        inventory=inventory,
         registry=registry,
         wanted=wanted,
         alarms=alarms,
         reserved=(config.broker.client_id, *(table.user for table in config.door)),
     )
-    if identity is not None:
-        inbox.is_revoked = identity.inventory.is_revoked
     controller = Controller(
         config=config,
         version=version("shoal"),
@@ -269,6 +272,7 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
         pipeline_check=PipelineCheck(pipelines, releases, wanted),
         update_costs=UpdateCosts(registry=registry, releases=releases, deltas=deltas),
         distribution=Distribution(state_dir, session, topics),
+        inventory=inventory,
         identity=identity,
     )
     await orders.recover()

@@ -5,15 +5,19 @@ from typing import Annotated, Any
 
 import typer
 
-from shoal_fleet.cli_output import AsJson, clock, print_json
+from shoal_fleet.cli_output import AsJson, clock, print_json, target
 from shoal_fleet.clock import now_ms
 from shoal_fleet.errors import UsageError
+from shoal_fleet.identity.config import CA_FOLDER
 
 ca_app = typer.Typer(help="The fleet's certificate authority.", no_args_is_help=True)
 
 MAX_COMMON_NAME = 64
 
-Folder = Annotated[Path, typer.Option("--dir", help="The authority's directory.")]
+Folder = Annotated[
+    Path | None,
+    typer.Option("--dir", help="The authority's directory.", show_default="STATE_DIR/ca"),
+]
 Passphrase = Annotated[
     Path | None,
     typer.Option(help="The key is encrypted: its passphrase is the first line of this file."),
@@ -22,7 +26,8 @@ Passphrase = Annotated[
 
 @ca_app.command("init", epilog="Example: shoal ca init --dir /etc/shoal/ca")
 def init(
-    folder: Folder,
+    context: typer.Context,
+    folder: Folder = None,
     name: Annotated[str | None, typer.Option(help="What the authority calls itself.")] = None,
     passphrase_file: Passphrase = None,
     *,
@@ -34,26 +39,29 @@ def init(
 
     if name is not None and not 0 < len(name) <= MAX_COMMON_NAME:
         raise UsageError(f"--name has 1 to {MAX_COMMON_NAME} characters")
+    where = _where(context, folder)
     made = authority.make(
-        folder, name=name, now_ms=now_ms(), passphrase=_passphrase(passphrase_file)
+        where, name=name, now_ms=now_ms(), passphrase=_passphrase(passphrase_file)
     )
-    _print_pin(folder, made.pin, as_json=as_json)
+    _print_pin(where, made.pin, as_json=as_json)
 
 
 @ca_app.command("show", epilog="Example: shoal ca show --dir /etc/shoal/ca")
-def show(folder: Folder, *, as_json: AsJson = False) -> None:
+def show(context: typer.Context, folder: Folder = None, *, as_json: AsJson = False) -> None:
     """Print the pin by which boards know the authority. Its key is not needed."""
     from shoal_fleet.identity.authority import read_pin  # noqa: PLC0415 - as above
 
-    _print_pin(folder, read_pin(folder), as_json=as_json)
+    where = _where(context, folder)
+    _print_pin(where, read_pin(where), as_json=as_json)
 
 
 @ca_app.command(
     "issue", epilog="Example: shoal ca issue broker --dir /etc/shoal/ca --host broker.example.net"
 )
 def issue(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="The CN: shoal-controller, an operator, a broker.")],
-    folder: Folder,
+    folder: Folder = None,
     out: Annotated[Path, typer.Option(help="NAME.crt and NAME.key are written here.")] = Path(),
     hosts: Annotated[
         list[str] | None,
@@ -71,7 +79,7 @@ def issue(
     from shoal_fleet.identity.issuing import issue_files  # noqa: PLC0415 - as above
 
     issued = issue_files(
-        folder,
+        _where(context, folder),
         name,
         out=out,
         hosts=hosts or [],
@@ -82,6 +90,10 @@ def issue(
         print_json(issued)
         return
     typer.echo(f"{issued['certificate']}, {issued['key']}: good until {clock(issued['until_ms'])}")
+
+
+def _where(context: typer.Context, folder: Path | None) -> Path:
+    return target(context).state_dir / CA_FOLDER if folder is None else folder
 
 
 def _passphrase(path: Path | None) -> bytes | None:

@@ -14,6 +14,7 @@ from shoal_fleet.database import Database
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import ConflictError, RequestError
 from shoal_fleet.identity.assembly import Identity
+from shoal_fleet.identity.inventory import Inventory
 from shoal_fleet.inbox import Inbox
 from shoal_fleet.issuer import Issuer
 from shoal_fleet.json_door import JsonDoor
@@ -66,6 +67,7 @@ class Controller:
     pipeline_check: PipelineCheck
     update_costs: UpdateCosts
     distribution: Distribution
+    inventory: Inventory
     identity: Identity | None
 
     async def node(self, name: str) -> dict[str, Any]:
@@ -100,7 +102,7 @@ class Controller:
 
     def is_revoked(self, name: str) -> bool:
         """Whether the node was taken out of the fleet."""
-        return self.identity is not None and self.identity.inventory.is_revoked(name)
+        return self.inventory.is_revoked(name)
 
     def commandable(self, name: str) -> str:
         """The node's name.
@@ -141,7 +143,7 @@ class Controller:
             "labels": dict(node.labels),
             "first_seen_ms": node.first_seen_ms,
             "last_seen_ms": self.registry.last_seen_ms[node.name],
-            "identity": None if self.identity is None else self.identity.inventory.view(node.name),
+            "identity": self.inventory.view(node.name),
             "reported": None,
         }
         if reported is not None:

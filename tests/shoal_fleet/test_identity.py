@@ -76,6 +76,9 @@ def test_an_authority_is_made_shown_and_issues_by_command(quiet_site, tmp_path):
     assert (code, "is not a user" in error) == (Exit.USAGE, True)
     code, _, error = invoke(quiet_site, "ca", "show", "--dir", tmp_path / "nowhere")
     assert (code, "shoal ca init" in error) == (Exit.FAILED, True)
+    code, pin, _ = invoke(quiet_site, "ca", "init")
+    assert (code, (quiet_site.state_dir / "ca" / "ca.key").exists()) == (0, True)
+    assert invoke(quiet_site, "ca", "show")[1] == pin
     secret = tmp_path / "passphrase"
     secret.write_text("correct horse\n")
     code, _, _ = invoke(
@@ -182,6 +185,27 @@ async def test_a_revoked_node_stays_out_when_the_controller_starts_anew(quiet_si
         status, refusal = await knock(site, BoardKey().asks("press-4", known=board))
         assert (status, refusal["why"]) == (403, "revoked")
         assert site.controller.is_revoked("press-4")
+
+
+async def test_without_its_authority_too_a_controller_keeps_out_who_was_revoked(quiet_site):
+    async with enrolling(quiet_site) as site, site.node("press-4"):
+        await shoal(site, "nodes", "revoke", "press-4")
+    async with quiet_site.controlled() as site:
+        async with NodeSimulator.open("press-4", site.broker_port, site.folder):
+            await site.until(lambda: site.controller.inbox.of_revoked > 0)
+        assert not site.controller.registry.get("press-4").online
+        code, _, error = await shoal(site, "send", "press-4", "ping")
+        assert (code, "was revoked" in error) == (Exit.FAILED, True)
+
+
+async def test_labels_that_a_node_has_no_room_for_cost_it_no_certificate(enrolling_site):
+    site = enrolling_site
+    async with site.node("press-4"):
+        full = {f"l{n}": "x" for n in range(32)}
+        await site.api.patch("/api/nodes/press-4/labels", json={"labels": full})
+        _, token, _ = await shoal(site, "token", "create", "--node", "press-4", "--group", "oslo")
+        assert (await knock(site, BoardKey().asks("press-4", token=token.strip())))[0] == 200
+        assert site.controller.registry.get("press-4").labels == full
 
 
 async def test_names_of_the_brokers_other_clients_are_no_nodes(quiet_site):

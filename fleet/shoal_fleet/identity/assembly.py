@@ -14,10 +14,10 @@ from shoal_contract.messages import Presence
 from shoal_fleet.alarms import Alarms
 from shoal_fleet.clock import now_ms
 from shoal_fleet.database import Database
-from shoal_fleet.errors import ConfigError, ListenError
+from shoal_fleet.errors import ConfigError, ListenError, RequestError
 from shoal_fleet.identity import names
 from shoal_fleet.identity.authority import Authority, read_passphrase
-from shoal_fleet.identity.config import IdentityTable
+from shoal_fleet.identity.config import CA_FOLDER, IdentityTable
 from shoal_fleet.identity.disconnect import Disconnect, by_the_list_alone
 from shoal_fleet.identity.door import BACKLOG, Door
 from shoal_fleet.identity.door_certificate import DoorCertificate
@@ -55,6 +55,7 @@ async def open_identity(
     *,
     state_dir: Path,
     database: Database,
+    inventory: Inventory,
     registry: Registry,
     wanted: WantedStates,
     alarms: Alarms,
@@ -69,12 +70,11 @@ async def open_identity(
     """
     if table is None:
         return None
-    folder = Path(table.ca_dir)
+    folder = state_dir / CA_FOLDER if table.ca_dir is None else Path(table.ca_dir)
     passphrase = (
         None if table.passphrase_file is None else read_passphrase(Path(table.passphrase_file))
     )
     authority = await asyncio.to_thread(Authority.load, folder, passphrase=passphrase)
-    inventory = await Inventory.load(database)
     revocations = Revocations(
         database,
         authority,
@@ -124,8 +124,12 @@ async def open_identity(
 def _admitting(registry: Registry) -> Callable[[str, Mapping[str, str]], Awaitable[None]]:
     async def admit(node: str, labels: Mapping[str, str]) -> None:
         """A node with a certificate is in the registry before it says its first word."""
-        if await registry.heard(node, retained=True) and labels:
-            await registry.label(node, labels)
+        try:
+            if await registry.heard(node, retained=True) and labels:
+                await registry.label(node, labels)
+        except RequestError as exc:
+            # The node has too many already. Its certificate is worth more than they are.
+            log.error("labels of a token not given", node=node, reason=str(exc))  # noqa: TRY400 - the message says it all
 
     return admit
 

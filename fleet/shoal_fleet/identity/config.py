@@ -8,6 +8,8 @@ from shoal_contract import toml
 from shoal_contract.enrolment import DEFAULT_PORT
 from shoal_fleet.errors import ConfigError
 
+CA_FOLDER: Final = "ca"
+"""Where the authority lies below the state directory, unless it lies elsewhere."""
 MAX_NAME: Final = 253
 _MAX_PORT: Final = 65535
 
@@ -15,12 +17,12 @@ _MAX_PORT: Final = 65535
 class IdentityTable(toml.Table, frozen=True, kw_only=True):
     """[identity]: without the table nobody can enrol or be revoked.
 
-    `ca_dir`: the authority that `shoal ca init` made; `passphrase_file`: where its key is encrypted. `listen`: the
+    `ca_dir`: the authority that `shoal ca init` made, by default in the state directory; `passphrase_file`: where its key is encrypted. `listen`: the
     door's address; port 0 takes a free one. `names`: by which boards reach it. `certificate_days`: how long a
     node's certificate is good. `reserved`: ids that no node may have.
     """
 
-    ca_dir: str
+    ca_dir: str | None = None
     passphrase_file: str | None = None
     listen: str = f"0.0.0.0:{DEFAULT_PORT}"
     names: tuple[str, ...]

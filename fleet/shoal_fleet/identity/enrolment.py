@@ -20,7 +20,7 @@ from shoal_contract.errors import DecodeError
 from shoal_contract.topics import check_leaf, check_node_id
 from shoal_fleet.clock import now_ms
 from shoal_fleet.database import Database
-from shoal_fleet.errors import EnrolmentRefusedError
+from shoal_fleet.errors import AuthorityError, EnrolmentRefusedError
 from shoal_fleet.identity import csr, pending, tokens
 from shoal_fleet.identity.authority import Authority
 from shoal_fleet.identity.inventory import Inventory
@@ -272,7 +272,11 @@ class Enrolment:
         log.info("certificate issued", node=row.node, how=earned.how, serial=row.serial)
         if earned.supersedes:
             self._inventory.revoked.pop(row.node, None)
-            await self._superseded()
+            try:
+                await self._superseded()
+            except AuthorityError as exc:
+                # It is written again until it can be; this board has done nothing wrong.
+                log.error("list of revoked certificates not written", reason=str(exc))  # noqa: TRY400 - the message says it all
         await self._admit(row.node, {} if earned.token is None else earned.token.labels)
         if earned.token is not None:
             await self._tokens.admitted(earned.token.digest)
