@@ -272,4 +272,5 @@ async def test_killed_at_every_step_a_board_has_a_usable_identity_or_a_clean_sta
     )  # fmt: skip
     stdout, stderr = await process.communicate()
     assert process.returncode == 0, stderr.decode()
+    print(f"killed at {int(stdout)} steps")
     assert int(stdout) >= 15
