@@ -7,6 +7,7 @@ bounded, what breaks the protocol is closed, and whatever happens on a connectio
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import structlog
 
 from shoal_agent.background import Background
 from shoal_agent.peers import wire
+from shoal_agent.peers.complaints import Complaints
 from shoal_agent.peers.credentials import Credentials, check_named, explain
 from shoal_agent.peers.errors import PeerError, WireError
 from shoal_broker.bus_errors import TlsFilesError
@@ -67,6 +69,7 @@ class PeerServer:
         self._tasks = tasks
         self._credentials = credentials
         self._open: set[asyncio.StreamWriter] = set()
+        self._complaints = Complaints(time.monotonic)
 
     @classmethod
     @asynccontextmanager
@@ -124,13 +127,13 @@ class PeerServer:
                 await self._read_requests(peer.node, reader, writer, replies)
         except (WireError, ContractError) as exc:
             self.stats.malformed += 1
-            log.warning("neighbour broke the protocol", address=address, reason=str(exc))
+            self._complaints.warn("neighbour broke the protocol", address=address, reason=str(exc))
         except ssl.SSLError as exc:
             self.stats.untrusted += 1
-            log.warning("neighbour not trusted", address=address, reason=explain(exc))
+            self._complaints.warn("neighbour not trusted", address=address, reason=explain(exc))
         except PeerError as exc:
             self.stats.untrusted += 1
-            log.warning("neighbour not trusted", address=address, reason=str(exc))
+            self._complaints.warn("neighbour not trusted", address=address, reason=str(exc))
         except TlsFilesError as exc:
             log.error("tls files unusable", reason=str(exc))  # noqa: TRY400 - the message says it all
         except (OSError, EOFError):

@@ -15,6 +15,7 @@ from shoal_agent.config import AgentConfig, PeersTable
 from shoal_agent.peers import server as server_module
 from shoal_agent.peers import wire
 from shoal_agent.peers.client import PeerClient
+from shoal_agent.peers.complaints import BURST, EVERY_S, Complaints
 from shoal_agent.peers.credentials import Credentials, PeerFiles, names_in
 from shoal_agent.peers.errors import PeerUnreachableError
 from shoal_agent.peers.peer import Peer
@@ -335,6 +336,20 @@ async def test_a_reply_that_cannot_be_written_ends_its_connection_and_nothing_el
     assert broken
     await until(lambda: not server._open)
     assert await good(registry, issued, server)
+
+
+def test_strangers_do_not_fill_the_log():
+    now_s = 1000.0
+    complaints = Complaints(lambda: now_s)
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(1_000):
+            complaints.warn("neighbour not trusted", address="a")
+        assert len(logs) == BURST
+        now_s += EVERY_S
+        for _ in range(3):
+            complaints.warn("neighbour not trusted", address="b")
+    assert len(logs) == BURST + 1
+    assert logs[-1]["left_out"] == 1_000 - BURST
 
 
 # --- the configuration
