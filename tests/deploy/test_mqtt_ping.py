@@ -81,6 +81,14 @@ async def test_a_name_that_is_no_node_id_is_refused_at_once() -> None:
     assert "'Board/1' is not a node id" in answer["msg"]
 
 
+async def test_a_password_does_not_leave_this_machine_in_the_clear_by_accident() -> None:
+    answer = await _ping(1, host="192.0.2.1", username="operator", password="secret")
+    assert "192.0.2.1 is another machine" in answer["msg"]
+    assert "plaintext: true" in answer["msg"]
+    answer = await _ping(1, host="192.0.2.1", plaintext=True, timeout_s=1)
+    assert "another machine" not in answer["msg"]
+
+
 async def test_an_unreachable_broker_is_named_as_such() -> None:
     answer = await _ping(1, timeout_s=1)
     assert "the broker was not reached" in answer["msg"]

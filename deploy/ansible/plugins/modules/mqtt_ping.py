@@ -19,7 +19,8 @@ try:
     from paho.mqtt.enums import CallbackAPIVersion
     from paho.mqtt.reasoncodes import ReasonCode
 
-    from shoal_broker.bus_errors import TlsFilesError, TrustError
+    from shoal_broker.bus_errors import PlaintextError, TlsFilesError, TrustError
+    from shoal_broker.loopback import check_encrypted
     from shoal_broker.tls import TlsFiles, client_context, configured
     from shoal_broker.tls_failures import explain
     from shoal_broker.tls_socket import TlsSocket
@@ -72,6 +73,12 @@ options:
   key_file:
     description: PEM file with the private key of that certificate.
     type: str
+  plaintext:
+    description:
+      - Speak to a broker on another machine without O(ca_file), too. What is said there, the password included,
+        goes in the clear.
+    type: bool
+    default: false
   timeout_s:
     description: How many seconds to wait for the broker and the node together.
     type: int
@@ -98,6 +105,8 @@ EXAMPLES = r"""
   shoal.edge.mqtt_ping:
     node: "{{ shoal_agent_node }}"
     host: broker.example.net
+    port: 8883
+    ca_file: /etc/ssl/certs/ca-certificates.crt
   delegate_to: localhost
 """
 
@@ -186,8 +195,14 @@ class PresenceWatch:
 def wait_online(params: dict, deadline: float) -> PresenceWatch:
     """Watch until the node is online, the broker refuses or the deadline (monotonic) has passed.
 
-    Raises TlsFilesError.
+    Raises TlsFilesError, PlaintextError.
     """
+    check_encrypted(
+        params["host"],
+        has_tls=bool(params["ca_file"]),
+        plaintext=params["plaintext"],
+        say="set ca_file (TLS), or plaintext: true",
+    )
     files = {key: params[key] for key in ("ca_file", "cert_file", "key_file")}
     tls = configured(server_name=None, **files)
     watch = PresenceWatch(Topics(params["root"]).presence(params["node"]), params["not_boot"])
@@ -239,6 +254,7 @@ def main() -> None:
             "ca_file": {"type": "str"},
             "cert_file": {"type": "str"},
             "key_file": {"type": "str", "no_log": False},
+            "plaintext": {"type": "bool", "default": False},
             "timeout_s": {"type": "int", "default": 60},
             "not_boot": {"type": "str"},
         },
@@ -255,7 +271,7 @@ def main() -> None:
     started = time.monotonic()
     try:
         watch = wait_online(params, started + params["timeout_s"])
-    except (ContractError, TlsFilesError) as exc:
+    except (ContractError, TlsFilesError, PlaintextError) as exc:
         module.fail_json(msg=str(exc))
     where = f"{params['node']} on {params['host']}:{params['port']}"
     if watch.fatal:
