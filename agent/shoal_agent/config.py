@@ -175,6 +175,11 @@ def redacted(config: AgentConfig) -> dict[str, object]:
     return plain
 
 
+def has_certificate_by_itself(config: AgentConfig) -> bool:
+    """Whether enrolment gave the board one, or is going to: the broker's table need not name it then."""
+    return config.enrolment is not None or (Path(config.state_dir) / "identity").exists()
+
+
 def _check(config: AgentConfig) -> None:
     topics.check_node_id(config.node)
     topics.Topics(config.root)
@@ -228,15 +233,10 @@ def _check_broker(config: AgentConfig) -> None:
             broker = msgspec.structs.replace(broker, server_name=None)
     try:
         broker.tls()
-        if not _has_certificate_by_itself(config):
+        if not has_certificate_by_itself(config):
             broker.check_encrypted()
     except BrokerTableError as exc:
         raise ConfigError(str(exc)) from exc
-
-
-def _has_certificate_by_itself(config: AgentConfig) -> bool:
-    """Whether enrolment gave the board one, or is going to: the broker's table need not name it then."""
-    return config.enrolment is not None or (Path(config.state_dir) / "identity").exists()
 
 
 def _check_local_api(table: LocalApiTable | None) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import structlog
 
-from shoal_agent.config import AgentConfig
+from shoal_agent.config import AgentConfig, has_certificate_by_itself
 from shoal_agent.peers.credentials import PeerFiles
 from shoal_broker.loopback import is_loopback
 from shoal_broker.tls import TlsFiles
@@ -16,7 +16,10 @@ IDENTITY = "identity/current"
 
 
 def known_as(config: AgentConfig) -> PeerFiles | None:
-    """Who we are to neighbours: the certificate for the broker, else the one of enrolment; None: nobody."""
+    """Who we are to neighbours: the certificate for the broker, else the one of enrolment; None: nobody.
+
+    Files of enrolment may come later: they are read for each connection.
+    """
     broker = config.broker
     if broker.ca_file is not None and broker.cert_file is not None:
         files = TlsFiles(
@@ -26,9 +29,9 @@ def known_as(config: AgentConfig) -> PeerFiles | None:
             named=config.node,
         )
         return PeerFiles(files, config.peers.crl_file)
-    enrolled = Path(config.state_dir) / IDENTITY
-    if not enrolled.exists():
+    if not has_certificate_by_itself(config):
         return None
+    enrolled = Path(config.state_dir) / IDENTITY
     files = TlsFiles(
         ca_file=str(enrolled / "ca.pem"),
         cert_file=str(enrolled / "cert.pem"),

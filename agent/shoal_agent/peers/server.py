@@ -135,7 +135,7 @@ class PeerServer:
             self.stats.untrusted += 1
             self._complaints.warn("neighbour not trusted", address=address, reason=str(exc))
         except TlsFilesError as exc:
-            log.error("tls files unusable", reason=str(exc))  # noqa: TRY400 - the message says it all
+            self._complaints.warn("tls files unusable", reason=str(exc))
         except (OSError, EOFError):
             pass  # it hung up, or was idle for too long (TimeoutError)
         except Exception:
