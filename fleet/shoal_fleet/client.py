@@ -181,10 +181,15 @@ def _trust(state_dir: Path, ca_file: Path | None, is_ours: bool) -> ssl.SSLConte
     try:
         if ca_file is None and is_ours and pinned.exists():
             return pinned_context(pinned)
-        made = ssl.create_default_context(cafile=ca_file)
+        # Not create_default_context: from Python 3.13 on that refuses authorities that OpenSSL accepts.
+        made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        made.minimum_version = ssl.TLSVersion.TLSv1_3
+        if ca_file is None:
+            made.load_default_certs()
+        else:
+            made.load_verify_locations(cafile=ca_file)
     except OSError as exc:
         raise UsageError(f"{ca_file or pinned} holds no certificate: {exc}") from exc
-    made.minimum_version = ssl.TLSVersion.TLSv1_3
     return made
 
 
