@@ -98,7 +98,7 @@ def explain(exc: OSError, tls: TlsFiles) -> LinkError:
         whose = tls.cert_file or "none is configured"
         return IdentityRefusedError(
             f"the broker refuses our certificate: {alert} ({whose}: {IDENTITY_ALERTS[alert]}"
-            + (f"; {dates})" if (dates := against_the_clock(tls)) else ")"),
+            f"{_by_the_clock(alert, tls)})",
             alert=alert,
         )
     if alert == "protocol version" or _reason(exc) == "UNSUPPORTED_PROTOCOL":
@@ -146,6 +146,20 @@ def hung_up() -> LinkError:
     return LinkError(
         "the other end closed the connection in the TLS handshake: is this the broker's TLS port?"
     )
+
+
+def _by_the_clock(alert: str, tls: TlsFiles) -> str:
+    """What our certificate's dates say about a refusal."""
+    dates = against_the_clock(tls)
+    if dates is not None:
+        return f"; {dates}"
+    if alert == "certificate expired":
+        # OpenSSL has no other alert for a list that has ended.
+        return (
+            "; by our clock it is good: the broker's is wrong,"
+            " or its list of revoked certificates has ended"
+        )
+    return ""
 
 
 def _advice(verify_code: int, tls: TlsFiles) -> str | None:

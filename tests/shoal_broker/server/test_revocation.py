@@ -14,6 +14,7 @@ from tests.shoal_broker.server.test_tls import secured
 from tests.support.certificates import Registry, replace
 from tests.support.tls_listener import client_files
 
+from shoal_broker.bus_errors import IdentityRefusedError
 from shoal_broker.codec import ConnAckPacket, ConnectPacket, DisconnectPacket, PublishPacket, Will
 from shoal_broker.link import SessionConfig
 from shoal_broker.server import Broker, BrokerConfig
@@ -23,6 +24,7 @@ from shoal_broker.server.passwords import set_password
 from shoal_broker.server.revocation import LOOK_EVERY_S, RETRY_S
 from shoal_broker.session import Session
 from shoal_broker.tls import TlsFiles, client_context
+from shoal_broker.transports import connect_with
 
 DEADLINE_S = 10
 OPEN = AccessRules(policy=Policy.OPEN)
@@ -239,7 +241,13 @@ async def test_a_list_that_has_ended_lets_nobody_in_sends_nobody_away_and_is_tol
             assert await stays.publish("t") < 0x80
             late = files(registry, "late")
             # OpenSSL has no alert of its own for this.
-            assert "ALERT" in await refused_again(broker, late)
+            assert "CERTIFICATE_EXPIRED" in await refused_again(broker, late)
+            settings = SessionConfig(
+                host="127.0.0.1", port=broker.port, client_id="late", tls=late, transport="codec"
+            )
+            with pytest.raises(IdentityRefusedError, match="its list of revoked certificates has"):
+                async with connect_with("codec")(settings, None):
+                    pass
             replace(listed, registry.revoked())
             await broker.revocations.look()
             async with secured(broker, late) as client:
