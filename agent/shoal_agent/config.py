@@ -23,7 +23,7 @@ class PeersTable(toml.Table, frozen=True, kw_only=True):
     """[peers]: help among neighbours. `interfaces` are addresses to announce on; none is all.
 
     With an identity neighbours are asked and answered over mutual TLS; `plaintext` allows to do without
-    one. `crl_file`: certificates that count no more.
+    one. `ca_file`: their authority, where it is not the broker's. `crl_file`: certificates that count no more.
     """
 
     enabled: bool = True
@@ -32,6 +32,7 @@ class PeersTable(toml.Table, frozen=True, kw_only=True):
     interfaces: tuple[str, ...] = ()
     upstream: str | None = None
     plaintext: bool = False
+    ca_file: str | None = None
     crl_file: str | None = None
 
 

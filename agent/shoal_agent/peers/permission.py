@@ -23,7 +23,7 @@ def known_as(config: AgentConfig) -> PeerFiles | None:
     broker = config.broker
     if broker.ca_file is not None and broker.cert_file is not None:
         files = TlsFiles(
-            ca_file=broker.ca_file,
+            ca_file=config.peers.ca_file or broker.ca_file,
             cert_file=broker.cert_file,
             key_file=broker.key_file,
             named=config.node,
@@ -33,7 +33,7 @@ def known_as(config: AgentConfig) -> PeerFiles | None:
         return None
     enrolled = Path(config.state_dir) / IDENTITY
     files = TlsFiles(
-        ca_file=str(enrolled / "ca.pem"),
+        ca_file=config.peers.ca_file or str(enrolled / "ca.pem"),
         cert_file=str(enrolled / "cert.pem"),
         key_file=str(enrolled / "key.pem"),
         named=config.node,

@@ -369,6 +369,9 @@ def test_the_certificate_for_the_broker_is_who_we_are_to_neighbours(tmp_path):
     found = known_as(configured(tmp_path, broker=table, crl_file="list"))
     files = TlsFiles(ca_file="ca", cert_file="cert", key_file="key", named="client")
     assert found == PeerFiles(files, "list")
+    found = known_as(configured(tmp_path, broker=table, ca_file="boards"))
+    assert found is not None
+    assert found.tls.ca_file == "boards"
 
 
 def test_without_one_it_is_that_of_enrolment(tmp_path):
