@@ -170,20 +170,36 @@ def test_a_clock_that_was_wrong_does_no_harm_for_good(node, repository):
     assert node.look().kind == "listed"
 
 
-def test_a_board_whose_clock_goes_back_does_not_take_what_has_run_out(node, repository):
+@pytest.mark.parametrize(
+    "wrong",
+    ["1970", "a day behind", "a day ahead", "ten years ahead", "1970 after a look that was right"],
+)
+def test_a_wrong_clock_takes_nothing_that_has_run_out_and_recovers(node, repository, wrong):
+    """The broker freezes the fleet in the past, and a power cut took the metadata and perhaps the clock."""
     repository.release("oslo", ("digits", MANIFEST))
-    frozen = repository.files()
-    repository.later(days=10)
-    repository.renew()
+    frozen = node.folder / "frozen"
+    shutil.copytree(node.source, frozen)
+    for _ in range(10):
+        repository.later(days=1)
+        repository.renew()
     assert node.look().kind == "listed"
-    # The broker freezes the fleet in the past, and a power cut takes the metadata and the clock.
+    # Only the time is left of what was seen: versions alone would refuse it, too.
+    node.floors = Floors(issued_s=node.floors.issued_s, timestamp_keys=node.floors.timestamp_keys)
+    true_s, true_source = repository.now_s, node.source
     shutil.rmtree(node.metadata)
-    node.source = node.folder / "frozen"
-    node.source.mkdir()
-    for name, data in frozen.items():
-        (node.source / name).write_bytes(data)
-    node.clock_s = 0
-    assert node.look().kind == "unverified"
+    node.source = frozen
+    if wrong == "1970 after a look that was right":
+        assert node.look().kind == "unverified"
+    node.clock_s = {
+        "a day behind": true_s - 86400,
+        "a day ahead": true_s + 86400,
+        "ten years ahead": true_s + 10 * 365 * 86400,
+    }.get(wrong, 0)
+    verdict = node.look()
+    assert verdict.kind == "unverified"
+    assert "expired" in verdict.reason
+    node.clock_s, node.source = true_s, true_source
+    assert node.look().kind == "listed"
 
 
 def test_an_older_timestamp_is_refused(node, repository):
