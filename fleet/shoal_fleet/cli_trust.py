@@ -14,6 +14,7 @@ from shoal_contract.release import build_manifest
 from shoal_fleet.cli_output import AsJson, print_json, print_table, target
 from shoal_fleet.errors import FleetError, StateError, UsageError
 from shoal_fleet.release_directory import read_spec
+from shoal_fleet.trust.places import metadata_dir, online_key_file
 
 if TYPE_CHECKING:
     from shoal_fleet.trust.status import Status
@@ -174,8 +175,6 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Say who signs, what waits for signatures and what runs out when; ends with 1 when somebody must act."""
-    from shoal_fleet.trust.installing import metadata_dir  # noqa: PLC0415 - as above
-
     found = _print(directory or metadata_dir(target(context).state_dir), as_json=as_json)
     if found.alarms:
         raise typer.Exit(1)
@@ -198,16 +197,14 @@ def install(
 
     state_dir = target(context).state_dir
     try:
-        installing.metadata_dir(state_dir).mkdir(parents=True, exist_ok=True, mode=0o700)
+        metadata_dir(state_dir).mkdir(parents=True, exist_ok=True, mode=0o700)
         if online_key is not None:
             if keys.is_sealed(online_key):
                 raise UsageError(f"{online_key} is sealed; the controller has nobody to ask")
-            write_durably(installing.online_key_file(state_dir), online_key.read_bytes())
+            write_durably(online_key_file(state_dir), online_key.read_bytes())
     except OSError as exc:
         raise StateError(f"{exc.filename}: {exc.strerror}") from exc
-    copied = installing.install(
-        Repository(directory), Repository(installing.metadata_dir(state_dir))
-    )
+    copied = installing.install(Repository(directory), Repository(metadata_dir(state_dir)))
     if as_json:
         print_json({"installed": copied})
     else:

@@ -22,7 +22,7 @@ from shoal_fleet import digits
 from shoal_fleet.access import read_token
 from shoal_fleet.config import BrokerTable, FleetConfig, ListenTable
 from shoal_fleet.release_directory import pack, read_spec
-from shoal_fleet.trust import distribution, installing, keys
+from shoal_fleet.trust import distribution, installing, keys, places
 from shoal_fleet.trust.repository import Repository
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
@@ -104,9 +104,9 @@ async def site(monkeypatch):
             broker = await enter(Broker.open(BrokerConfig(host="127.0.0.1", port=0)))
             offline = SignedRepository(folder / "tuf", now=None)
             state_dir = folder / "fleet"
-            there = installing.metadata_dir(state_dir)
+            there = places.metadata_dir(state_dir)
             there.mkdir(parents=True)
-            offline.online_key_file(installing.online_key_file(state_dir))
+            offline.online_key_file(places.online_key_file(state_dir))
             controller, url = await enter(
                 shoal_fleet.app.running(
                     FleetConfig(broker=BrokerTable(port=broker.port), listen=ListenTable(port=0)),
@@ -214,4 +214,4 @@ async def test_the_controller_says_what_runs_out(site):
     site.install()
     await site.at_the_broker("timestamp.json")
     assert (await site.api.get("/api/status")).json()["trust_alarms"] == []
-    assert keys.open_signer(installing.online_key_file(site.there.parents[1])) is not None
+    assert keys.open_signer(places.online_key_file(site.there.parents[1])) is not None

@@ -1,6 +1,5 @@
 """Brings what the offline keys signed from the ceremony's directory into the controller's, verified and forward only."""
 
-from pathlib import Path
 from typing import Any
 
 from tuf.api.exceptions import RepositoryError
@@ -84,13 +83,3 @@ def _check(delegator: Root | Targets, role: str, metadata: Metadata[Any]) -> Non
         delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
     except (RepositoryError, ValueError) as exc:
         raise UsageError(f"{role} of version {metadata.signed.version}: {exc}") from exc
-
-
-def online_key_file(state_dir: Path) -> Path:
-    """Where the controller keeps the key that signs snapshot and timestamp."""
-    return state_dir / "trust" / "online.key"
-
-
-def metadata_dir(state_dir: Path) -> Path:
-    """Where the controller keeps the metadata."""
-    return state_dir / "trust" / "metadata"

@@ -22,7 +22,7 @@ from shoal_contract.release import build_manifest, parse_manifest, parse_spec
 from shoal_fleet import digits
 
 SHORT = {"metadata": 150, "manifest": 300, "delta": 50, "model": 300}
-LONG = {"metadata": 5000, "manifest": 2500, "delta": 500, "model": 4000}
+LONG = {"metadata": 5000, "manifest": 2500, "delta": 150, "model": 4000}
 SEED = 20261130
 
 

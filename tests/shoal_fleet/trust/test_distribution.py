@@ -13,7 +13,7 @@ from shoal_broker.session import Session, SessionConfig
 from shoal_broker.store import Store
 from shoal_contract.topics import Topics, UpdateTopic
 from shoal_fleet.errors import StateError
-from shoal_fleet.trust import installing
+from shoal_fleet.trust import installing, places
 from shoal_fleet.trust.distribution import Distribution
 from shoal_fleet.trust.repository import Repository
 
@@ -28,13 +28,13 @@ class Site:
         self.state_dir = state_dir
         self.session = session
         self.seen = seen
-        self.there = Repository(installing.metadata_dir(state_dir))
+        self.there = Repository(places.metadata_dir(state_dir))
         self.distribution = Distribution(state_dir, session, TOPICS)
 
     def install(self) -> None:
         self.there.directory.mkdir(parents=True, exist_ok=True)
         installing.install(self.offline.repository, self.there)
-        self.offline.online_key_file(installing.online_key_file(self.state_dir))
+        self.offline.online_key_file(places.online_key_file(self.state_dir))
 
     async def sync(self) -> list[str]:
         sent = await self.distribution.sync(self.offline.now)
@@ -138,7 +138,7 @@ async def test_a_broker_that_forgot_is_told_everything_again(site):
 
 async def test_a_wrong_or_missing_online_key_is_said(site):
     site.install()
-    installing.online_key_file(site.state_dir).unlink()
+    places.online_key_file(site.state_dir).unlink()
     with pytest.raises(StateError, match="online key"):
         await site.sync()
     site.offline.online = Key()
