@@ -129,6 +129,8 @@ def status(context: typer.Context, *, as_json: AsJson = False) -> None:
         f"readings: {found['readings_stored']} since the start,"
         f" malformed messages: {sum(found['malformed'].values())}"
     )
+    for alarm in found["trust_alarms"]:
+        typer.echo(f"signed releases: {printable(alarm)}")
 
 
 def main() -> None:
