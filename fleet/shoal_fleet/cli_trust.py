@@ -114,7 +114,7 @@ def sign(
     as_json: AsJson = False,
 ) -> None:
     """Sign what waits for your key; with --group the group's releases, also only for a later expiry."""
-    from shoal_fleet.trust import ceremony, keys  # noqa: PLC0415 - as above
+    from shoal_fleet.trust import ceremony, keys, signing  # noqa: PLC0415 - as above
     from shoal_fleet.trust.repository import Repository  # noqa: PLC0415
 
     if group is None and (add or remove):
@@ -131,7 +131,7 @@ def sign(
             remove=remove or (),
             expires=ceremony.in_days(days, now=datetime.now(UTC)),
         )
-    signed = ceremony.sign(repository, signer)
+    signed = signing.sign(repository, signer)
     for one in signed:
         lacks = "complete" if one.is_complete else f"{len(one.signed)} of {one.threshold}"
         typer.echo(f"signed {one.role} {one.version}: {lacks}", err=True)

@@ -10,7 +10,7 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Root
 
 from shoal_contract import envelope
-from shoal_fleet.trust import ceremony, keys, online
+from shoal_fleet.trust import ceremony, keys, online, signing
 from shoal_fleet.trust.repository import Repository, encoded
 
 START = datetime(2026, 11, 30, 12, tzinfo=UTC)
@@ -66,7 +66,7 @@ class SignedRepository:
 
     def sign(self, *keys: Key) -> None:
         for key in keys:
-            ceremony.sign(self.repository, key.signer)
+            signing.sign(self.repository, key.signer)
 
     def renew(self) -> list[str]:
         return online.renew(self.repository, self.online.signer, now=self.now)

@@ -154,14 +154,15 @@ class SignedReleases:
         return verdict
 
     async def _asked(self, question: Question) -> Verdict:
-        child = await asyncio.create_subprocess_exec(
-            self._python, "-P", "-m", "shoal_agent.updater.child",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            limit=MAX_LINE_BYTES,
-        )  # fmt: skip
+        child: asyncio.subprocess.Process | None = None
         try:
+            child = await asyncio.create_subprocess_exec(
+                self._python, "-P", "-m", "shoal_agent.updater.child",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+                limit=MAX_LINE_BYTES,
+            )  # fmt: skip
             async with asyncio.timeout(CHILD_TIMEOUT_S):
                 return await self._talk(child, question)
         except TimeoutError as exc:
@@ -171,9 +172,10 @@ class SignedReleases:
         except (OSError, ValueError, msgspec.DecodeError) as exc:
             raise UnverifiedReleaseError(f"the updater child failed: {exc}") from exc
         finally:
-            if child.returncode is None:
-                child.kill()
-            await child.wait()
+            if child is not None:
+                if child.returncode is None:
+                    child.kill()
+                await child.wait()
 
     async def _talk(self, child: asyncio.subprocess.Process, question: Question) -> Verdict:
         if child.stdin is None or child.stdout is None:

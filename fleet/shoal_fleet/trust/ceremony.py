@@ -1,15 +1,12 @@
-"""Who signs what: makes the next root, targets and group metadata, and says which signatures they still lack.
+"""Who signs what: makes the next root, targets and group metadata. What is made is staged; `signing` does the rest.
 
-Pure but for the repository it is given: what is made is staged, what has its signatures becomes the newest.
 Every step works on a plain directory, on a machine without a network.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from securesystemslib.signer import Signer
 from tuf.api.metadata import (
     DelegatedRole,
     Delegations,
@@ -25,23 +22,11 @@ from shoal_contract.errors import TopicError
 from shoal_contract.release_targets import check_group, group_of, path_of, pattern_of, role_of
 from shoal_fleet.errors import UsageError
 from shoal_fleet.trust.keys import tuf_key
-from shoal_fleet.trust.repository import Repository
+from shoal_fleet.trust.repository import Repository, delegated
 
 ONLINE: Final = "online"
 ONLINE_ROLES: Final = (Snapshot.type, Timestamp.type)
 ROTATED: Final = (Root.type, Targets.type, ONLINE)
-
-
-@dataclass(frozen=True, slots=True)
-class Missing:
-    """What staged metadata lacks: `signed` of `threshold` keys have signed, `unsigned` could still."""
-
-    role: str
-    version: int
-    signed: tuple[str, ...]
-    unsigned: tuple[str, ...]
-    threshold: int
-    is_complete: bool
 
 
 def begin(
@@ -120,7 +105,7 @@ def rotate_group(
         UsageError: `old` does not sign for the group, or nobody would.
     """
     targets = _next(repository, Targets.type, expires)
-    roles = _delegated(targets)
+    roles = delegated(targets)
     name = _role(group)
     if old is not None:
         if name not in roles or tuf_key(old).keyid not in roles[name].keyids:
@@ -128,7 +113,7 @@ def rotate_group(
         targets.revoke_key(tuf_key(old).keyid, name)
     if new is not None:
         _delegate(targets, group, new)
-    if name not in _delegated(targets) or not _delegated(targets)[name].keyids:
+    if name not in delegated(targets) or not delegated(targets)[name].keyids:
         raise UsageError(f"nobody would sign for the group {group}: name a new key")
     repository.stage(Targets.type, Metadata(targets))
     if repository.newest(name) is None:
@@ -152,7 +137,7 @@ def list_releases(
     """
     targets = repository.targets() or repository.staged().get(Targets.type)
     name = _role(group)
-    if targets is None or name not in _delegated(targets.signed):
+    if targets is None or name not in delegated(targets.signed):
         raise UsageError(
             f"the group {group} is not in the signed targets: `shoal trust rotate` adds it"
         )
@@ -165,100 +150,6 @@ def list_releases(
         target.path = path_of(group, model, bytes.fromhex(target.hashes["sha256"]))
         signed.targets[target.path] = target
     repository.stage(name, Metadata(signed))
-
-
-def sign(repository: Repository, signer: Signer) -> list[Missing]:
-    """Sign everything staged that this key counts for; what is complete is published.
-
-    Raises:
-        UsageError: the key counts for nothing that is staged.
-    """
-    signed: list[Missing] = []
-    order = {Root.type: 0, Targets.type: 1}
-    for role, metadata in sorted(
-        repository.staged().items(), key=lambda item: (order.get(item[0], 2), item[0])
-    ):
-        before = missing(repository, role, metadata)
-        if before is None or signer.public_key.keyid not in {*before.signed, *before.unsigned}:
-            continue
-        metadata.sign(signer, append=True)
-        after = missing(repository, role, metadata)
-        if after is None:
-            continue
-        signed.append(after)
-        if after.is_complete and _may_be_published(repository, role, metadata):
-            repository.publish(role, metadata)
-        else:
-            repository.stage(role, metadata)
-    if not signed:
-        raise UsageError("this key counts for nothing that waits for a signature here")
-    _publish_complete(repository)
-    return signed
-
-
-def missing(repository: Repository, role: str, metadata: Metadata[Any]) -> Missing | None:
-    """Which signatures staged metadata has and lacks; None: its delegator is not here."""
-    payload, signatures = metadata.signed_bytes, metadata.signatures
-    if role == Root.type:
-        previous = None
-        if metadata.signed.version > 1:
-            previous = repository.load(Root.type, metadata.signed.version - 1).signed
-        both = metadata.signed.get_root_verification_result(previous, payload, signatures)
-        return Missing(
-            role,
-            metadata.signed.version,
-            tuple(sorted(both.signed)),
-            tuple(sorted(both.unsigned)),
-            max(both.first.threshold, both.second.threshold),
-            both.verified,
-        )
-    delegator = _delegator(repository, role)
-    if delegator is None:
-        return None
-    one = delegator.get_verification_result(role, payload, signatures)
-    return Missing(
-        role,
-        metadata.signed.version,
-        tuple(sorted(one.signed)),
-        tuple(sorted(one.unsigned)),
-        one.threshold,
-        one.verified,
-    )
-
-
-def _delegator(repository: Repository, role: str) -> Root | Targets | None:
-    """Who says which keys sign for the role: what is staged there counts, it will be published first."""
-    parent = Root.type if role == Targets.type else Targets.type
-    found = repository.staged().get(parent) or repository.newest(parent)
-    if found is None:
-        return None
-    signed: Root | Targets = found.signed
-    if isinstance(signed, Targets) and role not in _delegated(signed):
-        return None
-    return signed
-
-
-def _may_be_published(repository: Repository, role: str, metadata: Metadata[Any]) -> bool:
-    """A role never appears before the metadata that says who signs it."""
-    if role == Root.type:
-        return True
-    parent = Root.type if role == Targets.type else Targets.type
-    found = repository.newest(parent)
-    if parent in repository.staged() or found is None:
-        return False
-    version: int = metadata.signed.version
-    return version > max(repository.versions(role), default=0)
-
-
-def _publish_complete(repository: Repository) -> None:
-    """What was complete before its delegator was: now it counts."""
-    for role in (Targets.type, *repository.staged()):
-        metadata = repository.staged().get(role)
-        if metadata is None or role == Root.type:
-            continue
-        state = missing(repository, role, metadata)
-        if state and state.is_complete and _may_be_published(repository, role, metadata):
-            repository.publish(role, metadata)
 
 
 def _next(repository: Repository, role: str, expires: datetime) -> Any:
@@ -278,16 +169,10 @@ def _next(repository: Repository, role: str, expires: datetime) -> Any:
 
 
 def _delegate(targets: Targets, group: str, public: bytes) -> None:
-    name, roles = _role(group), _delegated(targets)
+    name, roles = _role(group), delegated(targets)
     if name not in roles:
         roles[name] = DelegatedRole(name, [], 1, terminating=True, paths=[pattern_of(group)])
     targets.add_key(tuf_key(public), name)
-
-
-def _delegated(targets: Targets) -> dict[str, DelegatedRole]:
-    if targets.delegations is None or targets.delegations.roles is None:
-        return {}
-    return targets.delegations.roles
 
 
 def _role(group: str) -> str:
@@ -299,7 +184,7 @@ def _role(group: str) -> str:
 
 def groups_in(targets: Targets) -> list[str]:
     """The groups that have release keys."""
-    return [group for name in _delegated(targets) if (group := group_of(name)) is not None]
+    return [group for name in delegated(targets) if (group := group_of(name)) is not None]
 
 
 def in_days(days: float, *, now: datetime) -> datetime:

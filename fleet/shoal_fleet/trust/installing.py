@@ -6,7 +6,7 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root, Targets
 
 from shoal_fleet.errors import UsageError
-from shoal_fleet.trust.repository import Repository
+from shoal_fleet.trust.repository import Repository, delegated
 
 
 def install(source: Repository, target: Repository) -> list[str]:
@@ -25,9 +25,8 @@ def install(source: Repository, target: Repository) -> list[str]:
     if targets is None:
         raise UsageError(f"{source.directory} has no signed targets")
     _check(root[0].signed, Targets.type, targets)
-    delegated = targets.signed.delegations
     groups = {}
-    for role in (delegated.roles or {}) if delegated is not None else {}:
+    for role in delegated(targets.signed):
         metadata = source.newest(role)
         if metadata is None:
             raise UsageError(f"{role} has no signed metadata")

@@ -12,7 +12,7 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Targets, Timest
 
 from shoal_contract.release_targets import ISSUED_FIELD
 from shoal_fleet.errors import StateError
-from shoal_fleet.trust.repository import Repository
+from shoal_fleet.trust.repository import Repository, delegated
 
 TIMESTAMP_LASTS: Final = timedelta(days=3)
 """So long a broker can hold back news before every board with a right clock notices."""
@@ -83,9 +83,7 @@ def _listed(repository: Repository) -> dict[str, int]:
     targets = repository.targets()
     if targets is None:
         raise StateError(f"{repository.directory} has no signed targets")
-    roles = [Targets.type]
-    if targets.signed.delegations is not None:
-        roles += sorted(targets.signed.delegations.roles or {})
+    roles = [Targets.type, *sorted(delegated(targets.signed))]
     versions: dict[str, int] = {}
     for role in roles:
         there = repository.versions(role)

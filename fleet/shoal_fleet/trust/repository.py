@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
+from tuf.api.metadata import DelegatedRole, Metadata, Root, Snapshot, Targets, Timestamp
 from tuf.api.serialization import DeserializationError
 from tuf.api.serialization.json import JSONSerializer
 
@@ -149,6 +149,13 @@ def read(path: Path) -> Metadata[Any]:
 def encoded(metadata: Metadata[Any]) -> bytes:
     """The metadata as it travels."""
     return metadata.to_bytes(JSONSerializer(compact=True))
+
+
+def delegated(targets: Targets) -> dict[str, DelegatedRole]:
+    """The groups' roles, by name."""
+    if targets.delegations is None or targets.delegations.roles is None:
+        return {}
+    return targets.delegations.roles
 
 
 def _name(role: str, metadata: Metadata[Any]) -> str:

@@ -7,8 +7,8 @@ from typing import Any, Final
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
 from shoal_fleet.errors import StateError
-from shoal_fleet.trust.ceremony import Missing, missing
-from shoal_fleet.trust.repository import Repository
+from shoal_fleet.trust.repository import Repository, delegated
+from shoal_fleet.trust.signing import Missing, missing
 
 WARN_DAYS: Final = {Timestamp.type: 1.0, Snapshot.type: 7.0}
 WARN_OFFLINE_DAYS: Final = 30.0
@@ -92,8 +92,8 @@ def _keys(repository: Repository) -> dict[str, tuple[tuple[str, ...], int]]:
     if root is not None:
         for name, role in root.signed.roles.items():
             found[name] = (tuple(role.keyids), role.threshold)
-    if targets is not None and targets.signed.delegations is not None:
-        for name, role in (targets.signed.delegations.roles or {}).items():
+    if targets is not None:
+        for name, role in delegated(targets.signed).items():
             found[name] = (tuple(role.keyids), role.threshold)
     return found
 

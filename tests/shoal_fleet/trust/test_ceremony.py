@@ -8,7 +8,7 @@ from tuf.api.metadata import Root, Targets
 
 from shoal_contract.release_targets import path_of
 from shoal_fleet.errors import StateError, UsageError
-from shoal_fleet.trust import ceremony, online, status
+from shoal_fleet.trust import ceremony, online, signing, status
 from shoal_fleet.trust.installing import install
 from shoal_fleet.trust.repository import Repository, encoded
 
@@ -40,20 +40,20 @@ def begun(directory, *, threshold=2):
 def test_nothing_counts_before_its_threshold(tmp_path):
     repository, keys = begun(tmp_path)
     assert repository.root() is None
-    ceremony.sign(repository, keys["r1"].signer)
+    signing.sign(repository, keys["r1"].signer)
     assert repository.root() is None
-    (waiting,) = [one for one in ceremony.sign(repository, keys["r1"].signer) if one.role == "root"]
+    (waiting,) = [one for one in signing.sign(repository, keys["r1"].signer) if one.role == "root"]
     assert (len(waiting.signed), waiting.threshold, waiting.is_complete) == (1, 2, False)
-    ceremony.sign(repository, keys["r3"].signer)
+    signing.sign(repository, keys["r3"].signer)
     assert repository.root().signed.version == 1
 
 
 def test_the_order_in_which_people_sign_does_not_matter(tmp_path):
     repository, keys = begun(tmp_path)
     for name in ("oslo", "targets", "r3"):
-        ceremony.sign(repository, keys[name].signer)
+        signing.sign(repository, keys[name].signer)
         assert repository.roles() == []
-    ceremony.sign(repository, keys["r1"].signer)
+    signing.sign(repository, keys["r1"].signer)
     assert repository.roles() == ["group-oslo", "root", "targets"]
     assert repository.staged() == {}
 
@@ -62,7 +62,7 @@ def test_a_key_that_counts_for_nothing_is_told_so(tmp_path):
     repository, keys = begun(tmp_path)
     for stranger in (Key(), keys["online"]):
         with pytest.raises(UsageError, match="counts for nothing"):
-            ceremony.sign(repository, stranger.signer)
+            signing.sign(repository, stranger.signer)
 
 
 @pytest.mark.parametrize("threshold", [0, 4])
