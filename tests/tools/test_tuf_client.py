@@ -50,6 +50,7 @@ class Suite:
         self.publish = lambda: None
         self.environment: dict[str, str] = {}
         self.as_process = False
+        self.said = ""
 
     def answer(self, path: str) -> bytes | None:
         name = path.removeprefix("/metadata/").removeprefix("/targets/")
@@ -66,13 +67,16 @@ class Suite:
         self.publish()
         arguments = ["--metadata-dir", str(self.metadata), *words]
         if self.as_process:
-            return subprocess.run(
+            ended = subprocess.run(
                 [sys.executable, str(TOOL), *arguments],
                 env={**os.environ, **self.environment},
                 capture_output=True,
+                text=True,
                 check=False,
                 timeout=60,
-            ).returncode
+            )
+            self.said = ended.stderr
+            return ended.returncode
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [str(TOOL), *arguments])
             patch.setattr("shoal_agent.updater.retained.ABSENT_S", 0.1)
@@ -80,8 +84,8 @@ class Suite:
                 patch.setenv(name, value)
             try:
                 runpy.run_path(str(TOOL))
-            except SystemExit as ended:
-                return int(ended.code or 0)
+            except SystemExit as left:
+                return 1 if isinstance(left.code, str) else int(left.code or 0)
             finally:
                 logging.disable(logging.NOTSET)
         raise AssertionError("it did not end")
@@ -211,6 +215,12 @@ def test_a_first_refresh_brings_every_top_level_role(suite):
         assert list(suite.requests) == [
             "2.root.json", "timestamp.json", "1.snapshot.json", "1.targets.json",
         ]  # fmt: skip
+
+
+def test_what_goes_wrong_is_a_line_and_exit_code_1(suite):
+    suite.as_process = True
+    assert suite.run("init", "/nonexistent") == 1
+    assert suite.said == "tuf-client: [Errno 2] No such file or directory: '/nonexistent'\n"
 
 
 def test_a_target_is_downloaded_once_and_only_as_it_was_signed(suite):
