@@ -309,4 +309,4 @@ def _answers(best: Tensor, confidence: Tensor, labels: Sequence[str]) -> list[An
 
 
 async def _nobody_is_told() -> None:
-    pass
+    """Who opened the engine did not ask."""
