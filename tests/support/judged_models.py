@@ -66,7 +66,6 @@ class Judge:
 
     async def close(self) -> None:
         """End the process that is left."""
-        self._note_peak()
         await self._stack.aclose()
         self._worker = None
 
@@ -107,8 +106,10 @@ class Judge:
                     calibrate_rows=4,
                     timeout_s=TIMEOUT_S,
                 )
+                self._note_peak()
                 await worker.unload(release)
             except CallRefusedError as exc:
+                self._note_peak()
                 self.judged.refused(number, "refused in the trial", str(exc))
                 return
             except WorkerLostError as exc:
@@ -131,10 +132,11 @@ class Judge:
         )
         self.judged.processes += 1
         self._seen = 1
-        self._baseline_bytes = status_bytes(worker.pid, "VmHWM")
+        self._baseline_bytes = status_bytes(worker.pid, "VmRSS")
         return worker
 
     def _note_peak(self) -> None:
+        """After each model: a load forgets the peak of the one before."""
         if self._worker is not None and self._worker.lost is None:
             grown = status_bytes(self._worker.pid, "VmHWM") - self._baseline_bytes
             self.judged.peak_bytes = max(self.judged.peak_bytes, grown)

@@ -1,7 +1,7 @@
 """`soak.py FOLDER SECONDS EVERY_S SPEED`: an engine whose three models load, swap and are evicted under load.
 
-Prints JSON: what was asked, what came of it, and the memory of the engine's process and of its worker at every sample,
-with the releases that were in memory then. A process of its own, so that nothing but the engine grows in it. SPEED: how
+Prints JSON: what was asked and what came of it. FOLDER/samples.jsonl, not a list that would grow here, has the memory of
+the engine's process and of its worker at every sample, with the releases that were in memory then. A process of its own, so that nothing but the engine grows in it. SPEED: how
 much faster everything but the load happens, for a run of some seconds. FOLDER/MODEL/VERSION are releases of
 `tiny_release`'s items; FOLDER/answers.json has the right labels.
 """
@@ -35,13 +35,12 @@ PATIENCE = 6
 
 @dataclass(slots=True)
 class Tally:
-    """What happened. A sample: seconds, bytes of the engine's process and of its worker, releases in memory."""
+    """What happened."""
 
     asked: int = 0
     failed: list[str] = field(default_factory=list)
     wrong: int = 0
     swaps: int = 0
-    samples: list[tuple[float, int, int, str]] = field(default_factory=list)
 
 
 class Soak:
@@ -123,7 +122,9 @@ class Soak:
         if pid is None:
             return
         loaded = "+".join(sorted(release.rstrip(b"\0").decode() for release in worker.loaded))
-        self.tally.samples.append((passed_s, _own_bytes("self"), _own_bytes(pid), loaded))
+        line = json.dumps([passed_s, _own_bytes("self"), _own_bytes(pid), loaded])
+        with (self._folder / "samples.jsonl").open("a") as file:
+            file.write(line + "\n")
 
 
 def _own_bytes(pid: int | str) -> int:
@@ -151,7 +152,6 @@ async def _main(folder: Path, seconds: float, every_s: float, speed: float) -> d
             "swaps": tally.swaps,
             "evictions": stats.evictions,
             "worker_restarts": stats.worker_restarts,
-            "samples": tally.samples,
         }
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG: Final = 1
 _M_ARENA_MAX: Final = -8
+_MAX_REASON: Final = 1000
 _OOM_SCORE: Final = "500"
 """Before the agent, before most others: a worker comes back by itself."""
 
@@ -124,7 +125,8 @@ class Server:
                 release, directory, trial_bytes=trial_bytes, calibrate_rows=calibrate_rows
             )
         except ModelError as exc:
-            self._reply(call, pipe.REFUSED, str(exc))
+            # A model may have a thousand dimensions, and the reason name them all.
+            self._reply(call, pipe.REFUSED, str(exc)[:_MAX_REASON])
             return
         self._reply(call, pipe.OK, msgspec.msgpack.encode(loaded))
 

@@ -49,7 +49,9 @@ def soak(folder: Path, seconds: float, every_s: float, speed: float) -> dict:
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout.splitlines()[-1])  # log lines stand before it
+    found = json.loads(ended.stdout.splitlines()[-1])  # log lines stand before it
+    lines = (folder / "samples.jsonl").read_text().splitlines()
+    return {**found, "samples": [json.loads(line) for line in lines]}
 
 
 def growth(found: dict, which: int) -> Slope:

@@ -6,6 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 from tests.shoal_agent.inference import tiny_release as tiny
 
@@ -61,6 +62,21 @@ async def test_the_process_of_a_trial_is_confined_and_one_that_serves_is_not():
 async def test_a_release_that_breaks_a_promise_is_refused_in_one_line(tmp_path):
     tiny.write(tmp_path, model=tiny.linear()[:-20])
     assert "does not load the model" in await refusal(tmp_path)
+
+
+async def test_a_reason_is_short_however_much_there_is_to_say(tmp_path):
+    model = onnx.load_from_string(tiny.linear())
+    model.graph.input[0].type.tensor_type.shape.dim.extend(
+        [onnx.TensorShapeProto.Dimension(dim_value=4)] * 2000
+    )
+    model.graph.node[0].op_type = "Size"
+    del model.graph.node[0].input[1:]
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    tiny.write(tmp_path, model=model.SerializeToString())
+    reason = await refusal(tmp_path)
+    assert reason.startswith("the model's input is 'x' float32 ['n', 4, 4, 4")
+    assert len(reason) == 1000
 
 
 async def test_a_small_model_passes_its_trial_where_little_memory_is_free(tmp_path):
