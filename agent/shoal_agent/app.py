@@ -186,11 +186,12 @@ async def running(
             signed=signed,
             keep=config.inference.keep,
         )
+        ledger = await Ledger.load(store)
+        flows = await enter(Background.open())
         devices = {
             device.name: await enter(DeviceLink.open(device.name, device.socket))
             for device in config.device
         }
-        flows = await enter(Background.open())
         roster = Roster(
             Surroundings(
                 node=config.node,
@@ -199,13 +200,16 @@ async def running(
                 router=router,
                 devices=devices,
                 subscribed=subscribed,
-                ledger=await Ledger.load(store),
+                ledger=ledger,
                 tasks=flows,
                 spec_of=updater.spec,
             ),
             config.pipelines,
             on_change=reporter.note,
         )
+        # At once: a sample that comes before its pipeline is one that nobody wants. With what ran last; what is
+        # wanted follows when it is known which releases serve.
+        await roster.open(config.pipeline, fleet.first)
         agent.reload = partial(_reload, roster, config)
         built_in = BuiltIn(
             config=config,
@@ -256,8 +260,6 @@ async def running(
         await commands.recover()
         if (wanted := await journal.wanted()) is not None:
             await belonging.follow(wanted)
-        # What ran last, and then what is wanted: where that cannot run, the older goes on.
-        await roster.open(config.pipeline, fleet.first)
         await roster.follow_fleet(fleet.wanted)
         inbox.open(
             Parts(commands, outbox, belonging, journal, updater, router, session, fleet, roster)
