@@ -245,6 +245,7 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
         wanted=wanted,
         alarms=alarms,
         reserved=(config.broker.client_id, *(table.user for table in config.door)),
+        broker=session.config,
     )
     controller = Controller(
         config=config,

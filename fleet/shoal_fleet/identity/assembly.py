@@ -6,19 +6,23 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import structlog
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from shoal_broker.link import SessionConfig
 from shoal_contract.messages import Presence
 from shoal_fleet.alarms import Alarms
 from shoal_fleet.clock import now_ms
 from shoal_fleet.database import Database
 from shoal_fleet.errors import ConfigError, ListenError, RequestError
 from shoal_fleet.identity import names
-from shoal_fleet.identity.authority import Authority, read_passphrase
+from shoal_fleet.identity.authority import Authority, key_pem, read_passphrase
 from shoal_fleet.identity.config import CA_FOLDER, IdentityTable
-from shoal_fleet.identity.disconnect import Disconnect, by_the_list_alone
+from shoal_fleet.identity.disconnect import Disconnect, from_no_broker
+from shoal_fleet.identity.disconnecting import Certified, TakeOver
 from shoal_fleet.identity.door import BACKLOG, Door
 from shoal_fleet.identity.door_certificate import DoorCertificate
 from shoal_fleet.identity.enrolment import Enrolment
@@ -32,6 +36,9 @@ from shoal_fleet.selection import GROUP_LABEL
 from shoal_fleet.wanted import WantedStates
 
 log = structlog.get_logger(__name__)
+
+MOMENT_S: Final = 120.0
+"""How long a certificate lasts with which a node's session is taken over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +67,7 @@ async def open_identity(
     wanted: WantedStates,
     alarms: Alarms,
     reserved: Collection[str],
-    disconnect: Disconnect = by_the_list_alone,
+    broker: SessionConfig,
 ) -> Identity | None:
     """The door is open until the stack is left; None without the table.
 
@@ -79,7 +86,7 @@ async def open_identity(
         database,
         authority,
         inventory,
-        disconnect=disconnect,
+        disconnect=_disconnecting(broker, authority, table.reload_command),
         forsake=_forsaking(database, registry, wanted),
         is_node=lambda name: name in registry.nodes,
     )
@@ -119,6 +126,26 @@ async def open_identity(
             "door certificate": certificate.run,
         },
     )
+
+
+def _disconnecting(
+    broker: SessionConfig, authority: Authority, reload_command: Sequence[str]
+) -> Disconnect:
+    if broker.tls is None:
+        return from_no_broker
+    return TakeOver(broker=broker, certify=_certifying(authority), reload_command=reload_command)
+
+
+def _certifying(authority: Authority) -> Callable[[str], Awaitable[Certified]]:
+    async def certify(node: str) -> Certified:
+        """For the controller itself, to be a revoked node for a moment; known to nobody, and in no list."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = authority.certify(
+            key.public_key(), name=node, hosts=[node], now_ms=now_ms(), life_s=MOMENT_S
+        )
+        return Certified(certificate.public_bytes(serialization.Encoding.PEM), key_pem(key))
+
+    return certify
 
 
 def _admitting(registry: Registry) -> Callable[[str, Mapping[str, str]], Awaitable[None]]:

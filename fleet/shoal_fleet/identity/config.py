@@ -19,7 +19,8 @@ class IdentityTable(toml.Table, frozen=True, kw_only=True):
 
     `ca_dir`: the authority that `shoal ca init` made, by default in the state directory; `passphrase_file`: where its key is encrypted. `listen`: the
     door's address; port 0 takes a free one. `names`: by which boards reach it. `certificate_days`: how long a
-    node's certificate is good. `reserved`: ids that no node may have.
+    node's certificate is good. `reserved`: ids that no node may have. `reload_command`: makes the broker read the
+    list of revoked certificates again, where it does not watch it; a program and its arguments, no shell.
     """
 
     ca_dir: str | None = None
@@ -28,6 +29,7 @@ class IdentityTable(toml.Table, frozen=True, kw_only=True):
     names: tuple[str, ...]
     certificate_days: Annotated[float, msgspec.Meta(gt=0, le=398)] = 30.0
     reserved: tuple[str, ...] = ()
+    reload_command: tuple[str, ...] = ()
 
     @property
     def address(self) -> tuple[str, int]:

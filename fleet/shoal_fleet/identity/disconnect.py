@@ -2,6 +2,10 @@
 
 from typing import Protocol
 
+import structlog
+
+log = structlog.get_logger(__name__)
+
 
 class Disconnect(Protocol):
     """Ends the connection of a node that was revoked, on whatever broker there is."""
@@ -11,5 +15,8 @@ class Disconnect(Protocol):
         ...
 
 
-async def by_the_list_alone(node: str) -> None:
-    """For a broker that watches the list of revoked certificates itself, as the embedded one does."""
+async def from_no_broker(node: str) -> None:
+    """For a broker without TLS: it knows nobody by a certificate, so it cannot keep anybody out either."""
+    log.warning(
+        "node may still be connected", node=node, reason="the broker asks for no certificate"
+    )
