@@ -28,6 +28,8 @@ Counts = npt.NDArray[np.int64]
 _LOG_BITS = 12
 _TABLE_COST = 8 << 10
 _SYMBOL_COST = 5 << 10
+# A board unpacks in two thirds of the time without activities: what gains less than 1/512 is not worth it.
+_PLAIN_SHIFT = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,12 @@ class Model:
     tables: Bytes
     frequencies: Counts
 
+    @property
+    def knows_activity(self) -> bool:
+        """Whether a context's table depends on the activity."""
+        by_activity = self.tables.reshape(ACTIVITIES, self.sides)
+        return bool((by_activity != by_activity[0]).any())
+
 
 @cache
 def _levels() -> Counts:
@@ -52,8 +60,13 @@ def _levels() -> Counts:
 
 
 def chosen(counts: Counts, sides: int) -> tuple[Model, bytes]:
-    """The model for `counts` [contexts, 256], and its bytes."""
+    """The model for `counts` [contexts, 256], and its bytes: without activities when they gain little."""
     tables, merged = _clustered(counts)
+    plain = counts.reshape(ACTIVITIES, sides, SYMBOLS).sum(axis=0)
+    plain_tables, plain_merged = _clustered(plain)
+    bits = int(_costs(merged).sum())
+    if int(_costs(plain_merged).sum()) - (bits >> _PLAIN_SHIFT) <= bits:
+        tables, merged = np.tile(plain_tables, ACTIVITIES), plain_merged
     alphabet = int(np.flatnonzero(merged.any(axis=0))[-1]) + 1
     merged = merged[:, :alphabet]
     levels = _levels()

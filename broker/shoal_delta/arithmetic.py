@@ -17,7 +17,12 @@ Patterns = npt.NDArray[np.uint32]
 Updates = npt.NDArray[np.int16]
 """By how much weights are expected to move, in 1/256 of a step."""
 
+Drift = npt.NDArray[np.int16]
+"""How much of predicted weights was lost by rounding, in 1/65536 of a step: below 0 when rounded up."""
+
 UPDATE_BITS = 8
+DRIFT_BITS = 16
+_HALF_STEP = 1 << DRIFT_BITS - 1
 
 _BLOCK = 1 << 14
 _LEVEL_BITS = 8
@@ -89,11 +94,10 @@ def rescaled(
     first: int,
     inner: int,
     update: Updates | None = None,
-) -> tuple[Bytes, Bytes]:
+) -> tuple[Bytes, Drift]:
     """What each old weight becomes when its channel grows, and how it was rounded.
 
-    The weight is round((q - zp) * n / d) + zp', clamped; halves round up. How it was rounded is
-    the fraction in eighths: 0 just rounded up, 4 exact, 7 almost rounded up.
+    The weight is round((q - zp) * n / d) + zp', clamped; halves round up.
 
     `zero_points` are (old, new); element `i` belongs to channel ((`first` + i) // `inner`) % channels.
     `update` is added before rounding, in 1/256; the rescaled weight is then first rounded to 1/256,
@@ -103,43 +107,43 @@ def rescaled(
     if update is not None:
         multiplier = multiplier << UPDATE_BITS
     weight = np.empty(old.size, dtype=np.uint8)
-    fraction = np.empty(old.size, dtype=np.uint8)
+    drift = np.empty(old.size, dtype=np.int16)
     low, high = (-128, 127) if is_signed else (0, 255)
 
     def limited(whole: Integers) -> Bytes:
         return np.clip(whole + zero_points[1], low, high).astype(np.uint8)
 
     # So many weights a channel that it is cheaper to rescale every level once.
-    wholes = weights = fractions = None
+    wholes = weights = losses = None
     if multiplier.size * _LEVELS < old.size:
-        wholes, fractions = _level_tables(multiplier, divisor, zero_points[0], is_signed=is_signed)
+        wholes, losses = _level_tables(multiplier, divisor, zero_points[0], is_signed=is_signed)
         weights = limited(wholes)
     for start in range(0, old.size, _BLOCK):
         block = old[start : start + _BLOCK]
         channel = _channels(first + start, block.size, inner, multiplier.size)
         here = slice(start, start + block.size)
-        if wholes is None or weights is None or fractions is None:
-            whole, fraction[here] = _quotient(
+        if wholes is None or weights is None or losses is None:
+            whole, drift[here] = _quotient(
                 block, multiplier[channel], divisor[channel], zero_points[0], is_signed=is_signed
             )
         else:
             level = (channel << _LEVEL_BITS) + block
             if update is None:
                 np.take(weights, level, out=weight[here], mode="clip")
-                np.take(fractions, level, out=fraction[here], mode="clip")
+                np.take(losses, level, out=drift[here], mode="clip")
                 continue
             whole = np.take(wholes, level)
         if update is not None:
-            whole, fraction[here] = rounded(whole, update[here])
+            whole, drift[here] = rounded(whole, update[here])
         weight[here] = limited(whole)
-    return weight, fraction
+    return weight, drift
 
 
-def rounded(whole: Integers, update: Updates) -> tuple[Integers, Bytes]:
-    """Numbers and updates in 1/256, added and rounded (halves up), and how, in eighths."""
+def rounded(whole: Integers, update: Updates) -> tuple[Integers, Drift]:
+    """Numbers and updates in 1/256, added and rounded (halves up), and how."""
     half_up = whole + update + (1 << UPDATE_BITS - 1)
-    part = (half_up & (1 << UPDATE_BITS) - 1) >> UPDATE_BITS - 3
-    return half_up >> UPDATE_BITS, part.astype(np.uint8)
+    part = (half_up & (1 << UPDATE_BITS) - 1) << DRIFT_BITS - UPDATE_BITS
+    return half_up >> UPDATE_BITS, (part - _HALF_STEP).astype(np.int16)
 
 
 def _channels(first: int, count: int, inner: int, channels: int) -> Integers:
@@ -153,36 +157,36 @@ def _channels(first: int, count: int, inner: int, channels: int) -> Integers:
 
 def _level_tables(
     multiplier: Integers, divisor: Integers, zero_point: int, *, is_signed: bool
-) -> tuple[Integers, Bytes]:
+) -> tuple[Integers, Drift]:
     """What `_quotient` gives for every level of every channel: [channels, 256] each."""
     levels = np.arange(_LEVELS, dtype=np.uint8)[None, :]
     whole = np.empty((multiplier.size, _LEVELS), dtype=np.int64)
-    eighths = np.empty((multiplier.size, _LEVELS), dtype=np.uint8)
+    lost = np.empty((multiplier.size, _LEVELS), dtype=np.int16)
     for start in range(0, multiplier.size, _BLOCK // _LEVELS):
         some = slice(start, start + _BLOCK // _LEVELS)
-        whole[some], eighths[some] = _quotient(
+        whole[some], lost[some] = _quotient(
             np.repeat(levels, multiplier[some].size, axis=0),
             multiplier[some, None],
             divisor[some, None],
             zero_point,
             is_signed=is_signed,
         )
-    return whole, eighths
+    return whole, lost
 
 
 def _quotient(
     old: Bytes, multiplier: Integers, divisor: Integers, zero_point: int, *, is_signed: bool
-) -> tuple[Integers, Bytes]:
+) -> tuple[Integers, Drift]:
     centred = (old.view(np.int8) if is_signed else old).astype(np.int64) - zero_point
     whole, part = np.divmod(2 * centred * multiplier + divisor, 2 * divisor)
-    return whole, ((part << 3) // (2 * divisor)).astype(np.uint8)
+    # The divisor is below 2^39: 64 bits do.
+    return whole, ((part << DRIFT_BITS) // (2 * divisor) - _HALF_STEP).astype(np.int16)
 
 
-def magnitude_classes(old: Bytes, zero_point: int, *, is_signed: bool) -> Bytes:
-    """How far each weight is from its zero point: 0, 1 (up to 3), 2 (up to 15) or 3."""
-    levels = np.arange(_LEVELS, dtype=np.uint8)
-    values = (levels.view(np.int8) if is_signed else levels).astype(np.int64)
-    classes = np.searchsorted((1, 4, 16), np.abs(values - zero_point), side="right")
+def magnitude_classes(old: Bytes) -> Bytes:
+    """How large each weight is as a signed byte: 0, 1 (up to 3), 2 (up to 15) or 3."""
+    levels = np.arange(_LEVELS, dtype=np.uint8).view(np.int8).astype(np.int64)
+    classes = np.searchsorted((1, 4, 16), np.abs(levels), side="right")
     return as_bytes(old.tobytes().translate(classes.astype(np.uint8).tobytes()))
 
 

@@ -6,19 +6,27 @@ A coder sees bytes only, and what `ans` may know of them beforehand. A better on
 
 from __future__ import annotations
 
-import bz2
-import lzma
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
-from shoal_delta import ans, mixing, row_streams
+from shoal_delta import ans, groups, mixing, row_streams
 from shoal_delta.ans_model import log2
 from shoal_delta.arithmetic import Bytes, as_bytes
+from shoal_delta.byte_coders import (
+    LEVEL,
+    PROPERTIES,
+    SAMPLE_BYTES,
+    bzip2_pack,
+    bzip2_unpack,
+    lzma_pack,
+    lzma_unpack,
+    zstd_compress,
+    zstd_decompress,
+)
 from shoal_delta.errors import CorruptDeltaError
 from shoal_delta.wire import Cursor, varint
 
@@ -31,10 +39,10 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """What is known of numbers before they are unpacked: `sides`, arrays of one byte a number.
+    """What is known of numbers before they are unpacked: their `side`, one byte a number.
 
-    The first, if there is one, is below 32 and is the context of mode 8; no coder uses more.
-    `is_signed`: they are small near 0 and 255, not only near 0.
+    Its low five bits are the context of mode 8; its bit 7 says that a number near 255 is more likely
+    than one near 0 (see `drift`). `is_signed`: they are small near 0 and 255, not only near 0.
 
     Only the row coder (mode 9) uses what follows, and only of streams that have `matrices`: for each
     the count of numbers and how many columns a row has (0: not known; a decoder need not know). They
@@ -42,7 +50,7 @@ class Contexts:
     to 127: a prediction with its fraction belongs here, whatever it comes from.
     """
 
-    sides: tuple[Bytes, ...]
+    side: Bytes | None
     is_signed: bool
     matrices: tuple[tuple[int, int], ...] = ()
     expected: npt.NDArray[np.int8] | None = None
@@ -53,15 +61,6 @@ Known = Callable[[], Contexts]
 
 MAX_DICTIONARY_SPANS = 64
 MAX_DICTIONARY_BYTES = 4 << 20
-MAX_WINDOW_LOG = 23
-# Literal-context, literal-position and position bits. 3/0/2 is xz's own choice and right for
-# structure; residuals have no context worth learning, and the fewer bits the faster it adapts.
-PROPERTIES: tuple[tuple[int, int, int], ...] = ((3, 0, 2), (0, 0, 0), (0, 2, 2), (1, 0, 0))
-# The range decoder reads ahead; what is cut off the end of a stream reads as zeros.
-LZMA_PADDING = bytes(32)
-_MAX_FLUSH_BYTES = 8
-_SAMPLE_BYTES = 1 << 16
-_LEVEL = 19
 _QUICK_LEVEL = 3
 # Its tables take more than this: not worth trying on less.
 _MIN_ANS_BYTES = 128
@@ -74,7 +73,6 @@ _MIN_ROWS_BYTES = 512
 _SORTED_SHIFT = 3
 # Up to here it is also tried without what the old file tells: fewer tables.
 _TRY_PLAIN_BYTES = 128 << 10
-_MIN_DICTIONARY_BYTES = 4096
 
 
 class Mode(IntEnum):
@@ -96,10 +94,11 @@ class Mode(IntEnum):
     """One bzip2 stream without its first four bytes: sorting suits residuals that repeat far apart."""
     MIXED = 11
     """Text after spans of the old file, bit by bit: see `mixing`."""
+    GROUPS = 12
+    """Numbers of which nearly all are zeros: see `groups`."""
 
 
-BZIP2_START = b"BZh9"
-_WITH_CONTEXT = frozenset({Mode.ANS, Mode.ROWS})
+_WITH_CONTEXT = frozenset({Mode.ANS, Mode.ROWS, Mode.GROUPS})
 
 
 def mode_name(mode: int) -> str:
@@ -128,7 +127,7 @@ def pack(
     """
     if raw.count(raw[0]) == len(raw):
         return bytes([Mode.RUN, raw[0]])
-    level = _QUICK_LEVEL if is_quick else _LEVEL
+    level = _QUICK_LEVEL if is_quick else LEVEL
     candidates = [bytes([Mode.RAW]) + raw]
     if contexts is None or is_quick or not _is_noise(raw):
         candidates.append(bytes([Mode.ZSTD]) + zstd_compress(raw, b"", level))
@@ -141,7 +140,9 @@ def pack(
     if prime and read is not None and not is_quick and len(best) >= _MIN_MIXED_BYTES:
         best = min([best, *_mixed(raw, prime, read)], key=len)
     if contexts is not None and not is_quick and len(best) <= len(raw) >> _SORTED_SHIFT:
-        best = min(best, bzip2(raw), key=len)
+        best = min(best, bytes([Mode.BZIP2]) + bzip2_pack(raw), key=len)
+    if contexts is not None and not is_quick and groups.is_worth_trying(as_bytes(raw)):
+        best = min([best, *(_groups(raw, contexts, bits) for bits in groups.TRIED_BITS)], key=len)
     if contexts is None or len(raw) < _MIN_ANS_BYTES or len(best) <= len(raw) >> _SPARSE_SHIFT:
         return best
     coded = [best, _ans(raw, contexts, is_quick=is_quick)]
@@ -160,7 +161,7 @@ def _mixed(raw: bytes, spans: Sequence[Span], read: Reader) -> list[bytes]:
 
 def _is_noise(raw: bytes) -> bool:
     """Whether nothing in it repeats: a quick search of matches gains nothing over counting bytes."""
-    if len(raw) <= _SAMPLE_BYTES:
+    if len(raw) <= SAMPLE_BYTES:
         return False
     counts = np.bincount(as_bytes(raw), minlength=256)
     total = np.array([len(raw)])
@@ -170,10 +171,12 @@ def _is_noise(raw: bytes) -> bool:
 
 def _lzma_ways(raw: bytes) -> list[bytes]:
     choices = range(len(PROPERTIES))
-    if len(raw) > _SAMPLE_BYTES:
-        sample = raw[:_SAMPLE_BYTES]
-        choices = range(k := min(choices, key=lambda i: len(_lzma(sample, PROPERTIES[i]))), k + 1)
-    return [bytes([Mode.LZMA + i]) + _lzma(raw, PROPERTIES[i]) for i in choices]
+    if len(raw) > SAMPLE_BYTES:
+        sample = raw[:SAMPLE_BYTES]
+        choices = range(
+            k := min(choices, key=lambda i: len(lzma_pack(sample, PROPERTIES[i]))), k + 1
+        )
+    return [bytes([Mode.LZMA + i]) + lzma_pack(raw, PROPERTIES[i]) for i in choices]
 
 
 def unpack(packed: bytes, size: int, read: Reader, known: Known | None = None) -> bytes:
@@ -205,9 +208,9 @@ def _unpack_bytes(mode: int, cursor: Cursor, size: int, read: Reader) -> bytes:
             dictionary = _dictionary(cursor, read)
             return zstd_decompress(cursor.take(cursor.remaining), size, dictionary)
         case _ if Mode.LZMA <= mode < Mode.LZMA + len(PROPERTIES):
-            return _unlzma(cursor.take(cursor.remaining), size, PROPERTIES[mode - Mode.LZMA])
+            return lzma_unpack(cursor.take(cursor.remaining), size, PROPERTIES[mode - Mode.LZMA])
         case Mode.BZIP2:
-            return _unbzip2(cursor.take(cursor.remaining), size)
+            return bzip2_unpack(cursor.take(cursor.remaining), size)
         case Mode.MIXED:
             text = _dictionary(cursor, read, mixing.MAX_BYTES - size)
             return mixing.decode(cursor.take(cursor.remaining), size, text)
@@ -217,16 +220,67 @@ def _unpack_bytes(mode: int, cursor: Cursor, size: int, read: Reader) -> bytes:
 def _unpack_numbers(
     mode: Mode, cursor: Cursor, size: int, read: Reader, known: Known | None
 ) -> bytes:
-    if mode is Mode.ANS:
-        return _unans(cursor, size, read, known)
-    return _unrows(cursor, read, known)
+    match mode:
+        case Mode.ANS:
+            return _unans(cursor, size, read, known)
+        case Mode.ROWS:
+            return _unrows(cursor, read, known)
+    return _ungroups(cursor, size, read, known)
+
+
+def _groups(raw: bytes, contexts: Contexts, bits: int) -> bytes:
+    numbers, side = as_bytes(raw), contexts.side
+    flags = groups.flags(numbers, bits)
+    mask = groups.members(flags, bits, numbers.size)
+    of_flags = Contexts(None if side is None else groups.flags_side(side, bits), is_signed=False)
+    within = Contexts(None if side is None else side[mask], is_signed=contexts.is_signed)
+    packed = _counted(flags.tobytes(), of_flags)
+    front = bytes([Mode.GROUPS, bits]) + varint(len(packed)) + packed
+    return front + _counted(numbers[mask].tobytes(), within)
+
+
+def _counted(raw: bytes, contexts: Contexts) -> bytes:
+    """`raw` (not empty) through the entropy coder, or as it is."""
+    if raw.count(raw[0]) == len(raw):
+        return bytes([Mode.RUN, raw[0]])
+    return min(bytes([Mode.RAW]) + raw, _ans(raw, contexts, is_quick=False), key=len)
+
+
+def _ungroups(cursor: Cursor, size: int, read: Reader, known: Known | None) -> bytes:
+    bits = cursor.byte()
+    if known is None or not 1 <= bits <= groups.MAX_BITS:
+        raise CorruptDeltaError("groups of numbers are not possible here, or not of that size")
+    side = known().side
+
+    def of_flags() -> Contexts:
+        return Contexts(None if side is None else groups.flags_side(side, bits), is_signed=False)
+
+    packed = cursor.take(cursor.number())
+    flags = as_bytes(_uncounted(packed, groups.count(size, bits), read, of_flags))
+    mask = groups.members(flags, bits, size)
+    numbers = np.zeros(size, dtype=np.uint8)
+    count = int(np.count_nonzero(mask))
+    if flags.max() > 1 or not count:
+        raise CorruptDeltaError("groups of numbers are marked in a way that is not possible")
+
+    def within() -> Contexts:
+        return Contexts(None if side is None else side[mask], is_signed=False)
+
+    packed = cursor.take(cursor.remaining)
+    numbers[mask] = as_bytes(_uncounted(packed, count, read, within))
+    return numbers.tobytes()
+
+
+def _uncounted(packed: bytes, size: int, read: Reader, known: Known) -> bytes:
+    if packed[:1] and packed[0] > Mode.ANS:
+        raise CorruptDeltaError("groups of numbers are packed in a mode that is not possible")
+    return unpack(packed, size, read, known)
 
 
 def _ans(raw: bytes, contexts: Contexts, *, is_quick: bool) -> bytes:
     found = []
-    first = contexts.sides[0] if contexts.sides else None
-    is_alone = first is None or is_quick or len(raw) > _TRY_PLAIN_BYTES
-    for side in (first,) if is_alone else (first, None):
+    is_alone = contexts.side is None or is_quick or len(raw) > _TRY_PLAIN_BYTES
+    for side in (contexts.side,) if is_alone else (contexts.side, None):
         model, stream = ans.encode(as_bytes(raw), side, is_signed=contexts.is_signed)
         found.append(_with_model(Mode.ANS, model, stream, is_quick=is_quick))
     return min(found, key=len)
@@ -234,8 +288,8 @@ def _ans(raw: bytes, contexts: Contexts, *, is_quick: bool) -> bytes:
 
 def _unans(cursor: Cursor, size: int, read: Reader, known: Known | None) -> bytes:
     model = _model(cursor, read, ans.MAX_MODEL_BYTES)
-    first = None if known is None else lambda: known().sides[0]
-    return ans.decode(model, cursor.take(cursor.remaining), size, first).tobytes()
+    side = None if known is None else lambda: known().side
+    return ans.decode(model, cursor.take(cursor.remaining), size, side).tobytes()
 
 
 def _rows(raw: bytes, contexts: Contexts, beat: int) -> list[bytes]:
@@ -269,97 +323,6 @@ def _model(cursor: Cursor, read: Reader, max_bytes: int) -> bytes:
     return unpack(packed, size, read)
 
 
-def zstd_compress(raw: bytes, dictionary: bytes = b"", level: int = _LEVEL) -> bytes:
-    """One zstd frame without magic number, content size, checksum or dictionary id."""
-    parameters = zstandard.ZstdCompressionParameters.from_level(
-        level,
-        source_size=len(raw),
-        dict_size=len(dictionary),
-        window_log=_window_log(len(raw) + len(dictionary)),
-        format=zstandard.FORMAT_ZSTD1_MAGICLESS,
-        write_content_size=False,
-        write_checksum=False,
-        write_dict_id=False,
-    )
-    return zstandard.ZstdCompressor(
-        compression_params=parameters, dict_data=_dictionary_data(dictionary)
-    ).compress(raw)
-
-
-def zstd_decompressor(dictionary: bytes = b"") -> zstandard.ZstdDecompressor:
-    """A decompressor for `zstd_compress`'s frames that refuses a window above 8 MiB."""
-    return zstandard.ZstdDecompressor(
-        dict_data=_dictionary_data(dictionary),
-        max_window_size=1 << MAX_WINDOW_LOG,
-        format=zstandard.FORMAT_ZSTD1_MAGICLESS,
-    )
-
-
-def zstd_decompress(packed: bytes, size: int, dictionary: bytes = b"") -> bytes:
-    """The frame's content, at most `size` + 1 bytes of it."""
-    try:
-        with zstd_decompressor(dictionary).stream_reader(packed) as reader:
-            return reader.read(size + 1)
-    except zstandard.ZstdError as exc:
-        raise CorruptDeltaError("a zstd stream is damaged") from exc
-
-
-def lzma_filters(
-    size: int, properties: tuple[int, int, int] = PROPERTIES[0], max_dictionary: int = 64 << 20
-) -> list[dict[str, int]]:
-    """The filter chain of a raw LZMA1 stream of `size` bytes: the dictionary follows from the size."""
-    lc, lp, pb = properties
-    dictionary = min(max(_MIN_DICTIONARY_BYTES, 1 << (size - 1).bit_length()), max_dictionary)
-    return [
-        {
-            "id": lzma.FILTER_LZMA1,
-            "preset": 9 | lzma.PRESET_EXTREME,
-            "dict_size": dictionary,
-            "lc": lc,
-            "lp": lp,
-            "pb": pb,
-        }
-    ]
-
-
-def _lzma(raw: bytes, properties: tuple[int, int, int]) -> bytes:
-    packed = lzma.compress(raw, format=lzma.FORMAT_RAW, filters=lzma_filters(len(raw), properties))
-    if len(raw) > _SAMPLE_BYTES:
-        return packed
-    # The encoder flushes more bytes than the decoder needs, which reads zeros past the end.
-    for cut in range(min(_MAX_FLUSH_BYTES, len(packed) - 1), 0, -1):
-        if _gives(packed[:-cut], raw, properties):
-            return packed[:-cut]
-    return packed
-
-
-def _gives(packed: bytes, raw: bytes, properties: tuple[int, int, int]) -> bool:
-    try:
-        return _unlzma(packed, len(raw), properties) == raw
-    except CorruptDeltaError:
-        return False
-
-
-def _unlzma(packed: bytes, size: int, properties: tuple[int, int, int]) -> bytes:
-    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=lzma_filters(size, properties))
-    try:
-        return decoder.decompress(packed + LZMA_PADDING, max_length=size)
-    except (lzma.LZMAError, EOFError) as exc:
-        raise CorruptDeltaError("an LZMA stream is damaged") from exc
-
-
-def bzip2(raw: bytes) -> bytes:
-    """`raw` in mode `BZIP2`, the mode byte included."""
-    return bytes([Mode.BZIP2]) + bz2.compress(raw, 9)[len(BZIP2_START) :]
-
-
-def _unbzip2(packed: bytes, size: int) -> bytes:
-    try:
-        return bz2.BZ2Decompressor().decompress(BZIP2_START + packed, max_length=size + 1)
-    except OSError as exc:
-        raise CorruptDeltaError("a bzip2 stream is damaged") from exc
-
-
 def _pack_with_dictionary(raw: bytes, spans: Sequence[Span], read: Reader, level: int) -> bytes:
     front = bytes([Mode.ZSTD_DICTIONARY]) + _spans_said(spans)
     return front + zstd_compress(raw, b"".join(read(*span) for span in spans), level)
@@ -387,13 +350,3 @@ def _dictionary(cursor: Cursor, read: Reader, limit: int = MAX_DICTIONARY_BYTES)
     if total > limit:
         raise CorruptDeltaError("a dictionary is too large")
     return b"".join(read(*span) for span in spans)
-
-
-def _dictionary_data(dictionary: bytes) -> zstandard.ZstdCompressionDict | None:
-    if not dictionary:
-        return None
-    return zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-
-
-def _window_log(size: int) -> int:
-    return min(max(10, size.bit_length()), MAX_WINDOW_LOG)

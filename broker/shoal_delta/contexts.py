@@ -6,13 +6,15 @@ Both ends make them from an operation and the old file; what they are worth is t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from shoal_delta import drift
 from shoal_delta.arithmetic import (
     MAX_SHIFT,
     Bytes,
+    Drift,
     Patterns,
     Ratios,
     Updates,
@@ -23,14 +25,10 @@ from shoal_delta.arithmetic import (
     scale_ratios,
 )
 from shoal_delta.coders import Contexts, Reader
-from shoal_delta.low_rank import added, direction_classes, fixed_updates, moved, update_classes
+from shoal_delta.low_rank import added, direction_classes, fixed_updates, moved
 from shoal_delta.operations import WIDTH, Gains, Kind, Operation, Scaling
 
-# The eighth of a weight that is not rescaled.
-_EXACT = 4
 _NO_DIRECTION = 15
-FRACTION = np.uint8(7)
-"""The bits of a residual's side that say how its prediction was rounded."""
 _SIGNED = frozenset({Kind.SCALED_S8, Kind.GAINED_S8})
 _BIT_LENGTHS = np.array([value.bit_length() for value in range(256)], dtype=np.uint8)
 # float32: 2^-20; weights of a network do not differ much below.
@@ -41,20 +39,24 @@ _LONG_BEGUN = 31
 _FIRST_PLAIN = 19
 
 
-def predicted(operation: Operation, read: Reader, block: bytes | bytearray) -> tuple[Bytes, Bytes]:
-    """What the residuals of `operation` are added to, and how it was rounded, in eighths."""
-    return _predicted(operation, read, block, _update(operation, block))
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the residuals of an operation are added to, how it was rounded, and the residuals' sides."""
+
+    weights: Bytes
+    drift: Drift | None
+    """None: nothing was rounded."""
+    side: Bytes
 
 
-def _predicted(
-    operation: Operation, read: Reader, block: bytes | bytearray, update: Updates | None
-) -> tuple[Bytes, Bytes]:
+def predicted(
+    operation: Operation, read: Reader, block: bytes | bytearray
+) -> tuple[Bytes, Drift | None]:
+    """What the residuals of `operation` are added to, and how it was rounded (None: not at all)."""
     old = as_bytes(read(operation.source, operation.size))
-    channels = operation.scaling or operation.gains
+    channels, update = operation.scaling or operation.gains, _update(operation, block)
     if channels is None:
-        if update is not None:
-            return added(old, update)
-        return old, np.full(old.size, _EXACT, dtype=np.uint8)
+        return (old, None) if update is None else added(old, update)
     ratios, first = channel_ratios(channels, old.size, read, block, MAX_SHIFT)
     return rescaled(
         old,
@@ -67,32 +69,26 @@ def _predicted(
     )
 
 
-def expected(operation: Operation, read: Reader, block: bytes) -> tuple[Bytes, Bytes]:
-    """What the residuals of `operation` are added to, and their side.
+def expected(operation: Operation, read: Reader, block: bytes) -> Expected:
+    """What is known of the residuals of `operation`.
 
-    The side is eighths of the rounding, and 8 x how large the old weight was, or its low-rank update.
+    Their side is that of `drift`; of weights that were not rounded, how large they were.
     """
-    update, channels = _update(operation, block), operation.scaling or operation.gains
-    weights, fraction = _predicted(operation, read, block, update)
-    if update is not None:
-        size = update_classes(update)
-    else:
-        old = as_bytes(read(operation.source, operation.size))
-        is_signed = channels is None or operation.kind in _SIGNED
-        zero_point = 0 if channels is None else channels.old_zero_point
-        size = magnitude_classes(old, zero_point, is_signed=is_signed)
-    return weights, (size << 3 | fraction).astype(np.uint8)
+    weights, lost = predicted(operation, read, block)
+    if lost is None:
+        return Expected(weights, None, drift.CLASSES + magnitude_classes(weights))
+    return Expected(weights, lost, drift.sides(lost))
 
 
-def residual_contexts(plan: Sequence[Operation], sides: Sequence[Bytes]) -> Contexts:
-    """Of the residuals that the operations of `plan` take, one after the other, with these sides."""
+def residual_contexts(plan: Sequence[Operation], known: Sequence[Expected]) -> Contexts:
+    """Of the residuals that the operations of `plan` take, one after the other."""
     centres = [
-        np.zeros(side.size, dtype=np.int8) if _is_exact(operation) else _lost(side)
-        for operation, side in zip(plan, sides, strict=True)
+        np.zeros(each.side.size, dtype=np.int8) if each.drift is None else drift.centres(each.drift)
+        for each in known
     ]
     return Contexts(
         # Most segments of a large model hold one matrix: no copy.
-        (sides[0] if len(sides) == 1 else np.concatenate(sides),),
+        known[0].side if len(known) == 1 else np.concatenate([each.side for each in known]),
         is_signed=True,
         matrices=tuple((operation.size, operation.columns) for operation in plan),
         expected=np.concatenate(centres),
@@ -102,19 +98,10 @@ def residual_contexts(plan: Sequence[Operation], sides: Sequence[Bytes]) -> Cont
 def steps_contexts(plan: Sequence[Operation], block: bytes) -> Contexts:
     """The same of steps."""
     return Contexts(
-        (np.concatenate([steps_side(operation, block) for operation in plan]),),
+        np.concatenate([steps_side(operation, block) for operation in plan]),
         is_signed=True,
         matrices=tuple((operation.size // 4, operation.columns) for operation in plan),
     )
-
-
-def _is_exact(operation: Operation) -> bool:
-    return operation.kind is Kind.SUBTRACT and operation.low_rank is None
-
-
-def _lost(side: Bytes) -> npt.NDArray[np.int8]:
-    """What was lost by rounding, in 1/16 of a step: the middle of the eighth."""
-    return (2 * (side.astype(np.int8) & 7) - 7).astype(np.int8)
 
 
 def expected_floats(operation: Operation, read: Reader, block: bytes) -> Patterns:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from shoal_delta import operations
 from shoal_delta.arithmetic import as_bytes
-from shoal_delta.coders import MAX_DICTIONARY_BYTES, zstd_compress
+from shoal_delta.byte_coders import zstd_compress
+from shoal_delta.coders import MAX_DICTIONARY_BYTES
 from shoal_delta.decoding import reader_of
 from shoal_delta.plan import Plan, cost_bits
 from shoal_delta.segment import Stream, demands

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from shoal_delta.arithmetic import UPDATE_BITS, Bytes, Patterns, Updates, rounded
+from shoal_delta.arithmetic import UPDATE_BITS, Bytes, Drift, Patterns, Updates, rounded
 from shoal_delta.errors import CorruptDeltaError
 from shoal_delta.wire import Cursor, varint, zigzag
 
@@ -27,12 +27,6 @@ _MAX_UPDATE = (1 << 15) - 1
 # Of larger products a BLAS makes threads, which wait longer than they work.
 _BLOCK = 1 << 14
 _DIRECTION_STEPS = (2, 4, 7, 10, 14, 19, 25)
-# By the bits of an update, so that no array of wide integers is made.
-_UPDATE_CLASSES = np.searchsorted(
-    (64, 128, 256),
-    np.abs(np.arange(1 << 16, dtype=np.uint16).view(np.int16).astype(np.int32)),
-    side="right",
-).astype(np.uint8)
 
 Reals = npt.NDArray[np.float64]
 
@@ -151,19 +145,14 @@ def moved(old: Patterns, low_rank: LowRank, block: bytes) -> Patterns:
     return out
 
 
-def added(old: Bytes, update: Updates) -> tuple[Bytes, Bytes]:
+def added(old: Bytes, update: Updates) -> tuple[Bytes, Drift]:
     """Old weights + updates modulo 256, and how they were rounded, as from `rescaled`."""
-    weight, fraction = np.empty_like(old), np.empty_like(old)
+    weight, drift = np.empty_like(old), np.empty(old.size, dtype=np.int16)
     for start in range(0, old.size, _BLOCK):
         here = slice(start, start + _BLOCK)
-        whole, fraction[here] = rounded(old[here].astype(np.int64) << UPDATE_BITS, update[here])
+        whole, drift[here] = rounded(old[here].astype(np.int64) << UPDATE_BITS, update[here])
         weight[here] = whole.astype(np.uint8)
-    return weight, fraction
-
-
-def update_classes(update: Updates) -> Bytes:
-    """How large each update is: 0 below a quarter of a step, 1 below a half, 2 below one, 3 above."""
-    return _UPDATE_CLASSES[update.view(np.uint16)]
+    return weight, drift
 
 
 def direction_classes(low_rank: LowRank, elements: int, unit: int, block: bytes) -> Bytes:

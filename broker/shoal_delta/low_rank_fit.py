@@ -123,6 +123,8 @@ def factors(found: Basis, rank: int, *, noise: float = 0.0, unit: int = 0) -> Fa
     rows, columns = len(found.left), len(found.right)
     left_over = max(found.energy - sum(found.strengths[:rank]), 0.0) / found.elements
     left_over = max(left_over, 1 / 12)
+    # Where little moves, rounding cannot be more than what is left.
+    noise = min(noise, left_over)
     parts: list[tuple[Reals, Reals, int]] = []
     for number in range(min(rank, len(found.strengths))):
         strength = found.strengths[number]

@@ -9,12 +9,12 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from shoal_delta import contexts, float_plan
-from shoal_delta.arithmetic import UPDATE_BITS, Bytes, as_bytes
+from shoal_delta import contexts, float_plan, groups
+from shoal_delta.arithmetic import DRIFT_BITS, UPDATE_BITS, Bytes, Drift, as_bytes
 from shoal_delta.coders import Reader
-from shoal_delta.information import context_bits, entropy
+from shoal_delta.information import entropy, residual_bits
 from shoal_delta.low_rank_fit import Basis, Factors, basis, factors
-from shoal_delta.operations import Kind, Operation
+from shoal_delta.operations import Operation
 
 # Each is tried until it has got worse twice.
 _RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -24,6 +24,8 @@ _PLACE_BITS = 16 * 8
 # What the row coder saves without being told anything: factors must save more.
 _LEARNED_SHARE = 4
 _FACTOR_BITS = 8
+# Components share tables in the block: so much more than each one's entropy.
+_TABLES_SHIFT = 3
 # The variance of two roundings, the old weight's and the new one's, in 1/256 of a step.
 _ROUNDING = (1 << 2 * UPDATE_BITS) / 6
 
@@ -40,10 +42,10 @@ def matrix_shape(dims: tuple[int, ...]) -> tuple[int, int] | None:
     return (rows, columns) if is_worth_it else None
 
 
-def _residuals(residual: Bytes, fraction: Bytes, *, is_exact: bool) -> npt.NDArray[np.int64]:
+def _residuals(residual: Bytes, lost: Drift | None) -> npt.NDArray[np.int64]:
     """How far each weight is from where the prediction had it before rounding, in 1/256."""
     far = residual.view(np.int8).astype(np.int64) << UPDATE_BITS
-    return far if is_exact else far + (112 - (fraction.astype(np.int64) << UPDATE_BITS - 3))
+    return far if lost is None else far - (lost >> DRIFT_BITS - UPDATE_BITS)
 
 
 def byte_attempt(
@@ -65,11 +67,15 @@ def byte_attempt(
         low_rank = None if tried is None else tried.placed(len(block))
         data = b"" if tried is None else tried.data
         moved = replace(operation, low_rank=low_rank)
-        weights, side = contexts.expected(moved, read, block + data)
-        return context_bits(after - weights, side)
+        known = contexts.expected(moved, read, block + data)
+        return residual_bits(after - known.weights, known.side)
 
-    weights, fraction = contexts.predicted(operation, read, block)
-    matrix = _residuals(after - weights, fraction, is_exact=operation.kind is Kind.SUBTRACT)
+    weights, lost = contexts.predicted(operation, read, block)
+    residuals = after - weights
+    if groups.is_worth_trying(residuals):
+        # What moved in a few rows only is said shorter by leaving out the others.
+        return None
+    matrix = _residuals(residuals, lost)
     found = basis(matrix.reshape(shape))
     budget = cost(None)
     if is_learned:
@@ -131,4 +137,4 @@ def _sent_bits(tried: Factors) -> int:
         for component in np.frombuffer(side, dtype=kind).reshape(low_rank.rank, -1):
             planes = component.view(np.uint8).reshape(-1, low_rank.width).T
             bits += sum(entropy(np.bincount(plane, minlength=256)[None]) for plane in planes)
-    return bits
+    return bits + (bits >> _TABLES_SHIFT)

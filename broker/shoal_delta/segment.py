@@ -27,6 +27,7 @@ from shoal_delta.arithmetic import (
 )
 from shoal_delta.coders import Contexts, Reader, Span, pack, unpack
 from shoal_delta.contexts import (
+    Expected,
     channel_ratios,
     expected,
     expected_floats,
@@ -180,7 +181,7 @@ def decode(
     for index, operation in enumerate(plan):
         parts = [take(stream, count) for stream, count in streams_of(operation).items()]
         if operation.kind in _RESIDUAL:
-            pieces.append((known.expected(index)[0] + parts[0]).tobytes())
+            pieces.append((known.expected(index).weights + parts[0]).tobytes())
         elif operation.kind is Kind.STEPPED32:
             numbers = expected_floats(operation, read, block)
             numbers, used = float_steps.decode(numbers, parts[0], bits, operation.cell)
@@ -203,9 +204,9 @@ class Known:
     read: Reader
     block: bytes
     streams: dict[Stream, Bytes] = field(default_factory=dict)
-    _expected: dict[int, tuple[Bytes, Bytes]] = field(default_factory=dict)
+    _expected: dict[int, Expected] = field(default_factory=dict)
 
-    def expected(self, index: int) -> tuple[Bytes, Bytes]:
+    def expected(self, index: int) -> Expected:
         """`contexts.expected` of an operation, made once."""
         if index not in self._expected:
             self._expected[index] = expected(self.plan[index], self.read, self.block)
@@ -224,15 +225,15 @@ class Known:
             case Stream.OPERATIONS | Stream.LITERAL | Stream.BITS:
                 raise CorruptDeltaError("a stream has no contexts")
             case Stream.FRESH:
-                return Contexts((), is_signed=True)
+                return Contexts(None, is_signed=True)
             case Stream.RESIDUAL:
                 taking = self._taking(stream)
-                sides = [self.expected(index)[1] for index in taking]
-                return residual_contexts([self.plan[index] for index in taking], sides)
+                known = [self.expected(index) for index in taking]
+                return residual_contexts([self.plan[index] for index in taking], known)
             case Stream.STEPS:
                 taking = self._taking(stream)
                 return steps_contexts([self.plan[index] for index in taking], self.block)
-        return Contexts((self._plane_side(stream),), is_signed=False)
+        return Contexts(self._plane_side(stream), is_signed=False)
 
     def _taking(self, stream: Stream) -> list[int]:
         return [i for i, operation in enumerate(self.plan) if stream in streams_of(operation)]

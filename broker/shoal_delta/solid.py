@@ -18,19 +18,16 @@ import zstandard
 
 from shoal_delta import operations
 from shoal_delta.arithmetic import as_bytes
-from shoal_delta.coders import (
+from shoal_delta.byte_coders import (
     BZIP2_START,
     LZMA_PADDING,
     PROPERTIES,
-    Mode,
-    Reader,
-    bzip2,
+    bzip2_pack,
     lzma_filters,
-    pack,
-    unpack,
     zstd_compress,
     zstd_decompressor,
 )
+from shoal_delta.coders import Mode, Reader, pack, unpack
 from shoal_delta.errors import CorruptDeltaError
 from shoal_delta.operations import Kind, Operation
 from shoal_delta.wire import VARINT_MAX_BYTES, Cursor, varint
@@ -158,7 +155,7 @@ def _packed(raw: bytes, *, is_residual: bool) -> bytes:
         bytes([Mode.LZMA + index]) + packed,
     ]
     if is_residual:
-        ways.append(bzip2(raw))
+        ways.append(bytes([Mode.BZIP2]) + bzip2_pack(raw))
     return min(ways, key=len)
 
 

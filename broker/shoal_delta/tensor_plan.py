@@ -8,9 +8,9 @@ from math import prod
 
 import numpy as np
 
-from shoal_delta import float_plan, low_rank_plan, segment
+from shoal_delta import drift, float_plan, low_rank_plan, segment
 from shoal_delta.arithmetic import as_bytes
-from shoal_delta.contexts import predicted
+from shoal_delta.contexts import expected
 from shoal_delta.global_block import Factors, GlobalBlock, content_of, product_factors
 from shoal_delta.onnx_wire import BFLOAT16, FLOAT, FLOAT16, INT16, INT32, UINT16, Model, Tensor
 from shoal_delta.operations import PREDICTED, WIDTH, Kind, Operation, Scaling
@@ -219,7 +219,9 @@ class TensorPlanner:
         for stream, data in segment.demands(operation, after, read, block):
             values = as_bytes(data)
             if stream is segment.Stream.RESIDUAL:
-                cost += cost_bits(values, predicted(operation, read, block)[1])
+                side = expected(operation, read, block).side
+                ways = (drift.mirrored(values, side), values)
+                cost += min(cost_bits(way, side & drift.CLASS) for way in ways)
             elif stream is segment.Stream.BITS:
                 cost += 8 * len(data)
             else:

@@ -16,8 +16,9 @@ from unittest import mock
 
 import numpy as np
 
-from shoal_delta import apply, coders, segment, solid
-from shoal_delta.coders import PROPERTIES, Contexts, Mode
+from shoal_delta import apply, byte_coders, coders, segment, solid
+from shoal_delta.byte_coders import PROPERTIES
+from shoal_delta.coders import Contexts, Mode
 from shoal_delta.container import Layout, Segment, encode_header
 from shoal_delta.decoding import reader_of
 from shoal_delta.operations import Kind, Operation, Scaling
@@ -56,13 +57,18 @@ _SOLID = [
 
 def _lzma(index: int) -> Callable[..., bytes]:
     def pack(raw: bytes, **_options: object) -> bytes:
-        return bytes([Mode.LZMA + index]) + coders._lzma(raw, PROPERTIES[index])
+        return bytes([Mode.LZMA + index]) + byte_coders.lzma_pack(raw, PROPERTIES[index])
 
     return pack
 
 
 def _ans(raw: bytes, *, contexts: Contexts | None = None, **_options: object) -> bytes:
     return coders.pack(raw) if contexts is None else coders._ans(raw, contexts, is_quick=False)
+
+
+def _groups(raw: bytes, *, contexts: Contexts | None = None, **_options: object) -> bytes:
+    is_possible = contexts is not None and any(raw)
+    return coders._groups(raw, contexts, 2) if is_possible else coders.pack(raw)
 
 
 def _dictionary(raw: bytes, *, dictionary=(), read=None, **_options: object) -> bytes:
@@ -74,11 +80,12 @@ def _dictionary(raw: bytes, *, dictionary=(), read=None, **_options: object) -> 
 WAYS: dict[str, Callable[..., bytes]] = {
     "chosen": coders.pack,
     "raw": lambda raw, **_options: bytes([Mode.RAW]) + raw,
-    "zstd": lambda raw, **_options: bytes([Mode.ZSTD]) + coders.zstd_compress(raw),
+    "zstd": lambda raw, **_options: bytes([Mode.ZSTD]) + byte_coders.zstd_compress(raw),
     "zstd-dictionary": _dictionary,
     **{f"lzma-{index}": _lzma(index) for index in range(len(PROPERTIES))},
     "ans": _ans,
-    "bzip2": lambda raw, **_options: coders.bzip2(raw),
+    "bzip2": lambda raw, **_options: bytes([Mode.BZIP2]) + byte_coders.bzip2_pack(raw),
+    "groups": _groups,
 }
 
 

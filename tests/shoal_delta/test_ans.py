@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal_delta import CorruptDeltaError, ans, ans_model
+from shoal_delta import CorruptDeltaError, ans, ans_model, drift
+from shoal_delta.wire import varint
 
-MODEL_TABLES = 1  # where the count of tables stands in a model
+MODEL_TABLES = 2  # where the count of tables stands in a model
 
 
 def residuals(size, *, seed=1, spread=1.0):
@@ -44,6 +45,42 @@ def test_lanes_of_every_length_come_back(size):
     assert decoded(packed, size, side).tobytes() == symbols.tobytes()
 
 
+@pytest.mark.parametrize("has_side", [True, False])
+def test_the_states_of_many_lanes_carry_words_of_the_last_symbols(has_side):
+    symbols, side = residuals(60_000)
+    known = side if has_side else None
+    model, stream = ans.encode(symbols, known, is_signed=True)
+    lanes = 1 << (model[0] & 0x3F)
+    assert lanes >= 16
+    assert model[1] > 0  # how many stand behind the others
+    assert decoded((model, stream), symbols.size, known).tobytes() == symbols.tobytes()
+    # Half of each state tells nothing, but for what it carries.
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ans, "_MIN_TAILED_LANES", 1 << 20)
+        plain = ans.encode(symbols, known, is_signed=True)
+    assert decoded(plain, symbols.size, known).tobytes() == symbols.tobytes()
+    assert len(stream) < len(plain[1]) - lanes
+
+
+def test_a_mirrored_side_makes_large_bytes_small_ones():
+    symbols, _ = residuals(40_000)
+    side = np.where(symbols.view(np.int8) < 0, 3 | drift.MIRRORED, 3).astype(np.uint8)
+    blind = sum(map(len, ans.encode(symbols, side & drift.CLASS, is_signed=True)))
+    packed = ans.encode(symbols, side, is_signed=True)
+    assert sum(map(len, packed)) < 0.9 * blind
+    assert decoded(packed, symbols.size, side).tobytes() == symbols.tobytes()
+
+
+def test_what_is_off_by_much_is_not_mirrored():
+    symbols, _ = residuals(20_000)
+    symbols += np.uint8(9)
+    side = np.where(np.arange(symbols.size) % 2, 3 | drift.MIRRORED, 3).astype(np.uint8)
+    packed = ans.encode(symbols, side, is_signed=True)
+    alone = sum(map(len, ans.encode(symbols, None, is_signed=True)))
+    assert sum(map(len, packed)) < 1.02 * alone
+    assert decoded(packed, symbols.size, side).tobytes() == symbols.tobytes()
+
+
 def test_what_moves_in_stretches_takes_less_than_its_entropy_without_contexts():
     symbols, _ = residuals(200_000)
     model, stream = ans.encode(symbols, None, is_signed=True)
@@ -70,7 +107,7 @@ def test_damage_is_refused_or_gives_as_many_symbols():
             refused += 1
     # Every state ends where it began: damage is seen without a checksum.
     assert refused > 0.99 * len(range(0, len(stream), 2))
-    for position in range(len(model)):
+    for position in range(0, len(model), 3):
         for value in (0, 1, 0x7F, 0xFF):
             damaged = bytearray(model)
             damaged[position] = value
@@ -85,6 +122,8 @@ def test_lanes_tables_and_sides_that_cannot_be_are_refused():
     many[MODEL_TABLES] = ans_model.MAX_TABLES + 1
     cases = [
         (bytes([ans.MAX_LANE_BITS + 1]) + model[1:], stream, side),
+        (model[:1] + varint(3000) + model[2:], stream, side),
+        (model[:1] + varint(3) + model[2:], stream, side),
         (bytes(many), stream, side),
         (model[:-1], stream, side),
         (model, stream[:-1], side),

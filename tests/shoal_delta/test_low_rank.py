@@ -214,13 +214,13 @@ def test_an_operation_cut_anywhere_predicts_the_same(kind):
     scaling = Scaling(0, 30, 20, 600, len(factors), 0, 1) if kind is not Kind.SUBTRACT else None
     whole = Operation(kind, 600, 0, scaling, low_rank=replace(update, exponent=1))
     read = reader_of(old + scales[:80])
-    weights, side = contexts.expected(whole, read, factors + scales[80:])
-    assert len(set(side.tolist())) > 8
+    known = contexts.expected(whole, read, factors + scales[80:])
+    assert len(set(known.side.tolist())) > 8
     for size in (1, 29, 30, 217, 599):
         parts = whole.split(size)
         made = [contexts.expected(part, read, factors + scales[80:]) for part in parts]
-        assert (np.concatenate([weight for weight, _ in made]) == weights).all()
-        assert (np.concatenate([each for _, each in made]) == side).all()
+        assert (np.concatenate([part.weights for part in made]) == known.weights).all()
+        assert (np.concatenate([part.side for part in made]) == known.side).all()
 
 
 def matrix_model(levels, dtype, scale):

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal_delta import CorruptDeltaError, mixing
-from shoal_delta.coders import Mode, pack, unpack, zstd_compress
+from shoal_delta.byte_coders import zstd_compress
+from shoal_delta.coders import Mode, pack, unpack
 from shoal_delta.decoding import reader_of
 
 NAMES = [f"layer{layer}.{part}" for layer in range(12) for part in ("weight", "bias", "scale")]
