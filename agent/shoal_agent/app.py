@@ -187,7 +187,6 @@ async def running(
             keep=config.inference.keep,
         )
         ledger = await Ledger.load(store)
-        flows = await enter(Background.open())
         devices = {
             device.name: await enter(DeviceLink.open(device.name, device.socket))
             for device in config.device
@@ -201,7 +200,7 @@ async def running(
                 devices=devices,
                 subscribed=subscribed,
                 ledger=ledger,
-                tasks=flows,
+                tasks=await enter(Background.open()),
                 spec_of=updater.spec,
             ),
             config.pipelines,

@@ -84,6 +84,13 @@ def encode(symbols: Bytes, side: Bytes | None, *, is_signed: bool) -> tuple[byte
     return bytes([flags]) + varint(tail) + raw, _coded(parts, model)
 
 
+def steps(model: Cursor, size: int) -> int:
+    """How many steps it takes to decode `size` symbols, about; the model need not be possible."""
+    flags, tail = model.byte(), min(model.number(), size)
+    lanes = 1 << (flags & ~(_SIGNED | _MIRRORED))
+    return -(-(size - tail) // lanes) + -(-tail // _tail_lanes(lanes))
+
+
 def decode(
     raw_model: bytes, stream: bytes, size: int, side: Callable[[], Bytes | None] | None
 ) -> Bytes:

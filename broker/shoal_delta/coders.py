@@ -235,8 +235,9 @@ def _groups(raw: bytes, contexts: Contexts, bits: int) -> bytes:
     of_flags = Contexts(None if side is None else groups.flags_side(side, bits), is_signed=False)
     within = Contexts(None if side is None else side[mask], is_signed=contexts.is_signed)
     packed = _counted(flags.tobytes(), of_flags)
-    front = bytes([Mode.GROUPS, bits]) + varint(len(packed)) + packed
-    return front + _counted(numbers[mask].tobytes(), within)
+    there = numbers[mask].tobytes()
+    front = bytes([Mode.GROUPS, bits]) + varint(len(there)) + varint(len(packed)) + packed
+    return front + _counted(there, within)
 
 
 def _counted(raw: bytes, contexts: Contexts) -> bytes:
@@ -255,12 +256,12 @@ def _ungroups(cursor: Cursor, size: int, read: Reader, known: Known | None) -> b
     def of_flags() -> Contexts:
         return Contexts(None if side is None else groups.flags_side(side, bits), is_signed=False)
 
+    count = cursor.number()
     packed = cursor.take(cursor.number())
     flags = as_bytes(_uncounted(packed, groups.count(size, bits), read, of_flags))
     mask = groups.members(flags, bits, size)
     numbers = np.zeros(size, dtype=np.uint8)
-    count = int(np.count_nonzero(mask))
-    if flags.max() > 1 or not count:
+    if flags.max() > 1 or not count or count != int(np.count_nonzero(mask)):
         raise CorruptDeltaError("groups of numbers are marked in a way that is not possible")
 
     def within() -> Contexts:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shoal_delta import ans, row_streams
+from shoal_delta import ans, groups, row_streams
 from shoal_delta.coders import Mode, Reader, unpack
 from shoal_delta.errors import CorruptDeltaError, LimitError
 from shoal_delta.operations import Operation
@@ -26,7 +26,6 @@ _SEGMENT, _STREAM, _TABLES = 2, 1, 32
 _STEPS_SHIFT, _DICTIONARY_SHIFT, _FACTORS_SHIFT = 3, 17, 14
 # An operation on a view gathers what it reads.
 _VIEW = 2
-_LANE_BITS = 0x7F
 
 
 class Work:
@@ -69,12 +68,24 @@ class Work:
             case Mode.MIXED:
                 self.add(_TABLES + size + _pieces(cursor))
             case Mode.ANS:
-                lanes = 1 << (_model(cursor, read, ans.MAX_MODEL_BYTES).byte() & _LANE_BITS)
-                self.add(_TABLES + (-(-size // lanes) >> _STEPS_SHIFT))
+                steps = ans.steps(_model(cursor, read, ans.MAX_MODEL_BYTES), size)
+                self.add(_TABLES + (steps >> _STEPS_SHIFT))
+            case Mode.GROUPS:
+                bits, count = cursor.byte(), cursor.number()
+                if not 1 <= bits <= groups.MAX_BITS or count > size:
+                    raise CorruptDeltaError("groups of numbers are not possible")
+                flags = cursor.take(cursor.number())
+                self._add_counted(flags, groups.count(size, bits), read)
+                self._add_counted(cursor.take(cursor.remaining), count, read)
             case Mode.ROWS:
                 self.add(
                     _TABLES + _rows(_model(cursor, read, row_streams.MAX_MODEL_BYTES), matrices)
                 )
+
+    def _add_counted(self, packed: bytes, size: int, read: Reader) -> None:
+        """A stream within a stream; it has none itself, which who unpacks it looks at."""
+        if packed[:1] and packed[0] <= Mode.ANS:
+            self.add_stream(packed, size, (), read)
 
 
 def _pieces(cursor: Cursor) -> int:

@@ -38,9 +38,19 @@ def _pieces(size: int) -> bytes:
 
 def one_lane() -> bytes:
     """4 MiB of zeros in one lane of the entropy coder: in order to the last byte, and 4 M steps."""
-    model = bytes([0, 1, 1, 1, 1])
     plan = [Operation(Kind.SUBTRACT, SEGMENT_BYTES)]
-    return _segment(plan, _with_model(Mode.ANS, model, _STATE))
+    return _segment(plan, _one_lane())
+
+
+def _one_lane() -> bytes:
+    return _with_model(Mode.ANS, bytes([0, 0, 1, 1, 1, 1]), _STATE)
+
+
+def grouped() -> bytes:
+    """The same, all of it in groups that are there."""
+    flags = bytes([Mode.RUN, 1])
+    stream = bytes([Mode.GROUPS, 12]) + varint(SEGMENT_BYTES) + varint(len(flags)) + flags
+    return _segment([Operation(Kind.SUBTRACT, SEGMENT_BYTES)], stream + _one_lane())
 
 
 def rows() -> bytes:
@@ -75,7 +85,14 @@ def factors() -> bytes:
 
 def size_of(make: Callable[[], bytes]) -> int:
     """How much of the new file such a segment makes."""
-    sizes = {one_lane: SEGMENT_BYTES, rows: 1 << 17, mixed: 500, dictionaries: 9, factors: 4096}
+    sizes = {
+        one_lane: SEGMENT_BYTES,
+        grouped: SEGMENT_BYTES,
+        rows: 1 << 17,
+        mixed: 500,
+        dictionaries: 9,
+        factors: 4096,
+    }
     return sizes.get(make, operations.MAX_OPERATIONS)
 
 

@@ -55,8 +55,8 @@ def test_damage_is_refused_or_gives_as_many_numbers():
             assert len(unpack(bytes(damaged), numbers.size, READ, known_of(side))) == numbers.size
 
 
-def packed_as(bits, flags, numbers):
-    return bytes([Mode.GROUPS, bits]) + varint(len(flags)) + flags + numbers
+def packed_as(bits, flags, numbers, count=32):
+    return bytes([Mode.GROUPS, bits]) + varint(count) + varint(len(flags)) + flags + numbers
 
 
 RAW = bytes([Mode.RAW])
@@ -65,10 +65,12 @@ RAW = bytes([Mode.RAW])
 @pytest.mark.parametrize(
     "packed",
     [
-        packed_as(0, RAW + b"\1" * 64, RAW + bytes(64)),
-        packed_as(groups.MAX_BITS + 1, RAW + b"\1", RAW + bytes(64)),
+        packed_as(0, RAW + b"\1" * 64, RAW + bytes(64), 64),
+        packed_as(groups.MAX_BITS + 1, RAW + b"\1", RAW + bytes(64), 64),
+        packed_as(5, RAW + b"\1\0", RAW + bytes(32), 31),
+        packed_as(5, RAW + b"\1\1", RAW + bytes(64), 32),
         packed_as(5, RAW + b"\1\2", RAW + bytes(64)),
-        packed_as(5, RAW + b"\0\0", RAW),
+        packed_as(5, RAW + b"\0\0", RAW, 0),
         packed_as(5, RAW + b"\1", RAW + bytes(32)),
         packed_as(5, RAW + b"\1\0", RAW + bytes(33)),
         packed_as(5, RAW + b"\1\0", packed_as(5, RAW + b"\1", RAW + bytes(32))),

@@ -19,6 +19,7 @@ def work_of(delta: bytes, old: bytes) -> int:
     ("make", "accepted"),
     [
         (hostile.one_lane, 0),
+        (hostile.grouped, 0),
         (hostile.rows, 1),
         (hostile.mixed, 3),
         (hostile.dictionaries, 7_000),
@@ -60,7 +61,7 @@ def test_work_grows_with_what_is_made_and_only_so_far():
 
 def test_every_mode_has_its_price():
     as_quick_as_their_bytes = {Mode.RAW, Mode.RUN, Mode.ZSTD, Mode.LZMA, Mode.BZIP2}
-    priced = {Mode.ZSTD_DICTIONARY, Mode.ANS, Mode.ROWS, Mode.MIXED}
+    priced = {Mode.ZSTD_DICTIONARY, Mode.ANS, Mode.ROWS, Mode.MIXED, Mode.GROUPS}
     # A new mode belongs to one of them: `Work.add_stream`.
     assert set(Mode) == as_quick_as_their_bytes | priced
 
