@@ -45,12 +45,18 @@ def commands_in(line: str) -> list[list[str]]:
     return calls
 
 
+AGENT_COMMANDS = frozenset({"bench", "enrol"})
+"""What the agent does beside running, which has no word of its own."""
+
+
 def complaint(call: list[str]) -> str | None:
     """What --help does not know of this call; None when it knows everything."""
     program, *rest = call
     path: tuple[str, ...] = ()
     if program == "shoal-broker" and (not rest or rest[0].startswith("-")):
         path = ("run",)
+    if program == "shoal-agent" and rest and rest[0] in AGENT_COMMANDS:
+        path, rest = (rest[0],), rest[1:]
     known = help_of(program, path)
     descending = True
     for word in rest:
