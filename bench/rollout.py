@@ -27,7 +27,8 @@ SCREENING_SEEDS = 2
 BAD, GOOD = Release(0.1, is_silent=True), Release(base=0.01)
 # A setting that stops more good releases than this is of no use to anybody.
 MOST_FALSE_STOPS = 0.1
-HOPELESS = 4.0
+# Slower ones are left out of the search: nobody waits for a week.
+SLOWEST_H = 72.0
 PICTURE = Path(__file__).parents[1] / "build" / "rollout.svg"
 
 
@@ -66,6 +67,12 @@ class Judged:
     def is_useful(self) -> bool:
         """It gets through with a good release, nearly always."""
         return self.false_stops <= MOST_FALSE_STOPS * self.rollouts
+
+    def is_as_good_as(self, other: Judged) -> bool:
+        """On both axes, and better on one."""
+        ours = (self.broken.median, self.hours.median)
+        theirs = (other.broken.median, other.hours.median)
+        return ours != theirs and ours[0] <= theirs[0] and ours[1] <= theirs[1]
 
     def is_better_than(self, other: Judged) -> bool:
         """On both axes."""
@@ -197,18 +204,13 @@ def _front(
     chances = [
         setting
         for setting, judged in looked
-        if not any(
-            other.broken.median * HOPELESS < judged.broken.median
-            and other.hours.median <= judged.hours.median
-            for _, other in looked
-        )
-        and not any(other.is_better_than(judged) for _, other in looked)
+        if judged.hours.median <= SLOWEST_H and not any(o.is_as_good_as(judged) for _, o in looked)
     ]
     front = [_judge(f"{peer}: {setting.name}", setting.rules, seeds, say) for setting in chances]
     front = [
         judged
         for judged in front
-        if judged.is_useful and not any(other.is_better_than(judged) for other in front)
+        if judged.is_useful and not any(other.is_as_good_as(judged) for other in front)
     ]
     return [_judge(f"{peer}: default", default.rules, seeds, say), *front]
 
