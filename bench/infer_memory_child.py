@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import processes
-from shoal_agent.inference.batch import Batch
+from shoal_agent.inference.batch import Batch, Ran
+from shoal_agent.inference.errors import InferenceError
 from shoal_agent.inference.process_worker import ProcessWorker
 from shoal_agent.inference.settings import WorkerSettings
 from shoal_agent.inference.signature import Form
@@ -36,7 +37,7 @@ async def measured(directory: Path, forms: Path) -> dict[str, float]:
         await worker.load(RELEASE, directory, timeout_s=TIMEOUT_S)
         batch = _batch(worker)
         for _ in range(RUNS):
-            await worker.run(RELEASE, batch)
+            await _run(worker, batch)
         loaded = await _pss_mib(worker)
         # What the engine does to evict it.
         await worker.unload(RELEASE)
@@ -47,6 +48,14 @@ async def measured(directory: Path, forms: Path) -> dict[str, float]:
         "evicted_mib": evicted,
         "given_back": (loaded - evicted) / (loaded - empty),
     }
+
+
+async def _run(worker: ProcessWorker, batch: Batch) -> None:
+    done: asyncio.Future[Ran | InferenceError] = asyncio.get_running_loop().create_future()
+    worker.start(RELEASE, batch, done.set_result, timeout_s=TIMEOUT_S)
+    outcome = await done
+    if isinstance(outcome, InferenceError):
+        raise outcome
 
 
 async def _pss_mib(worker: ProcessWorker) -> float:
