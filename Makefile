@@ -40,7 +40,7 @@ bench-bus: setup ## measure the bus against its goals (about 15 minutes)
 bench-broker: setup peers ## measure the embedded broker beside its peers (about 10 minutes)
 	@$(PY) bench/run.py --area broker $(ARGS)
 
-bench-rollout: setup ## simulate rollouts beside other engines' rules (about 15 minutes)
+bench-rollout: setup ## simulate rollouts beside other engines' rules (about 5 minutes)
 	@$(PY) bench/run.py --area rollout $(ARGS)
 
 bench-infer-http: setup serving-peers ## measure the local API beside LitServe and MLServer (about 10 minutes)
