@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shoal_contract import envelope
-from shoal_contract.release import build_manifest
 from shoal_fleet.cli_output import AsJson, print_json, print_table, target
 from shoal_fleet.errors import FleetError, StateError, UsageError
 from shoal_fleet.release_directory import read_spec
+from shoal_fleet.release_manifest import manifest_of
 from shoal_fleet.trust.places import metadata_dir, online_key_file
 
 if TYPE_CHECKING:
@@ -292,7 +292,7 @@ def _release(directory: Path) -> tuple[str, bytes]:
     except OSError as exc:
         raise StateError(f"{exc.filename}: {exc.strerror}") from exc
     typer.echo(f"lists {spec.name}@{spec.version}", err=True)
-    return spec.name, build_manifest(spec, files)
+    return spec.name, manifest_of(spec, files)
 
 
 def _passphrase(key_file: Path, file: Path | None, *, twice: bool = False) -> bytes:

@@ -8,7 +8,6 @@ import json
 import resource
 import sys
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,9 +15,6 @@ import msgspec
 import numpy as np
 import onnxruntime
 
-from shoal_contract.errors import DecodeError
-from shoal_contract.messages import OperatorSet
-from shoal_contract.onnx_outline import outline
 from shoal_contract.release import (
     FREE,
     ONNX_DTYPES,
@@ -29,6 +25,7 @@ from shoal_contract.release import (
 )
 from shoal_fleet.errors import ReleaseError
 from shoal_fleet.release_directory import read_spec
+from shoal_fleet.release_manifest import operators_of
 
 MEMORY_BYTES: Final = 8 << 30
 MAX_GOLDEN_BYTES: Final = 256 << 20
@@ -60,7 +57,7 @@ def check_directory(directory: Path) -> dict[str, Any]:
     """
     spec = read_spec(directory)
     # First as the boards read it: what they would refuse unseen is not offered to them.
-    operator_sets = _operator_sets(spec, directory)
+    operator_sets = operators_of(spec, (directory / spec.model.file).read_bytes())
     session = _load(spec, directory)
     _check_signature(spec, session)
     inputs, expected = _golden(spec, directory)
@@ -90,19 +87,6 @@ def decode_items(table: InputTable, items: "np.ndarray[Any, Any]") -> "np.ndarra
             values = bits.reshape(len(items), table.values, U5_BITS).astype(np.float32) @ weights
     scaled = values * np.float32(table.scale) + np.float32(table.offset)
     return scaled.reshape(len(items), *table.shape).astype(np.float32)
-
-
-def _operator_sets(spec: ReleaseSpec, directory: Path) -> Sequence[OperatorSet]:
-    try:
-        found = outline((directory / spec.model.file).read_bytes())
-    except DecodeError as exc:
-        raise ReleaseError(f"{spec.model.file}: is not a model that loads: {exc}") from exc
-    for external in found.external:
-        raise ReleaseError(
-            f"{spec.model.file}: the tensor {external.tensor!r} lies in {external.location[:80]!r};"
-            " a model has its weights in its own file"
-        )
-    return found.operator_sets
 
 
 def _load(spec: ReleaseSpec, directory: Path) -> Any:

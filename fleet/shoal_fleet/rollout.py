@@ -44,6 +44,8 @@ TOLERATED_SHARE: Final = 0.02
 HOLD_AT: Final = 50.0
 """Of rollouts of a good release, at most one in so many is ever held."""
 STOP_AT: Final = 200.0
+FEW: Final = 10
+"""While fewer nodes have started, figures say nothing: any failure is a person's business."""
 STRANGE_BELOW: Final = 0.2
 """Failures that are less likely than this are strange: a wave waits for its slow nodes while all of them
 failing would be, and the next one is no larger while those that have failed are."""
@@ -242,7 +244,7 @@ class _Turn:
         elif self._status is Status.RUNNING and self._counts.unseen:
             if against >= HOLD_AT:
                 self._hold(self._numbers(against))
-            elif self._before.options.hold_on_any:
+            elif self._before.options.hold_on_any or self._counts.all_started < FEW:
                 self._hold(f"{self._counts.unseen} failed")
 
     def _fail_overdue(self) -> None:

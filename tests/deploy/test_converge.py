@@ -326,6 +326,7 @@ def _mqtt_ping(board: Board, **arguments: object) -> dict[str, object]:
         "port": board.port,
         "username": "operator",
         "password": PASSWORD,
+        "plaintext": True,
         "timeout_s": 30,
         **arguments,
     }

@@ -91,7 +91,7 @@ async def test_a_rollout_that_an_older_version_began_goes_on_where_it_stood(tmp_
         roster = await load_roster(session, 3)
     state = state_of(row)
     assert (state.status, state.wave, state.wave_size) == (Status.HELD, 1, 6)
-    assert state.options == Options(first_wave=6, overdue_s=600.0)
+    assert state.options == Options(first_wave=6, factor=2.0, overdue_s=600.0)
     assert b"members" not in row.state
     assert dict(roster.members) == {
         "n2": Member(Standing.SERVING, 1, 10, 20, "", seen=False, unheard_ms=-7),

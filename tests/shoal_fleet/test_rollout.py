@@ -166,15 +166,22 @@ def test_a_failure_that_may_be_chance_is_written_down_and_the_rollout_goes_on():
     assert run.notes[-1] == "n0 failed: golden outputs differ"
 
 
+def test_of_fewer_than_ten_nodes_any_failure_holds():
+    run = started(400, first_wave=9).ready().feed(Fails("n0", "x"))
+    assert run.state.status is Status.HELD
+    run = started(400, first_wave=10).ready().feed(Fails("n0", "x"))
+    assert run.state.status is Status.RUNNING
+
+
 def test_on_request_one_failure_holds_the_rollout_and_nobody_is_offered_more():
-    run = started(40, first_wave=6, hold_on_any=True).ready()
+    run = started(40, first_wave=12, hold_on_any=True).ready()
     run.feed(Fails("n0", "golden outputs differ"))
     assert run.state.status is Status.HELD
     assert run.state.reason == "n0 failed: golden outputs differ"
     for name in run.offered[1:]:
         run.feed(Serves(name))
     run.ready()
-    assert len(run.offered) == 6
+    assert len(run.offered) == 12
 
 
 def test_failures_that_speak_against_the_release_hold_it():

@@ -12,6 +12,7 @@ import shoal_delta
 from shoal_broker.session import Inbound, Session, SessionConfig
 from shoal_contract import blobs, messages
 from shoal_contract.messages import DeltaOffer, ModelWanted, OperatorSet, Reported, Wanted
+from shoal_contract.onnx_outline import outline
 from shoal_contract.release import build_manifest, parse_spec
 from shoal_contract.topics import Channel, Topics
 
@@ -25,6 +26,11 @@ class Release:
         self.manifest = build_manifest(self.spec, self.files, operator_sets)
         self.id = hashlib.sha256(self.manifest).digest()
         self.model = self.files[self.spec.model.file]
+
+    @classmethod
+    def as_added(cls, directory: Path) -> Self:
+        """As the controller makes it of the directory: its manifest lists the model's operators."""
+        return cls(directory, outline(cls(directory).model).operator_sets)
 
 
 class Hub:

@@ -39,12 +39,12 @@ def board():
 
 @pytest.fixture(scope="module")
 def v1():
-    return Release(digits.release_dir(1))
+    return Release.as_added(digits.release_dir(1))
 
 
 @pytest.fixture(scope="module")
 def v2():
-    return Release(digits.release_dir(2))
+    return Release.as_added(digits.release_dir(2))
 
 
 @asynccontextmanager

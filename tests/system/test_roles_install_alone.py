@@ -24,9 +24,14 @@ WORKERS = (
     *("float_source", "making", "node_noise", "old_release", "quantisers", "rescale", "running"),
     *("trial", "worker"),
 )
+PICTURES = ("camera_child", "images_child", "preparing")
 # Role -> packages of ours that it uses, and modules in them that need another role's extra.
 ROLES = {
-    "agent": ("shoal_contract,shoal_delta,shoal_agent,shoal_broker.session,shoal_broker.cli", ""),
+    "agent": (
+        "shoal_contract,shoal_delta,shoal_agent,shoal_broker.session,shoal_broker.cli",
+        # Pictures and cameras have extras of their own.
+        ",".join(f"shoal_agent.pipelines.{name}" for name in PICTURES),
+    ),
     "bridge": ("shoal_contract,shoal_firmware_bridge", "shoal_contract.signatures"),
     "fleet": (
         "shoal_contract,shoal_delta,shoal_fleet,shoal_broker",

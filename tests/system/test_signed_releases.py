@@ -16,12 +16,12 @@ import shoal_agent.config
 import shoal_fleet.app
 from shoal_broker.logs import RecentLines
 from shoal_broker.server import Broker, BrokerConfig
-from shoal_contract.release import build_manifest
 from shoal_contract.release_targets import path_of
 from shoal_fleet import digits
 from shoal_fleet.access import read_token
 from shoal_fleet.config import BrokerTable, FleetConfig, ListenTable
 from shoal_fleet.release_directory import pack, read_spec
+from shoal_fleet.release_manifest import manifest_of
 from shoal_fleet.trust import distribution, installing, keys, places
 from shoal_fleet.trust.repository import Repository
 
@@ -47,9 +47,8 @@ class Site:
         """List a release of the digits for the group, offline; the target's path."""
         directory = digits.release_dir(version)
         spec = read_spec(directory)
-        manifest = build_manifest(
-            spec, {name: (directory / name).read_bytes() for name in spec.files}
-        )
+        files = {name: (directory / name).read_bytes() for name in spec.files}
+        manifest = manifest_of(spec, files)
         self.offline.release(group, ("digits", manifest), remove=remove)
         return path_of(group, "digits", _id(manifest))
 
