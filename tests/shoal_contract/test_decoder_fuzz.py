@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 from tests.shoal_contract.test_messages import EXAMPLES
+from tests.shoal_contract.test_release import GOOD
 
 from shoal_contract import cbor, envelope, frames, messages, release
 from shoal_contract.errors import ContractError
@@ -30,31 +31,7 @@ FRAMES = [
     for op in Op
     for args in ((), (1, 2.5, b"x" * 20), ("text", None, True))
 ]
-SPEC = b"""name = "digits"
-version = "1.0.0"
-[model]
-file = "model.onnx"
-[input]
-name = "image"
-dtype = "float32"
-shape = [1, 8, 8]
-encoding = "u5"
-units = "grey level 0..16"
-[output]
-name = "logits"
-dtype = "float32"
-shape = [2]
-decode = "argmax"
-labels = ["0", "1"]
-units = "digit"
-[golden]
-file = "golden.npz"
-tolerance = 0.05
-[quality]
-metric = "accuracy"
-value = 0.9
-evaluated_on = "rows 1-9"
-"""
+SPEC = GOOD.encode()
 MANIFEST = release.build_manifest(
     release.parse_spec(SPEC),
     {name: name.encode() for name in release.parse_spec(SPEC).files},
