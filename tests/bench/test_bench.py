@@ -1,7 +1,6 @@
 """`make bench`: a quick run of one area, its JSON, and that who loses messages is never compared."""
 
 import contextlib
-import importlib
 import json
 import os
 import shutil
@@ -14,17 +13,6 @@ from pathlib import Path
 import pytest
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
-
-
-@pytest.fixture
-def bench(monkeypatch):
-    """Imports one of the benchmark's modules as its script sees them."""
-    monkeypatch.syspath_prepend(BENCH)
-    for path in BENCH.glob("*.py"):
-        monkeypatch.delitem(sys.modules, path.stem, raising=False)
-    yield importlib.import_module
-    for path in BENCH.glob("*.py"):
-        sys.modules.pop(path.stem, None)
 
 
 def options(bench, tmp_path, *, rounds=3, seed=1):

@@ -1,6 +1,5 @@
 """`make bench-broker`: the generator's packets, that it counts what was lost, and a quick run of every load."""
 
-import importlib
 import json
 import socket
 import subprocess
@@ -13,17 +12,6 @@ import pytest
 from shoal_broker import codec
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
-
-
-@pytest.fixture
-def bench(monkeypatch):
-    """Imports one of the benchmark's modules as its script sees them."""
-    monkeypatch.syspath_prepend(BENCH)
-    for path in BENCH.glob("*.py"):
-        monkeypatch.delitem(sys.modules, path.stem, raising=False)
-    yield importlib.import_module
-    for path in BENCH.glob("*.py"):
-        sys.modules.pop(path.stem, None)
 
 
 def decoded(packet):

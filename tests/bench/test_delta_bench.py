@@ -1,6 +1,5 @@
 """`make bench-delta`'s own arithmetic: the entropy, the goals, the picture, the quote. No corpus is needed."""
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -11,17 +10,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "bench"
-
-
-@pytest.fixture
-def bench(monkeypatch):
-    """Imports one of the benchmark's modules as its script sees them."""
-    monkeypatch.syspath_prepend(BENCH)
-    for path in BENCH.glob("*.py"):
-        monkeypatch.delitem(sys.modules, path.stem, raising=False)
-    yield importlib.import_module
-    for path in BENCH.glob("*.py"):
-        sys.modules.pop(path.stem, None)
 
 
 def test_residuals_that_the_scales_explain_have_no_entropy(bench):

@@ -1,6 +1,5 @@
 """Area `infer`: its networks are releases that keep their promises, and its table says what failed."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -11,17 +10,6 @@ import pytest
 from shoal_agent.inference.onnx_model import Model
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
-
-
-@pytest.fixture
-def bench(monkeypatch):
-    """Imports one of the benchmark's modules as its script sees them."""
-    monkeypatch.syspath_prepend(BENCH)
-    for path in BENCH.glob("*.py"):
-        monkeypatch.delitem(sys.modules, path.stem, raising=False)
-    yield importlib.import_module
-    for path in BENCH.glob("*.py"):
-        sys.modules.pop(path.stem, None)
 
 
 @pytest.mark.parametrize("name", ["micro", "cnn"])

@@ -1,25 +1,21 @@
 """The rules that the rollout bench compares: each does what its engine documents, upon the same fleets."""
 
-import importlib
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-BENCH = Path(__file__).parents[2] / "bench"
 NODES = 400
 
 
 @pytest.fixture
-def sim(monkeypatch):
+def sim(bench):
     """The simulation as its script sees it, with releases of every kind."""
-    monkeypatch.syspath_prepend(BENCH)
-    names = vars(importlib.import_module("rollout_fleet")) | vars(
-        importlib.import_module("rollout_peers")
+    names = (
+        vars(bench("rollout_fleet")) | vars(bench("rollout_peers")) | vars(bench("rollout_ours"))
     )
     release = names["Release"]
     return SimpleNamespace(
-        **names | vars(importlib.import_module("rollout_ours")),
+        **names,
         GOOD=release(base=0.01),
         REPORTS=release(1.0),
         SILENT=release(1.0, is_silent=True),
