@@ -34,7 +34,7 @@ from shoal_broker.server.events import (
 )
 from shoal_broker.server.files import Files
 from shoal_broker.server.link import ANSWERS, DISK, TURN, Link
-from shoal_broker.server.listening import listen
+from shoal_broker.server.listening import let_in, listen
 from shoal_broker.server.loop_lag import LoopLag
 from shoal_broker.server.password_checks import PasswordChecks
 from shoal_broker.server.rates import Addresses, Meter
@@ -96,6 +96,7 @@ class Broker:
         """Who said more than a turn has room for; others are heard in between."""
         self._all_gone = asyncio.Event()
         self._aborted = False
+        self._is_closing = False
 
     @classmethod
     @asynccontextmanager
@@ -131,6 +132,8 @@ class Broker:
                         optional_parts.metrics(broker) as broker.metrics_port,
                         optional_parts.bridges(broker) as broker.bridges,
                     ):
+                        # After the bridges: what the first client says has to reach them.
+                        await broker._let_in()
                         yield broker
                 except Exception as exc:  # noqa: BLE001 - raised below, without the group around it
                     failure = exc
@@ -230,7 +233,7 @@ class Broker:
 
     async def accept_inside(self, sock: socket.socket) -> None:
         """Serve one end of a pair of sockets whose other end is ours, too. Raises OSError."""
-        if not self._servers[0].is_serving():
+        if self._is_closing:
             raise ConnectionRefusedError(errno.ECONNREFUSED, "the broker is closing")
         buffer_bytes = self.config.write_buffer_bytes
         await self._loop.connect_accepted_socket(
@@ -249,7 +252,14 @@ class Broker:
             self._stop_listening()
             raise
 
+    async def _let_in(self) -> None:
+        for server, listener, port in zip(
+            self._servers, self.config.listeners, self.ports, strict=True
+        ):
+            await let_in(server, listener.host, port)
+
     def _stop_listening(self) -> None:
+        self._is_closing = True
         for server in self._servers:
             server.close()
 

@@ -26,6 +26,7 @@ from shoal_broker.bus_errors import (
     BusError,
     LinkError,
     MessageTooLargeError,
+    NotConnectedError,
     Redeliver,
     RefusedByBrokerError,
     StoreError,
@@ -53,6 +54,8 @@ AT_ONCE = 64
 SPARE_SLOTS = 8
 """For what the bridge says itself, so that no message has to wait for its turn out of order."""
 GOODBYE_TIMEOUT_S = 1.0
+INSIDE_TIMEOUT_S = 30.0
+"""For our own core to answer; long, because what it remembers may be large."""
 LOOK_INTERVAL_S = 1.0
 LONG_S = 365 * 86_400.0
 UP, DOWN = b"1", b"0"
@@ -128,7 +131,7 @@ class Bridge:
         held: Callable[[], Waiting],
         tasks: asyncio.TaskGroup,
     ) -> AsyncIterator[Self]:
-        """Return at once, connected or not.
+        """Return once it takes what our clients say, connected to the upstream or not.
 
         `broker_id` is ours, for what goes round; `inside` leads to our own core; `held` tells what
         waits there for this bridge. Raises ConfigError, BridgeError.
@@ -150,6 +153,7 @@ class Bridge:
                     SideBySide(partial(bridge._take_out, route), AT_ONCE),
                     qos=route.qos,
                 )
+            await bridge._wait_inside()
             telling = tasks.create_task(bridge._tell_forever(), name=f"bridge.{table.name}")
             try:
                 yield bridge
@@ -197,6 +201,12 @@ class Bridge:
         self._outbox = outbox
         self._ages = Ages(waiting=len(outbox), now_s=time.monotonic())
         return outbox
+
+    async def _wait_inside(self) -> None:
+        try:
+            await self._inside.wait_connected(INSIDE_TIMEOUT_S)
+        except NotConnectedError as exc:
+            raise BridgeError(f"bridge {self.name}: {exc}", name=self.name) from exc
 
     @asynccontextmanager
     async def _upstream(self, outbox: Outbox | None) -> AsyncIterator[Session]:

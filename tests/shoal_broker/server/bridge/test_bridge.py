@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import msgspec
 import pytest
@@ -164,8 +164,6 @@ async def test_a_durable_broker_keeps_what_waits_for_its_bridge(tmp_path, upstre
     settings = {"durable_dir": tmp_path / "kept"}
     away = gateway(bridge(free_port(), *ways), **settings)
     async with away as broker, client(broker.port, "l") as (local, _):
-        await until(lambda: "$bridge/up" in broker.core.router.sessions)
-        await until(lambda: broker.core.router.sessions["$bridge/up"].subscriptions)
         for n in range(50):
             await local.publish("t", b"%d" % n, durable=False)
         broker.abort()
@@ -175,6 +173,27 @@ async def test_a_durable_broker_keeps_what_waits_for_its_bridge(tmp_path, upstre
     ):
         await got.wait_payload(b"49")
         assert list(dict.fromkeys(got.payloads)) == [b"%d" % n for n in range(50)]
+
+
+async def test_nobody_is_let_in_before_the_bridge_takes_what_he_says():
+    port = free_port()
+    config = BrokerConfig(port=port, bridges=(bridge(free_port(), ("t/#", "out")),))
+    said = PublishPacket("t/1", b"early", qos=QoS.AT_LEAST_ONCE, packet_id=1)
+
+    async def come_in_as_soon_as_possible():
+        while True:
+            with suppress(ConnectionRefusedError):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                break
+            await asyncio.sleep(0)
+        writer.write(encode(ConnectPacket("early")) + encode(said))
+        return writer
+
+    knocking = asyncio.create_task(come_in_as_soon_as_possible())
+    async with Broker.open(config) as broker:
+        writer = await knocking
+        await until(lambda: broker.bridges[0].waiting.messages == 1)
+        writer.close()
 
 
 async def test_a_bridge_shows_its_certificate_and_has_the_rights_of_its_site(tmp_path):
