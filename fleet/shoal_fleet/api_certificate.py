@@ -75,10 +75,14 @@ class ApiCertificate:
             return False
         # What does not go together is noticed before the context that is in use has half of it.
         identify(_context(), self._cert_file, self._key_file)
-        identify(self.context, self._cert_file, self._key_file)
         try:
-            with Path(self._cert_file).open("rb") as file:
-                write_durably(self._pinned, file.read(MAX_BYTES), mode=0o644)
+            new = _content(Path(self._cert_file))
+            # For as long as it is not said which of them is shown.
+            both = new + _content(self._pinned) if self._stamp else new
+            write_durably(self._pinned, both, mode=0o644)
+            identify(self.context, self._cert_file, self._key_file)
+            if both != new:
+                write_durably(self._pinned, new, mode=0o644)
         except OSError as exc:
             raise StateError(f"{self._pinned}: {exc.strerror}") from exc
         self._stamp = stamp
@@ -99,6 +103,11 @@ def _context() -> ssl.SSLContext:
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     made.minimum_version = ssl.TLSVersion.TLSv1_3
     return made
+
+
+def _content(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(MAX_BYTES)
 
 
 def _stamp_of(name: str) -> tuple[int, int, int] | None:
