@@ -31,7 +31,7 @@ from shoal_fleet.commands import Commands
 from shoal_fleet.config import FleetConfig
 from shoal_fleet.controller import Controller
 from shoal_fleet.cuts import Cuts
-from shoal_fleet.database import Database, FleetBase, ReadingsBase
+from shoal_fleet.database import Database
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import ConfigError, ListenError, StateError
 from shoal_fleet.identity.assembly import open_identity
@@ -52,6 +52,7 @@ from shoal_fleet.registry import Registry
 from shoal_fleet.releases import Releases
 from shoal_fleet.rollout_views import RolloutViews
 from shoal_fleet.rollouts import Rollouts
+from shoal_fleet.tables import FleetBase, ReadingsBase
 from shoal_fleet.trust.distribution import Distribution
 from shoal_fleet.update_costs import UpdateCosts
 from shoal_fleet.wanted import WantedStates

@@ -10,8 +10,9 @@ from sqlalchemy.dialects.sqlite import insert
 from shoal_broker.durable import remove_parts, write_durably
 from shoal_contract import blobs
 from shoal_contract.messages import CHUNK_BYTES, MAX_CHUNKS, BlobRef
-from shoal_fleet.database import BlobRow, Database
+from shoal_fleet.database import Database
 from shoal_fleet.errors import StateError
+from shoal_fleet.tables import BlobRow
 
 
 class BlobStore:

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from shoal_contract import cbor
 from shoal_contract.messages import MAX_MESSAGE_BYTES, CancelAnswer, State
-from shoal_fleet.database import CommandHistoryRow, CommandRow
 from shoal_fleet.plain import plain
+from shoal_fleet.tables import CommandHistoryRow, CommandRow
 
 SENT: Final = 0
 STATE_NAMES: Final = {SENT: "sent", **{state.value: state.name.lower() for state in State}}

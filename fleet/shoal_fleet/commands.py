@@ -35,10 +35,11 @@ from shoal_fleet.command_views import (
     view,
     whole,
 )
-from shoal_fleet.database import CommandHistoryRow, CommandRow, Database
+from shoal_fleet.database import Database
 from shoal_fleet.errors import NotFoundError, StateError
 from shoal_fleet.issuer import Issuer
 from shoal_fleet.orders import receipt
+from shoal_fleet.tables import CommandHistoryRow, CommandRow
 
 log = structlog.get_logger(__name__)
 

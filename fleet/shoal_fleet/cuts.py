@@ -16,8 +16,9 @@ from shoal_contract.errors import ContractError
 from shoal_contract.messages import MAX_CHUNKS, BlobRef
 from shoal_contract.topics import Topics
 from shoal_fleet.blob_store import BlobStore
-from shoal_fleet.database import BlobRow, Database, PublishedRow
+from shoal_fleet.database import Database
 from shoal_fleet.errors import StateError
+from shoal_fleet.tables import BlobRow, PublishedRow
 from shoal_fleet.wanted import WantedStates
 
 log = structlog.get_logger(__name__)

@@ -17,10 +17,11 @@ from sqlalchemy.dialects.sqlite import insert
 from shoal_contract.messages import DeltaOffer
 from shoal_fleet.blob_store import BlobStore
 from shoal_fleet.child import run_module
-from shoal_fleet.database import Database, DeltaRow
+from shoal_fleet.database import Database
 from shoal_fleet.delta_build import ESTIMATE, SETTLED_FILE
 from shoal_fleet.errors import DeltaBuildError, StateError
 from shoal_fleet.scratch import scratch_folder
+from shoal_fleet.tables import DeltaRow
 
 log = structlog.get_logger(__name__)
 

@@ -20,10 +20,11 @@ from shoal_contract.messages import CommandUpdate
 from shoal_contract.topics import Channel, Topics
 from shoal_fleet.command_views import STATE_NAMES
 from shoal_fleet.commands import Commands
-from shoal_fleet.database import Database, DoorCommandRow
+from shoal_fleet.database import Database
 from shoal_fleet.errors import DoorRefusedError, NotFoundError, StateError
 from shoal_fleet.json_door_rules import answer
 from shoal_fleet.plain import plain
+from shoal_fleet.tables import DoorCommandRow
 
 log = structlog.get_logger(__name__)
 

@@ -19,10 +19,11 @@ from shoal_broker.session import Session
 from shoal_contract.messages import MAX_MESSAGE_BYTES, Message, Presence, Reading, Reported
 from shoal_contract.topics import Channel, NodeTopic, Topics
 from shoal_fleet.clock import now_ms
-from shoal_fleet.database import Database, DoorMirrorRow
+from shoal_fleet.database import Database
 from shoal_fleet.json_door_rules import DoorUser, as_json
 from shoal_fleet.named import named_fields
 from shoal_fleet.registry import Node, Registry
+from shoal_fleet.tables import DoorMirrorRow
 
 log = structlog.get_logger(__name__)
 

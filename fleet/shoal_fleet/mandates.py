@@ -15,9 +15,10 @@ from shoal_contract.errors import KeyTextError, TopicError
 from shoal_contract.messages import Mandate, Policy
 from shoal_contract.topics import EVERYBODY, check_leaf
 from shoal_fleet.clock import now_ms
-from shoal_fleet.database import Database, MandateRow, SurfaceRow
+from shoal_fleet.database import Database
 from shoal_fleet.errors import ConflictError, NotFoundError, RequestError
 from shoal_fleet.issuer import Issuer
+from shoal_fleet.tables import MandateRow, SurfaceRow
 
 MAX_MANDATES: Final = 64
 MAX_REVOKED: Final = 256

@@ -21,10 +21,11 @@ from shoal_contract.messages import MAX_MESSAGE_BYTES, Command, State
 from shoal_contract.topics import Topics
 from shoal_fleet.clock import now_ms
 from shoal_fleet.command_views import SENT
-from shoal_fleet.database import CommandHistoryRow, CommandRow, Database
+from shoal_fleet.database import Database
 from shoal_fleet.errors import RequestError
 from shoal_fleet.issuer import Issuer
 from shoal_fleet.selection import parse_group, topic_group
+from shoal_fleet.tables import CommandHistoryRow, CommandRow
 
 log = structlog.get_logger(__name__)
 

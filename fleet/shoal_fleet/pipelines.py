@@ -18,11 +18,12 @@ from shoal_contract.messages import PipelineWanted
 from shoal_contract.pipelines import MAX_PIPELINES
 from shoal_contract.topics import EVERYBODY, Topics
 from shoal_fleet.clock import now_ms
-from shoal_fleet.database import Database, PipelineRow
+from shoal_fleet.database import Database
 from shoal_fleet.errors import NotFoundError, RequestError
 from shoal_fleet.issuer import Issuer
 from shoal_fleet.registry import Node
 from shoal_fleet.selection import belongs, parse_group
+from shoal_fleet.tables import PipelineRow
 
 MAX_DOCUMENT_BYTES: Final = 32 * 1024
 """Beside it a wanted state holds the digests of chunks."""

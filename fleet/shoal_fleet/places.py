@@ -8,8 +8,8 @@ import structlog
 
 from shoal_contract import blobs
 from shoal_contract.messages import BlobRef
-from shoal_fleet.database import PublishedRow
 from shoal_fleet.shelf import Held, Plan
+from shoal_fleet.tables import PublishedRow
 
 log = structlog.get_logger(__name__)
 

@@ -18,12 +18,13 @@ from shoal_contract.messages import Policy, State
 from shoal_contract.topics import Topics
 from shoal_fleet.clock import now_ms
 from shoal_fleet.command_views import SENT
-from shoal_fleet.database import CommandRow, Database, PolicyRow
+from shoal_fleet.database import Database
 from shoal_fleet.issuer import Issuer
 from shoal_fleet.mandates import Mandates
 from shoal_fleet.orders import Order, Orders
 from shoal_fleet.registry import Registry
 from shoal_fleet.selection import GROUP_LABEL
+from shoal_fleet.tables import CommandRow, PolicyRow
 
 log = structlog.get_logger(__name__)
 

@@ -28,12 +28,13 @@ from shoal_fleet import shelf
 from shoal_fleet.blob_store import BlobStore
 from shoal_fleet.chunk_sender import SIDE_BY_SIDE, ChunkSender
 from shoal_fleet.cuts import Cuts
-from shoal_fleet.database import Database, PublishedRow
+from shoal_fleet.database import Database
 from shoal_fleet.errors import FleetError, StateError
 from shoal_fleet.places import Places
 from shoal_fleet.refusals import Refusals
 from shoal_fleet.repairs import Repairs
 from shoal_fleet.shelf import Plan
+from shoal_fleet.tables import PublishedRow
 
 log = structlog.get_logger(__name__)
 

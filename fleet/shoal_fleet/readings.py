@@ -15,8 +15,9 @@ from sqlalchemy.dialects.sqlite import insert
 
 from shoal_contract.errors import DecodeError
 from shoal_contract.messages import Reading
-from shoal_fleet.database import Database, ReadingRow
+from shoal_fleet.database import Database
 from shoal_fleet.errors import StateError
+from shoal_fleet.tables import ReadingRow
 
 SWEEP_EVERY: Final = 1000
 MAX_PAGE: Final = 5000

@@ -17,9 +17,10 @@ from shoal_contract import messages
 from shoal_contract.errors import ContractError
 from shoal_contract.messages import ModelState, Presence, Reported
 from shoal_fleet.clock import now_ms
-from shoal_fleet.database import Database, NodeRow
+from shoal_fleet.database import Database
 from shoal_fleet.errors import NotFoundError, RequestError
 from shoal_fleet.selection import MAX_LABELS, check_label
+from shoal_fleet.tables import NodeRow
 
 log = structlog.get_logger(__name__)
 

@@ -21,10 +21,11 @@ from shoal_contract.release import ReleaseSpec
 from shoal_fleet.blob_store import BlobStore
 from shoal_fleet.child import run_module
 from shoal_fleet.clock import now_ms
-from shoal_fleet.database import Database, ReleaseRow, ReportRow
+from shoal_fleet.database import Database
 from shoal_fleet.errors import ConflictError, NotFoundError, ReleaseError, StateError
 from shoal_fleet.release_directory import REPORT_FILES, read_spec, reports_in
 from shoal_fleet.scratch import scratch_folder
+from shoal_fleet.tables import ReleaseRow, ReportRow
 
 log = structlog.get_logger(__name__)
 

@@ -6,10 +6,10 @@ import msgspec
 from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from shoal_fleet.database import RolloutMemberRow, RolloutRow
 from shoal_fleet.rollout import Outcome
 from shoal_fleet.rollout_roster import Roster
 from shoal_fleet.rollout_state import Member, Rollout, Standing
+from shoal_fleet.tables import RolloutMemberRow, RolloutRow
 
 
 def state_of(row: RolloutRow) -> Rollout:

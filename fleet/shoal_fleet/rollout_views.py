@@ -8,13 +8,14 @@ from typing import Any, Final
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from shoal_fleet.database import Database, DecisionRow, RolloutMemberRow, RolloutRow
+from shoal_fleet.database import Database
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import NotFoundError
 from shoal_fleet.registry import Registry
 from shoal_fleet.releases import Release, Releases
 from shoal_fleet.rollout_rows import state_of
 from shoal_fleet.rollout_state import Standing, Status
+from shoal_fleet.tables import DecisionRow, RolloutMemberRow, RolloutRow
 
 MAX_LISTED: Final = 200
 

@@ -19,7 +19,7 @@ from sqlalchemy import select
 
 from shoal_contract.messages import Phase
 from shoal_fleet.clock import ListeningTime, now_ms
-from shoal_fleet.database import Database, DecisionRow, RolloutMemberRow, RolloutRow
+from shoal_fleet.database import Database
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import ConflictError, NotFoundError, RequestError, StateError
 from shoal_fleet.model_files import NO_MODEL, model_files
@@ -48,6 +48,7 @@ from shoal_fleet.rollout_state import (
     Tick,
 )
 from shoal_fleet.selection import belongs, parse_group, stratify
+from shoal_fleet.tables import DecisionRow, RolloutMemberRow, RolloutRow
 from shoal_fleet.wanted import WantedStates
 
 log = structlog.get_logger(__name__)

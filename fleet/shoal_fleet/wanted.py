@@ -22,13 +22,14 @@ from shoal_contract.errors import ContractError, EncodeError
 from shoal_contract.messages import DeltaOffer, ModelWanted, Phase, Wanted
 from shoal_contract.topics import Topics
 from shoal_fleet.clock import now_ms
-from shoal_fleet.database import Database, NodeRow, WantedRow
+from shoal_fleet.database import Database
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import NotFoundError, StateError
 from shoal_fleet.pipelines import Pipelines
 from shoal_fleet.registry import Node, Registry
 from shoal_fleet.releases import Releases
 from shoal_fleet.selection import GROUP_LABEL
+from shoal_fleet.tables import NodeRow, WantedRow
 
 log = structlog.get_logger(__name__)
 

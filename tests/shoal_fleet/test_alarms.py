@@ -4,8 +4,9 @@ from structlog.testing import capture_logs
 
 from shoal_fleet.alarms import Alarms
 from shoal_fleet.clock import ListeningTime, now_ms
-from shoal_fleet.database import Database, FleetBase
+from shoal_fleet.database import Database
 from shoal_fleet.registry import Registry
+from shoal_fleet.tables import FleetBase
 
 
 async def registry_of(database, *names):

@@ -1,15 +1,17 @@
 import sqlite3
 from contextlib import AsyncExitStack, closing
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.dialects.sqlite import insert
 
 from shoal_fleet import database as module
-from shoal_fleet.database import Database, FleetBase, ReadingRow, ReadingsBase, RolloutRow
+from shoal_fleet.database import Database
 from shoal_fleet.errors import StateError
 from shoal_fleet.rollout_rows import load_roster, state_of
 from shoal_fleet.rollout_state import Member, Options, Standing, Status
+from shoal_fleet.tables import FleetBase, ReadingRow, ReadingsBase, RolloutRow
 
 SOME_READER = text("SELECT count(*) FROM readings")
 CONNECTIONS = 14  # SQLAlchemy's pool: 5, and 10 more when they are needed; one is for `append`
@@ -74,16 +76,11 @@ OLD_STATE = (
 
 async def test_a_rollout_that_an_older_version_began_goes_on_where_it_stood(tmp_path):
     path = tmp_path / "fleet.db"
-    async with Database.open(path, FleetBase):
-        pass
     with closing(sqlite3.connect(path)) as old:
+        old.executescript(Path(__file__).with_name("fleet_schema_4.sql").read_text("utf-8"))
         old.execute("DROP TABLE rollout_members")
-        old.execute("PRAGMA foreign_keys = OFF")
-        old.execute(
-            'INSERT INTO rollouts (id, release, "group", status, state, created_ms, updated_ms)'
-            " VALUES (3, x'00', '', 'held', ?, 1, 2)",
-            (OLD_STATE.encode(),),
-        )
+        old.execute("DELETE FROM decisions")
+        old.execute("UPDATE rollouts SET id = 3, status = 'held', state = ?", (OLD_STATE.encode(),))
         old.execute("PRAGMA user_version = 3")
         old.commit()
     async with Database.open(path, FleetBase) as database, database.read() as session:

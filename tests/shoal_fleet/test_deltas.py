@@ -14,8 +14,9 @@ from shoal_fleet import delta_build
 from shoal_fleet import deltas as deltas_module
 from shoal_fleet.blob_store import BlobStore
 from shoal_fleet.child import Ended
-from shoal_fleet.database import Database, FleetBase
+from shoal_fleet.database import Database
 from shoal_fleet.deltas import Deltas
+from shoal_fleet.tables import FleetBase
 from shoal_fleet.wanted import MAX_OFFERS, _few
 
 NEW = network(1)

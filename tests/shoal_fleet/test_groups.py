@@ -6,9 +6,10 @@ from tests.shoal_fleet.test_cli import shoal
 from shoal_broker.session import Session, SessionConfig
 from shoal_contract.messages import State
 from shoal_fleet import orders
-from shoal_fleet.database import Database, FleetBase
+from shoal_fleet.database import Database
 from shoal_fleet.errors import RequestError
 from shoal_fleet.selection import parse_group, topic_group
+from shoal_fleet.tables import FleetBase
 
 
 async def label(at, *names, **labels):

@@ -14,10 +14,11 @@ from shoal_contract.messages import Command, Mandate, State
 from shoal_contract.signatures import Signer, Verifier
 from shoal_contract.topics import Topics
 from shoal_fleet.clock import now_ms
-from shoal_fleet.database import Database, FleetBase
+from shoal_fleet.database import Database
 from shoal_fleet.errors import ConflictError, NotFoundError, RequestError
 from shoal_fleet.issuer import Issuer
 from shoal_fleet.mandates import MAX_MANDATES, Mandates, Surface
+from shoal_fleet.tables import FleetBase
 
 ALICE, BOB = (Signer(bytes([n]) * 32) for n in (2, 3))
 TOPICS = Topics()

@@ -7,9 +7,10 @@ import pytest
 from shoal_contract.errors import ContractError
 from shoal_contract.messages import Reading
 from shoal_fleet import inbox
-from shoal_fleet.database import Database, ReadingsBase
+from shoal_fleet.database import Database
 from shoal_fleet.errors import StateError
 from shoal_fleet.readings import SWEEP_EVERY, Readings, gaps
+from shoal_fleet.tables import ReadingsBase
 
 
 def reading(seq, *, device="meter", boot=1, by="n0"):

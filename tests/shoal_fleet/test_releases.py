@@ -11,11 +11,12 @@ from shoal_contract.onnx_outline import outline
 from shoal_contract.release import parse_manifest, parse_spec
 from shoal_fleet import digits
 from shoal_fleet.blob_store import BlobStore
-from shoal_fleet.database import Database, FleetBase
+from shoal_fleet.database import Database
 from shoal_fleet.errors import ReleaseError
 from shoal_fleet.release_check import check_directory, decode_items
 from shoal_fleet.release_directory import pack, read_spec
 from shoal_fleet.releases import Releases, check_can_be_announced
+from shoal_fleet.tables import FleetBase
 
 
 @pytest.fixture

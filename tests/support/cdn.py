@@ -17,13 +17,14 @@ from shoal_contract.messages import CHUNK_BYTES, BlobRef, ChunksMissing
 from shoal_contract.topics import Channel, Topics
 from shoal_fleet.blob_store import BlobStore
 from shoal_fleet.cuts import Cuts
-from shoal_fleet.database import Database, FleetBase
+from shoal_fleet.database import Database
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.issuer import Issuer
 from shoal_fleet.pipelines import Pipelines
 from shoal_fleet.publisher import Publisher
 from shoal_fleet.registry import Registry
 from shoal_fleet.releases import Releases
+from shoal_fleet.tables import FleetBase
 from shoal_fleet.wanted import WantedStates
 
 

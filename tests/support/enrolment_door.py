@@ -11,7 +11,7 @@ from tests.support.enrolling import an_authority
 
 from shoal_agent.identity.task import Task
 from shoal_fleet.clock import now_ms
-from shoal_fleet.database import Database, FleetBase
+from shoal_fleet.database import Database
 from shoal_fleet.identity.authority import Authority
 from shoal_fleet.identity.door import Door
 from shoal_fleet.identity.door_certificate import DoorCertificate
@@ -19,6 +19,7 @@ from shoal_fleet.identity.enrolment import LIFE_S, Enrolment
 from shoal_fleet.identity.inventory import Inventory
 from shoal_fleet.identity.pending import Pending
 from shoal_fleet.identity.tokens import Tokens
+from shoal_fleet.tables import FleetBase
 
 
 class OpenDoor:

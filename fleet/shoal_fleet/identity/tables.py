@@ -3,7 +3,7 @@
 from sqlalchemy import JSON, LargeBinary
 from sqlalchemy.orm import Mapped, mapped_column
 
-from shoal_fleet.database import FleetBase
+from shoal_fleet.tables import FleetBase
 
 
 class TokenRow(FleetBase):

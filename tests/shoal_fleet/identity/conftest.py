@@ -4,12 +4,13 @@ import pytest
 from tests.support.enrolling import an_authority
 
 from shoal_fleet.clock import now_ms
-from shoal_fleet.database import Database, FleetBase
+from shoal_fleet.database import Database
 from shoal_fleet.identity.enrolment import Enrolment
 from shoal_fleet.identity.inventory import Inventory
 from shoal_fleet.identity.pending import Pending
 from shoal_fleet.identity.revocations import Revocations
 from shoal_fleet.identity.tokens import Tokens
+from shoal_fleet.tables import FleetBase
 
 
 class Office:
