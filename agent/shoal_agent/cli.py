@@ -55,6 +55,7 @@ async def _run(options: argparse.Namespace, config: AgentConfig, recent: logs.Re
     from shoal_agent import app  # noqa: PLC0415
     from shoal_agent.background import Background  # noqa: PLC0415
     from shoal_broker.durable import write_durably  # noqa: PLC0415
+    from shoal_broker.service_manager import ServiceManager  # noqa: PLC0415
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -62,6 +63,7 @@ async def _run(options: argparse.Namespace, config: AgentConfig, recent: logs.Re
         loop.add_signal_handler(number, stop.set)
 
     running: list[app.Agent] = []
+    service_manager = ServiceManager.of(os.environ, pid=os.getpid())
 
     def on_hangup() -> None:
         # Before it runs, it is about to read the file anyway.
@@ -72,6 +74,7 @@ async def _run(options: argparse.Namespace, config: AgentConfig, recent: logs.Re
 
     def on_ready(agent: app.Agent) -> None:
         running.append(agent)
+        service_manager.ready()
         if options.ready_file is None:
             return
         try:
@@ -86,7 +89,7 @@ async def _run(options: argparse.Namespace, config: AgentConfig, recent: logs.Re
             new = str(exc)
         await agent.reload(new)
 
-    async with Background.open() as reloading:
+    async with Background.open() as reloading, service_manager.watched():
         return await app.run(config, recent=recent, stop=stop, on_ready=on_ready)
 
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 
-import shoal_agent
 from shoal_agent import hardware
 from shoal_agent.config import AgentConfig
+from shoal_agent.release_tree import running_version
 from shoal_agent.update import Updater
 from shoal_broker.bus_errors import BusError
 from shoal_broker.session import Session, Will
@@ -43,6 +43,7 @@ class Reporter:
         self._config = config
         self._topics = topics
         self._boot = os.urandom(4)
+        self._version = running_version()
         self._since_ms = time.time_ns() // 1_000_000
         self._changed = asyncio.Event()
 
@@ -84,7 +85,7 @@ class Reporter:
             board = await asyncio.to_thread(hardware.read, Path(self._config.state_dir))
             states, version = pipelines()
             state = Reported(
-                version=shoal_agent.__version__,
+                version=self._version,
                 boot=self._boot,
                 at_ms=time.time_ns() // 1_000_000,
                 hardware=board,

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 from importlib.metadata import version
@@ -40,14 +41,17 @@ def main() -> None:
 
 async def _run(config: BridgeConfig, ready_file: Path | None) -> None:
     # Imported here so that --help and --check answer at once on a slow board.
+    from shoal_broker.service_manager import ServiceManager  # noqa: PLC0415
     from shoal_firmware_bridge import app  # noqa: PLC0415
 
     stop = asyncio.Event()
+    service_manager = ServiceManager.of(os.environ, pid=os.getpid())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
 
     def on_ready() -> None:
+        service_manager.ready()
         if ready_file is None:
             return
         temporary = ready_file.with_name(ready_file.name + ".part")
@@ -57,7 +61,8 @@ async def _run(config: BridgeConfig, ready_file: Path | None) -> None:
         except OSError as exc:
             raise ConfigError(f"--ready-file {ready_file}: {exc.strerror}") from exc
 
-    await app.run(config, stop=stop, on_ready=on_ready)
+    async with service_manager.watched():
+        await app.run(config, stop=stop, on_ready=on_ready)
 
 
 def _parser() -> argparse.ArgumentParser:
