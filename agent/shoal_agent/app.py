@@ -49,6 +49,7 @@ from shoal_agent.update import Updater
 from shoal_agent.updater.notices import Notices
 from shoal_agent.updater.remembered import RememberedFloors
 from shoal_agent.updater.signed_releases import SignedReleases
+from shoal_agent.wanted import WantedState
 from shoal_broker.bus_errors import BrokerTableError
 from shoal_broker.link import Connect
 from shoal_broker.logs import RecentLines
@@ -126,7 +127,10 @@ async def running(
         topics = Topics(config.root)
         state_dir = stack.enter_context(_claimed(Path(config.state_dir)))
         store = await enter(Store.open(state_dir / "agent.db"))
-        journal = await Journal.load(store)
+        trust, wanted_topic = Trust(config.command_keys), topics.wanted(config.node)
+        journal = await Journal.load(
+            store, open_wanted=partial(trust.open_as_root, topic=wanted_topic)
+        )
         outbox = await Outbox.load(store)
         content = _content_store(state_dir)
         reporter = Reporter(config, topics=topics)
@@ -148,12 +152,11 @@ async def running(
         router, discovery, peer_port = await _open_peers(stack, config, engine)
         agent = Agent(peer_port=peer_port, stop=stop)
 
-        trust = Trust(config.command_keys)
         inbox = Inbox(topics, config.node, trust)
         notices = Notices(topics, is_followed=config.trust.root_file is not None)
         identity = IdentityStore(state_dir)
         keeper = _keeper(config, state_dir)
-        fleet = await FleetPipelines.load(store, trust, topic=topics.wanted(config.node))
+        fleet = await FleetPipelines.load(store, await journal.wanted())
         subscribed = await Subscribed.load(
             store, filters_of(config.pipeline, [*fleet.first, *fleet.wanted])
         )
@@ -165,7 +168,7 @@ async def running(
                 subscriptions={
                     topics.commands(config.node): inbox.command,
                     topics.group_commands(EVERYBODY): inbox.command,
-                    topics.wanted(config.node): inbox.wanted,
+                    wanted_topic: inbox.wanted,
                     topics.every_model(config.node): inbox.inference,
                     **notices.subscriptions,
                     **subscribed.subscriptions,
@@ -261,7 +264,17 @@ async def running(
             await belonging.follow(wanted)
         await roster.follow_fleet(fleet.wanted)
         inbox.open(
-            Parts(commands, outbox, belonging, journal, updater, router, session, fleet, roster)
+            Parts(
+                commands=commands,
+                outbox=outbox,
+                belonging=belonging,
+                wanted=WantedState(journal, trust, topic=wanted_topic),
+                updater=updater,
+                router=router,
+                session=session,
+                pipelines=fleet,
+                roster=roster,
+            )
         )
         agent.local_api = await _open_local_api(stack, config, engine, router)
         background = await enter(Background.open())

@@ -8,18 +8,18 @@ import structlog
 from shoal_agent.belonging import Belonging
 from shoal_agent.commands import Commands
 from shoal_agent.inference.router import Router
-from shoal_agent.journal import Journal
 from shoal_agent.patience import until_stored
 from shoal_agent.pipelines.fleet import FleetPipelines
 from shoal_agent.pipelines.roster import Roster
 from shoal_agent.trust import Asker, Trust
 from shoal_agent.update import Updater
+from shoal_agent.wanted import WantedState
 from shoal_broker.bus_errors import BusError
 from shoal_broker.outbox import Outbox
 from shoal_broker.session import Inbound, Session
 from shoal_contract import messages, receipts
 from shoal_contract.errors import ContractError, TopicError, UnknownKindError
-from shoal_contract.messages import Cancel, Command, InferRequest, Receipt, Wanted
+from shoal_contract.messages import Cancel, Command, InferRequest, Receipt
 from shoal_contract.topics import GroupTopic, NodeTopic, Topics
 
 log = structlog.get_logger()
@@ -32,7 +32,7 @@ class Parts:
     commands: Commands
     outbox: Outbox
     belonging: Belonging
-    journal: Journal
+    wanted: WantedState
     updater: Updater
     router: Router
     session: Session
@@ -100,26 +100,26 @@ class Inbox:
         return Asker(key, parts.belonging.groups)
 
     async def wanted(self, message: Inbound) -> None:
-        """The wanted state; returns when it is durable."""
+        """The wanted state; returns when it is durable, or refused."""
         parts = await asyncio.shield(self._parts)
         if not message.payload:
             return
         try:
-            wanted = messages.decode_as(message.payload, Wanted)
+            wanted = await until_stored(
+                lambda: parts.wanted.take(message.payload), what="wanted state"
+            )
         except ContractError as exc:
             self.stats.malformed += 1
             log.warning("malformed wanted state", reason=str(exc))
             return
-        await until_stored(lambda: parts.journal.set_wanted(message.payload), what="wanted state")
+        if wanted is None:
+            return
         parts.updater.wake()
         await parts.belonging.follow(wanted)
-        if wanted.pipelines:
-            document = wanted.pipelines
-            is_new = await until_stored(lambda: parts.pipelines.take(document), what="pipelines")
-            if is_new:
-                await parts.roster.follow_fleet(parts.pipelines.wanted)
-                good = parts.roster.running_of_fleet()
-                await until_stored(lambda: parts.pipelines.hold(good), what="pipelines")
+        if parts.pipelines.follow(wanted.pipelines):
+            await parts.roster.follow_fleet(parts.pipelines.wanted)
+            good = parts.roster.running_of_fleet()
+            await until_stored(lambda: parts.pipelines.hold(good), what="pipelines")
 
     async def inference(self, message: Inbound) -> None:
         """A request of any MQTT 5 client; the answer goes to its response topic."""

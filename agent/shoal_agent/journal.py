@@ -5,11 +5,11 @@ take a connection run inside a caller's transaction; nothing here decides.
 """
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from shoal_broker.store import Store
-from shoal_contract import messages
+from shoal_contract import envelope, messages
 from shoal_contract.errors import ContractError
 from shoal_contract.messages import Command, CommandUpdate, Policy, State, Wanted
 
@@ -85,18 +85,27 @@ class Serving:
 class Journal:
     """Reads and writes of the tables above. Build it with `await Journal.load(store)`."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(
+        self, store: Store, open_wanted: Callable[[bytes], bytes] = envelope.stripped
+    ) -> None:
         self.store = store
+        self._open_wanted = open_wanted
 
     @classmethod
-    async def load(cls, store: Store) -> "Journal":
+    async def load(
+        cls, store: Store, *, open_wanted: Callable[[bytes], bytes] = envelope.stripped
+    ) -> "Journal":
         """Make the tables if they are not there.
+
+        Args:
+            store: holds them.
+            open_wanted: the message of a wanted state that counts; raises EnvelopeError for another.
 
         Raises:
             StoreError: the file cannot be used, or a newer version wrote it.
         """
         await store.create(COMPONENT, version=VERSION, ddl=DDL, migrations=MIGRATIONS)
-        return cls(store)
+        return cls(store, open_wanted)
 
     # ------------------------------------------------------------- models
     async def set_wanted(self, message: bytes) -> None:
@@ -106,12 +115,12 @@ class Journal:
         )
 
     async def wanted(self) -> Wanted | None:
-        """The newest wanted state; None before the first, or when a later version's row is unreadable."""
+        """The newest wanted state; None before the first, or when what is kept does not count (any more)."""
         row = await self.store.read(lambda db: db.execute("SELECT message FROM wanted").fetchone())
         if row is None:
             return None
         try:
-            return messages.decode_as(row[0], Wanted, max_bytes=messages.MAX_MESSAGE_BYTES)
+            return messages.decode_as(self._open_wanted(row[0]), Wanted)
         except ContractError:
             return None
 

@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 SAY_EVERY_S: Final = 60.0
 POLICY_OP: Final = "trust.policy"
-REASONS: Final = ("unsigned", "shape", "unknown_key", "bad_signature")
+REASONS: Final = ("unsigned", "shape", "unknown_key", "bad_signature", "not_a_root", "old")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,19 +112,32 @@ class Trust:
         try:
             if self._verifier is not None:
                 return self._verifier.open(data, topic=topic)
-            return (envelope.unpack(data).payload if envelope.is_signed(data) else data), b""
+            return envelope.stripped(data), b""
         except EnvelopeError as exc:
-            self.refused[exc.reason] += 1
-            self._say(exc, topic)
+            self.refuse(exc, topic=topic)
             return None
 
-    def _say(self, error: EnvelopeError, topic: str) -> None:
-        """Once a minute: a line for each would let a stranger fill the log."""
+    def open_as_root(self, data: bytes, *, topic: str) -> bytes:
+        """The message in it, which one of the configuration's keys has to have signed: a mandate does not do.
+
+        Raises:
+            EnvelopeError: the message is to be refused.
+        """
+        if self._verifier is None:
+            return envelope.stripped(data)
+        payload, key = self._verifier.open(data, topic=topic)
+        if not self._mandates.is_root(key):
+            raise EnvelopeError("not_a_root", "signed by a key that is not in [trust] command_keys")
+        return payload
+
+    def refuse(self, error: EnvelopeError, *, topic: str, event: str = "command refused") -> None:
+        """Count a message that has no effect, and say so once a minute: more would let a stranger fill the log."""
+        self.refused[error.reason] += 1
         now_s = self._clock_s()
         self._unsaid += 1
         if self._said_s is None or now_s - self._said_s >= SAY_EVERY_S:
             log.error(
-                "command refused", why=error.reason, reason=str(error), topic=topic,
+                event, why=error.reason, reason=str(error), topic=topic,
                 since_last_line=self._unsaid,
             )  # fmt: skip
             self._said_s, self._unsaid = now_s, 0

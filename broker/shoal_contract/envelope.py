@@ -96,6 +96,15 @@ def unpack(data: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Envelope:
     return envelope
 
 
+def stripped(data: bytes) -> bytes:
+    """The message in it, whoever signed it; a message without an envelope as it is.
+
+    Raises:
+        EnvelopeError: "shape".
+    """
+    return unpack(data).payload if is_signed(data) else data
+
+
 def key_text(key: bytes) -> str:
     """A key as people and configuration files write it: base64."""
     return base64.b64encode(key).decode()

@@ -214,7 +214,10 @@ class ModelWanted(_Part, frozen=True):
 
 
 class Wanted(_Part, frozen=True, tag=7):
-    """Everything a node is to run: a model that is not listed is to be removed."""
+    """Everything a node is to run: a model that is not listed is to be removed.
+
+    `revision` grows: what is older than the one that holds is refused where signatures are asked for.
+    """
 
     revision: Annotated[int, msgspec.Meta(ge=0)]
     issued_ms: Millis
@@ -224,7 +227,7 @@ class Wanted(_Part, frozen=True, tag=7):
     fleet_nodes: Annotated[int, msgspec.Meta(ge=0)] = 0
     """How many nodes the fleet had: so many come back at once when the broker does."""
     pipelines: bytes = b""
-    """A `Pipelines`, signed for this topic where the controller signs; empty: nothing is said of them."""
+    """A `Pipelines`; empty: there are none. Controllers before decision 0039 signed it by itself."""
 
 
 class PipelineWanted(_Part, frozen=True):

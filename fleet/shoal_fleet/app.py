@@ -37,7 +37,7 @@ from shoal_fleet.errors import ConfigError, ListenError, StateError
 from shoal_fleet.identity.assembly import open_identity
 from shoal_fleet.identity.inventory import Inventory
 from shoal_fleet.inbox import Inbox, Parts
-from shoal_fleet.issuer import Issuer, load_signer
+from shoal_fleet.issuer import Issuer, load_signer, remember_signed_by, signed_by
 from shoal_fleet.json_door import JsonDoor
 from shoal_fleet.mandates import Mandates
 from shoal_fleet.needs import Needs
@@ -186,7 +186,7 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
     registry = await Registry.load(database)
     releases = Releases(database, store, scratch=state_dir / "scratch")
     deltas = Deltas(database, store, scratch=state_dir / "scratch")
-    pipelines = await Pipelines.load(database, topics, issuer)
+    pipelines = await Pipelines.load(database)
     wanted = WantedStates(
         database,
         session,
@@ -195,7 +195,9 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
         releases=releases,
         deltas=deltas,
         pipelines=pipelines,
+        issuer=issuer,
     )
+    await _say_anew_with_a_new_key(wanted, issuer, state_dir)
     registry.on_new = lambda _: wanted.changed()
     blobs_wanted = asyncio.Event()
     rollouts = Rollouts(
@@ -301,6 +303,14 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
         )
     )
     return controller
+
+
+async def _say_anew_with_a_new_key(wanted: WantedStates, issuer: Issuer, state_dir: Path) -> None:
+    """Nodes ask for the signature on what the broker retains whenever they read it."""
+    key = issuer.public_key or ""
+    if signed_by(state_dir) != key:
+        await wanted.say_all_again()
+        remember_signed_by(state_dir, key)
 
 
 def _session_config(config: FleetConfig) -> SessionConfig:

@@ -1,7 +1,7 @@
 """The controller's signature on what it says to nodes, and the file its key lies in.
 
-Commands, requests to cancel and receipts: everything that goes to a commands topic. Whether a node asks
-for a signature is the node's configuration. Wanted states are not signed yet.
+Commands, requests to cancel and receipts, which go to a commands topic, and wanted states. Whether a node
+asks for a signature is the node's configuration.
 """
 
 import os
@@ -17,6 +17,8 @@ from shoal_fleet.errors import StateError
 
 KEY_FILE: Final = "command-key"
 MAX_FILE_BYTES: Final = 256
+SIGNED_BY_FILE: Final = "wanted-signed-by"
+"""Whose signature the wanted states bear that are at the broker."""
 
 
 class Issuer:
@@ -37,6 +39,28 @@ class Issuer:
             EncodeError: signed it is more than may travel.
         """
         return payload if self._signer is None else self._signer.sign(payload, topic=topic)
+
+
+def signed_by(state_dir: Path) -> str | None:
+    """The public key that signed what the broker retains; empty: nobody signed; None: not known."""
+    try:
+        text = (state_dir / SIGNED_BY_FILE).read_bytes()[:MAX_FILE_BYTES]
+        return text.decode("ascii", "replace").strip()
+    except OSError:
+        return None
+
+
+def remember_signed_by(state_dir: Path, public_key: str) -> None:
+    """From now on what is retained gets this key's signature.
+
+    Raises:
+        StateError: the file cannot be written.
+    """
+    path = state_dir / SIGNED_BY_FILE
+    try:
+        write_durably(path, public_key.encode() + b"\n")
+    except OSError as exc:
+        raise StateError(f"{path}: {os.strerror(exc.errno or 0)}") from exc
 
 
 def load_signer(state_dir: Path) -> Signer:

@@ -1,7 +1,7 @@
-"""The pipelines that the fleet wants: the book of them by node and group, a node's part, and its signed document.
+"""The pipelines that the fleet wants: the book of them by node and group, a node's part, and its document.
 
 What is nearest to a node holds: its own before its groups', a group of more labels before one of fewer. Whether
-tables fit what runs where is `pipeline_check`'s business, sending them that of `wanted`.
+tables fit what runs where is `pipeline_check`'s business, signing and sending them that of `wanted`.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -16,11 +16,10 @@ from shoal_contract import messages
 from shoal_contract.messages import Pipelines as Document
 from shoal_contract.messages import PipelineWanted
 from shoal_contract.pipelines import MAX_PIPELINES
-from shoal_contract.topics import EVERYBODY, Topics
+from shoal_contract.topics import EVERYBODY
 from shoal_fleet.clock import now_ms
 from shoal_fleet.database import Database
 from shoal_fleet.errors import NotFoundError, RequestError
-from shoal_fleet.issuer import Issuer
 from shoal_fleet.registry import Node
 from shoal_fleet.selection import belongs, parse_group
 from shoal_fleet.tables import PipelineRow
@@ -89,17 +88,15 @@ class Entry:
 class Pipelines:
     """The book. Build it with `await Pipelines.load(...)`."""
 
-    def __init__(self, database: Database, topics: Topics, issuer: Issuer) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._topics = topics
-        self._issuer = issuer
         self._entries: dict[tuple[Target, str], Entry] = {}
         self._version = 0
 
     @classmethod
-    async def load(cls, database: Database, topics: Topics, issuer: Issuer) -> "Pipelines":
+    async def load(cls, database: Database) -> "Pipelines":
         """The book as an earlier process left it."""
-        book = cls(database, topics, issuer)
+        book = cls(database)
         async with database.read() as session:
             for row in await session.scalars(select(PipelineRow)):
                 target = Target.parse(row.target)
@@ -170,7 +167,7 @@ class Pipelines:
         await self._write(change, target, stream, None)
 
     def document(self, node: Node) -> bytes:
-        """What the wanted state says of pipelines, signed for its topic; empty: nothing was ever said.
+        """What the wanted state says of pipelines; empty: nothing was ever said.
 
         Raises:
             EncodeError: it is more than may travel.
@@ -179,8 +176,7 @@ class Pipelines:
             return b""
         # The time of day: a controller that lost its database is still believed.
         self._version = max(now_ms(), self._version + 1)
-        payload = messages.encode(_document(self.of(node), self._version, now_ms()))
-        return self._issuer.sealed(payload, topic=self._topics.wanted(node.name))
+        return messages.encode(_document(self.of(node), self._version, now_ms()))
 
     def _part(self, node: Node, entries: Mapping[tuple[Target, str], Entry]) -> dict[str, Table]:
         near = sorted(

@@ -1,7 +1,8 @@
-"""What every node is to run: the table, and the retained message that tells the node.
+"""What every node is to run: the table, and the retained, signed message that tells the node.
 
 A change and its revision are one transaction; the message is sent until the revision that was handed to
-the bus is the newest one, so a kill between the two loses nothing.
+the bus is the newest one, so a kill between the two loses nothing. A node takes no older revision than it
+has: they follow the time of day, so that a controller that lost its database is still believed.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ from typing import Final, NoReturn
 
 import msgspec
 import structlog
-from sqlalchemy import delete, select, update
+from sqlalchemy import ColumnElement, case, delete, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -25,6 +26,7 @@ from shoal_fleet.clock import now_ms
 from shoal_fleet.database import Database
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import NotFoundError, StateError
+from shoal_fleet.issuer import Issuer
 from shoal_fleet.pipelines import Pipelines
 from shoal_fleet.registry import Node, Registry
 from shoal_fleet.releases import Releases
@@ -51,6 +53,7 @@ class WantedStates:
         releases: Releases,
         deltas: Deltas,
         pipelines: Pipelines,
+        issuer: Issuer,
     ) -> None:
         self._database = database
         self._session = session
@@ -59,6 +62,7 @@ class WantedStates:
         self._releases = releases
         self._deltas = deltas
         self._pipelines = pipelines
+        self._issuer = issuer
         self._due = asyncio.Event()
         self._due.set()
         self._forgotten = False
@@ -119,7 +123,7 @@ class WantedStates:
         await change.execute(
             update(NodeRow)
             .where(NodeRow.name.in_(select(WantedRow.node)))
-            .values(wanted_revision=NodeRow.wanted_revision + 1)
+            .values(wanted_revision=_next())
         )
 
     def changed(self) -> None:
@@ -162,10 +166,7 @@ class WantedStates:
             StateError: what is wanted of a node cannot be read; the others were told.
         """
         if self._forgotten:
-            async with self._database.write() as session:
-                await session.execute(
-                    update(NodeRow).where(NodeRow.wanted_revision > 0).values(published_revision=0)
-                )
+            await self.say_all_again()
             self._forgotten = False
         await self._greet_newcomers()
         async with self._database.read() as session:
@@ -207,6 +208,13 @@ class WantedStates:
             async with self._database.write() as session:
                 await self.say_anew(session, named)
 
+    async def say_all_again(self) -> None:
+        """Every wanted state is due once more: what went out is lost, or signed by a key of yesterday."""
+        async with self._database.write() as session:
+            await session.execute(
+                update(NodeRow).where(NodeRow.wanted_revision > 0).values(published_revision=0)
+            )
+
     def forget(self) -> None:
         """The broker may have forgotten what it retained: say it all once more."""
         self._forgotten = True
@@ -237,10 +245,11 @@ class WantedStates:
         return self._encode(node, wanted)
 
     def _encode(self, node: str, wanted: Wanted) -> bytes:
-        payload = messages.encode(wanted)
+        topic = self._topics.wanted(node)
+        payload = self._issuer.sealed(messages.encode(wanted), topic=topic)
         greeting = self._session.greeting
         limit_bytes = None if greeting is None else greeting.maximum_packet_bytes
-        packet = Outbound(topic=self._topics.wanted(node), payload=payload, retain=True)
+        packet = Outbound(topic=topic, payload=payload, retain=True)
         if limit_bytes is not None and packet.packet_bytes > limit_bytes:
             raise EncodeError(
                 f"a wanted state of {packet.packet_bytes} bytes; the broker takes {limit_bytes}"
@@ -287,7 +296,11 @@ def _few(offers: list[DeltaOffer], here: set[bytes]) -> list[DeltaOffer]:
 
 async def _next_revision(change: AsyncSession, node: str) -> None:
     await change.execute(
-        update(NodeRow)
-        .where(NodeRow.name == node)
-        .values(wanted_revision=NodeRow.wanted_revision + 1)
+        update(NodeRow).where(NodeRow.name == node).values(wanted_revision=_next())
     )
+
+
+def _next() -> ColumnElement[int]:
+    """The revision after a node's last one: the time, unless that was later."""
+    now = now_ms()
+    return case((NodeRow.wanted_revision < now, now), else_=NodeRow.wanted_revision + 1)

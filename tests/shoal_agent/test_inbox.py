@@ -10,7 +10,9 @@ from shoal_agent.commands import Commands
 from shoal_agent.inbox import Inbox
 from shoal_agent.journal import Journal
 from shoal_agent.operations import Operations
+from shoal_agent.pipelines.fleet import FleetPipelines
 from shoal_agent.trust import Trust
+from shoal_agent.wanted import WantedState
 from shoal_broker.outbox import Outbox, OutboxMessage
 from shoal_broker.session import Inbound, Session, SessionConfig
 from shoal_broker.store import Store
@@ -46,9 +48,10 @@ async def node(tmp_path, keys=()):
                     commands=commands,
                     outbox=outbox,
                     belonging=belonging,
-                    journal=journal,
+                    wanted=WantedState(journal, trust, topic=TOPICS.wanted("n1")),
                     updater=updater,
                     session=session,
+                    pipelines=await FleetPipelines.load(store, None),
                 )
             )
             yield SimpleNamespace(inbox=inbox, outbox=outbox, store=store, session=session)

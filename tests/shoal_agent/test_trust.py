@@ -43,7 +43,7 @@ def test_without_keys_a_broken_envelope_is_refused():
     assert trust.refused["shape"] == 1
 
 
-@pytest.mark.parametrize("reason", REASONS)
+@pytest.mark.parametrize("reason", REFUSED)
 def test_with_keys_what_they_did_not_sign_for_this_topic_is_refused_and_counted(reason):
     trust = Trust(KEYS)
     assert trust.open(REFUSED[reason], topic=MINE) is None
@@ -72,7 +72,7 @@ def test_refusals_are_one_line_a_minute_that_says_how_many():
     assert trust.refused["unsigned"] == 1000
 
 
-@pytest.mark.parametrize("reason", REASONS)
+@pytest.mark.parametrize("reason", REFUSED)
 async def test_a_refused_command_has_no_effect_and_no_answer(tmp_path, reason):
     async with node(tmp_path, KEYS) as made:
         await made.inbox.command(inbound(MINE, REFUSED[reason]))

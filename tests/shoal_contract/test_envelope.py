@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from shoal_contract import cbor, envelope, messages
 from shoal_contract.envelope import Envelope
 from shoal_contract.errors import EncodeError, EnvelopeError, KeyTextError
-from shoal_contract.messages import MAX_MESSAGE_BYTES, Command
+from shoal_contract.messages import MAX_MESSAGE_BYTES, Command, Wanted
 from shoal_contract.signatures import Signer, Verifier
 
 # RFC 8032, 7.1, test 1.
@@ -24,6 +24,11 @@ GOLDEN = {
     NODE_TOPIC: "8447a20127044221fea0583287014800010203040506076a6465766963652e736574a266646576696365656d657465726576616c7565071903e81907d0045840e3654a85aaf854a642da33a8891e0ffa8c556c42bd097e3686955c3110c33044be42ec0b88f441e93b436b776f98d86740459eb87fe0c3aed34e695b1754be0c",
     GROUP_TOPIC: "8447a20127044221fea0583287014800010203040506076a6465766963652e736574a266646576696365656d657465726576616c7565071903e81907d004584057422c8512294787c0acb05a514e559557256bdcb19bd7b3d2170a2cec491404f2e30b24a3c34afda67dbe415d5a2dcfb3f087d0ffb848c1f0478cddbfcc2800",
 }
+# A wanted state, put together with cbor2 and cryptography alone:
+# [7, 1767225600000, 1767225600000, [], ["oven"], 12, b""].
+WANTED = messages.encode(Wanted(1767225600000, 1767225600000, [], ["oven"], 12))
+WANTED_TOPIC = "shoal/n/press-4/w"
+WANTED_GOLDEN = "8447a20127044221fea0581d87071b0000019b76daa8001b0000019b76daa8008081646f76656e0c405840d077c83e7512e7a3a7542a3deb870a10c941df0b7eeafe05b98575977f97b8947a91ecc654323f0e93e1cb816693fb542e436bed2092c31fee98170974881c06"
 
 signer = Signer(SEED)
 verifier = Verifier([PUBLIC_KEY])
@@ -40,6 +45,13 @@ def reason(data, *, topic=NODE_TOPIC, by=verifier, **limits):
 def test_an_envelope_is_what_another_implementation_of_cose_writes(topic):
     assert signer.public_key == PUBLIC_KEY
     assert signer.sign(COMMAND, topic=topic).hex() == GOLDEN[topic]
+
+
+def test_a_signed_wanted_state_stays_the_same_bytes():
+    assert signer.sign(WANTED, topic=WANTED_TOPIC).hex() == WANTED_GOLDEN
+    payload, key = verifier.open(bytes.fromhex(WANTED_GOLDEN), topic=WANTED_TOPIC)
+    assert (payload, key) == (WANTED, PUBLIC_KEY)
+    assert reason(bytes.fromhex(WANTED_GOLDEN), topic="shoal/n/press-5/w") == "bad_signature"
 
 
 @pytest.mark.parametrize("topic", GOLDEN)

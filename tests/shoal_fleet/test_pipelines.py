@@ -7,9 +7,8 @@ import pytest
 from tests.shoal_fleet.test_cli import shoal
 from tests.support import picture_releases
 
-from shoal_contract import envelope, messages
+from shoal_contract import messages
 from shoal_contract.messages import Pipelines, PipelineState
-from shoal_contract.signatures import Verifier
 from shoal_fleet import digits
 from shoal_fleet import pipelines as book
 from shoal_fleet.errors import RequestError
@@ -50,8 +49,7 @@ async def document(site, node, version: int = 0) -> Pipelines:
     def told() -> Pipelines | None:
         if node.wanted is None or not node.wanted.pipelines:
             return None
-        payload = envelope.unpack(node.wanted.pipelines).payload
-        found = messages.decode_as(payload, Pipelines)
+        found = messages.decode_as(node.wanted.pipelines, Pipelines)
         return found if found.version > version else None
 
     await site.until(lambda: told() is not None)
@@ -92,19 +90,6 @@ async def test_a_pipeline_is_set_for_a_node_listed_changed_and_removed(site, wri
     assert names(await document(site, node, second.version)) == ["meter"]
     code, _, error = await shoal(site, "pipeline", "remove", "climate", "--node", "n0")
     assert (code, error) == (1, "node n0 has no pipeline 'climate'")
-
-
-async def test_the_document_is_signed_for_the_nodes_own_wanted_state(site, write):
-    (node,) = await site.nodes(1)
-    await shoal(site, "pipeline", "set", write(CLIMATE), "--node", "n0")
-    await document(site, node)
-    key = envelope.parse_key(site.controller.issuer.public_key)
-    payload, signer = Verifier((key,)).open(node.wanted.pipelines, topic="shoal/n/n0/w")
-    assert signer == key
-    assert (
-        messages.decode_as(payload, Pipelines).version
-        <= messages.decode_as(payload, Pipelines).issued_ms
-    )
 
 
 async def test_a_groups_pipelines_come_with_the_label_and_go_with_it(site, write):

@@ -106,7 +106,8 @@ class Cdn:
                 registry=registry,
                 releases=releases,
                 deltas=deltas,
-                pipelines=Pipelines(database, topics, Issuer(None)),
+                pipelines=Pipelines(database),
+                issuer=Issuer(None),
             )
             publisher = Publisher(
                 database,

@@ -14,6 +14,7 @@ from shoal_contract import blobs, messages
 from shoal_contract.messages import DeltaOffer, ModelWanted, OperatorSet, Reported, Wanted
 from shoal_contract.onnx_outline import outline
 from shoal_contract.release import build_manifest, parse_spec
+from shoal_contract.signatures import Signer
 from shoal_contract.topics import Channel, Topics
 
 
@@ -34,7 +35,7 @@ class Release:
 
 
 class Hub:
-    """A controller of the tests. Attributes hold the newest word of the node."""
+    """A controller of the tests. Attributes hold the newest word of the node; with a `signer` it signs what it wants."""
 
     def __init__(self, session: Session, node: str) -> None:
         self.session = session
@@ -46,6 +47,7 @@ class Hub:
         self.presence: list[messages.Presence] = []
         self.changed = asyncio.Event()
         self.revision = 0
+        self.signer: Signer | None = None
 
     @classmethod
     @asynccontextmanager
@@ -121,10 +123,11 @@ class Hub:
 
     async def send_wanted(self, models: list[ModelWanted]) -> None:
         self.revision += 1
-        wanted = Wanted(self.revision, time.time_ns() // 1_000_000, models)
-        await self.session.publish(
-            self.topics.wanted(self.node), messages.encode(wanted), retain=True, durable=False
-        )
+        topic = self.topics.wanted(self.node)
+        payload = messages.encode(Wanted(self.revision, time.time_ns() // 1_000_000, models))
+        if self.signer is not None:
+            payload = self.signer.sign(payload, topic=topic)
+        await self.session.publish(topic, payload, retain=True, durable=False)
 
     async def command(self, message: messages.Command | messages.Cancel) -> None:
         await self.session.publish(

@@ -68,7 +68,7 @@ class NodeSimulator:
         done: ids of the commands that had an effect, in their order.
         fetched_bytes: bytes of blobs by digest, counted once a chunk.
         lose_chunks: so many chunks get lost on the way in.
-        trusts: whose signature it asks for on commands; None: it takes them signed or not.
+        trusts: whose signature it asks for on commands and wanted states; None: it takes them signed or not.
         refused: messages that had none.
         policies: those it took.
     """
@@ -83,6 +83,7 @@ class NodeSimulator:
         self.received_bytes: dict[bytes, int] = {}
         self.lose_chunks = 0
         self.wanted: Wanted | None = None
+        self.wanted_as_sent = b""
         self.models: dict[str, ModelState] = {}
         self.commands: list[Command] = []
         self.answers: dict[bytes, CommandUpdate] = {}
@@ -122,7 +123,11 @@ class NodeSimulator:
 
             async def on_wanted(inbound: Inbound) -> None:
                 if inbound.payload:
-                    node._updates.put_nowait(messages.decode_as(inbound.payload, Wanted))
+                    node.wanted_as_sent = inbound.payload
+                    payload = envelope.stripped(inbound.payload)
+                    if node.trusts is not None:
+                        payload, _ = node.trusts.open(inbound.payload, topic=inbound.topic)
+                    node._updates.put_nowait(messages.decode_as(payload, Wanted))
 
             async with Session.open(
                 SessionConfig(host="127.0.0.1", port=port, client_id=name, backoff_initial_s=0.02),

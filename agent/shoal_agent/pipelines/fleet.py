@@ -1,7 +1,7 @@
-"""The pipelines that the fleet wants here: taken when whom this node obeys has signed them, kept over restarts.
+"""The pipelines that the fleet wants here, a part of the wanted state, and what of them really ran last.
 
-The newest version holds, whatever a broker has retained from before; so they run with the uplink cut, too. Beside
-it stands what of the fleet really ran last: where the newest cannot run, that goes on over a restart.
+The wanted state is kept in the journal, so they run with the uplink cut, too (whose word counts is `wanted`'s
+business). Where the newest cannot run, what ran last goes on, over a restart as well: that is kept here.
 """
 
 import sqlite3
@@ -10,64 +10,53 @@ from typing import Final
 
 import structlog
 
-from shoal_agent.trust import Trust
 from shoal_broker.store import Store
-from shoal_contract import messages
+from shoal_contract import envelope, messages
 from shoal_contract.errors import ContractError
-from shoal_contract.messages import Pipelines, PipelineWanted
+from shoal_contract.messages import Pipelines, PipelineWanted, Wanted
 
 log = structlog.get_logger()
 
 COMPONENT: Final = "fleet_pipelines"
-VERSION: Final = 1
+VERSION: Final = 2
 DDL: Final = """
-CREATE TABLE fleet_pipelines (
-    only INTEGER PRIMARY KEY CHECK (only = 1),
-    document BLOB NOT NULL
-);
 CREATE TABLE fleet_pipelines_good (
     only INTEGER PRIMARY KEY CHECK (only = 1),
     message BLOB NOT NULL
 );
 """
+MIGRATIONS: Final = {2: "DROP TABLE fleet_pipelines;"}
 
 
 class FleetPipelines:
-    """The newest document. Build it with `await FleetPipelines.load(...)`.
+    """What is wanted and what ran. Build it with `await FleetPipelines.load(...)`.
 
     Attributes:
-        version: of the document that holds; 0: there was none.
+        version: of the document that holds; 0: there is none.
         wanted: its pipelines.
         good: those that ran last, by name; perhaps of an earlier document.
     """
 
-    def __init__(self, store: Store, trust: Trust, topic: str) -> None:
+    def __init__(self, store: Store) -> None:
         self.version = 0
-        self.wanted: Sequence[PipelineWanted] = ()
+        self.wanted: Sequence[PipelineWanted] = []
         self.good: dict[str, PipelineWanted] = {}
         self._store = store
-        self._trust = trust
-        self._topic = topic
 
     @classmethod
-    async def load(cls, store: Store, trust: Trust, *, topic: str) -> "FleetPipelines":
-        """What an earlier run kept, unless its signer is not obeyed any more.
+    async def load(cls, store: Store, wanted: Wanted | None) -> "FleetPipelines":
+        """What ran in an earlier run, and what is wanted now.
 
         Args:
-            store: holds it.
-            trust: whose signature counts.
-            topic: of this node's wanted state, for which documents are signed.
+            store: holds what ran.
+            wanted: the newest that counts, if there is one.
 
         Raises:
             StoreError: the file cannot be used, or a newer version wrote it.
         """
-        await store.create(COMPONENT, version=VERSION, ddl=DDL)
-        kept = cls(store, trust, topic)
-        row = await store.read(
-            lambda db: db.execute("SELECT document FROM fleet_pipelines").fetchone()
-        )
-        if row is not None and (found := kept._opened(row[0])) is not None:
-            kept.version, kept.wanted = found.version, found.pipelines
+        await store.create(COMPONENT, version=VERSION, ddl=DDL, migrations=MIGRATIONS)
+        kept = cls(store)
+        if wanted is not None and kept.follow(wanted.pipelines):
             kept.good = await kept._read_good()
         return kept
 
@@ -106,37 +95,18 @@ class FleetPipelines:
             return {}
         return {one.stream: one for one in found}
 
-    async def take(self, document: bytes) -> bool:
-        """Keep a document that is newer than the last; whether it is.
-
-        Raises:
-            StoreError: it cannot be kept now.
-        """
-        found = self._opened(document) if document else None
-        if found is None or found.version == self.version:
+    def follow(self, document: bytes) -> bool:
+        """The wanted state says this of pipelines now (empty: there are none); whether that is news."""
+        version, wanted = 0, list[PipelineWanted]()
+        if document:
+            try:
+                # A controller before decision 0039 signed the document, and not what it came in.
+                found = messages.decode_as(envelope.stripped(document), Pipelines)
+            except ContractError as exc:
+                log.warning("malformed pipelines", reason=str(exc))
+                return False
+            version, wanted = found.version, found.pipelines
+        if (version, wanted) == (self.version, self.wanted):
             return False
-        if found.version < self.version:
-            log.warning("old pipelines refused", version=found.version, held=self.version)
-            return False
-
-        def run(db: sqlite3.Connection) -> None:
-            db.execute("INSERT OR REPLACE INTO fleet_pipelines VALUES (1, ?)", (document,))
-
-        await self._store.write(run)
-        self.version, self.wanted = found.version, found.pipelines
+        self.version, self.wanted = version, wanted
         return True
-
-    def _opened(self, document: bytes) -> Pipelines | None:
-        opened = self._trust.open(document, topic=self._topic)
-        if opened is None:
-            return None
-        payload, key = opened
-        # A mandate is for commands: what runs for good is the business of the configuration's keys.
-        if not self._trust.is_root(key):
-            log.error("pipelines refused", reason="their signer's key is not in [trust]")
-            return None
-        try:
-            return messages.decode_as(payload, Pipelines)
-        except ContractError as exc:
-            log.warning("malformed pipelines", reason=str(exc))
-            return None

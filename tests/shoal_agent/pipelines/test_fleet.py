@@ -1,4 +1,4 @@
-"""Pipelines that come with the wanted state: whose count, which version holds, and that they are kept."""
+"""Pipelines that come with the wanted state: what follows from it, and that what ran is kept."""
 
 import asyncio
 import json
@@ -16,7 +16,6 @@ from tests.support.pipelined import pipelined
 from shoal_agent import app
 from shoal_agent.config import load
 from shoal_agent.pipelines.fleet import FleetPipelines
-from shoal_agent.trust import Trust
 from shoal_broker.logs import RecentLines
 from shoal_broker.server import Broker, BrokerConfig
 from shoal_broker.store import Store
@@ -26,15 +25,17 @@ from shoal_contract.signatures import Signer
 from shoal_contract.topics import Topics
 from shoal_fleet import digits
 
-TOPIC = "shoal/n/n1/w"
-KEY, STRANGER = Signer(b"k" * 32), Signer(b"s" * 32)
+KEY = Signer(b"k" * 32)
 CLIMATE = {"stream": "climate", "model": "climate", "topic": {"filter": "z/+", "values": ["$"]}}
 
 
-def document(version: int, *tables: dict, key: Signer | None = KEY, topic: str = TOPIC) -> bytes:
+def document(version: int, *tables: dict) -> bytes:
     wanted = [PipelineWanted(table["stream"], table) for table in tables]
-    payload = messages.encode(Pipelines(version, version, wanted))
-    return payload if key is None else key.sign(payload, topic=topic)
+    return messages.encode(Pipelines(version, version, wanted))
+
+
+def told(version: int, *tables: dict) -> Wanted:
+    return Wanted(1, 1, [], pipelines=document(version, *tables))
 
 
 @pytest.fixture
@@ -43,90 +44,62 @@ async def store(tmp_path):
         yield store
 
 
-async def loaded(store, *keys: Signer) -> FleetPipelines:
-    trust = Trust([key.public_key for key in keys])
-    return await FleetPipelines.load(store, trust, topic=TOPIC)
-
-
-async def test_the_newest_document_holds_over_restarts(store):
-    fleet = await loaded(store, KEY)
+async def test_each_document_replaces_the_one_before_and_an_empty_one_ends_them(store):
+    fleet = await FleetPipelines.load(store, None)
     assert (fleet.version, list(fleet.wanted)) == (0, [])
-    assert await fleet.take(document(5, CLIMATE))
-    assert not await fleet.take(document(5, CLIMATE))
-    # What a broker has retained from before, or somebody has recorded.
-    assert not await fleet.take(document(4))
-    assert not await fleet.take(b"")
-    again = await loaded(store, KEY)
-    assert (again.version, [one.stream for one in again.wanted]) == (5, ["climate"])
-    assert await again.take(document(6))
-    assert list(again.wanted) == []
+    assert fleet.follow(document(5, CLIMATE))
+    assert not fleet.follow(document(5, CLIMATE))
+    assert (fleet.version, [one.stream for one in fleet.wanted]) == (5, ["climate"])
+    assert fleet.follow(document(6))
+    assert list(fleet.wanted) == []
+    assert fleet.follow(document(7, CLIMATE))
+    assert fleet.follow(b"")
+    assert (fleet.version, list(fleet.wanted)) == (0, [])
 
 
 @pytest.mark.parametrize(
-    "bad",
-    [
-        document(9, CLIMATE, key=None),
-        document(9, CLIMATE, key=STRANGER),
-        document(9, CLIMATE, topic="shoal/n/n2/w"),
-        document(9, CLIMATE, topic="shoal/n/n1/c"),
-        document(9, CLIMATE)[:-1],
-        KEY.sign(b"nonsense", topic=TOPIC),
-        KEY.sign(messages.encode(messages.Cancel(b"12345678")), topic=TOPIC),
-        b"\x00",
-    ],
+    "bad", [b"\x00", b"\x82\x11", messages.encode(messages.Cancel(b"12345678"))]
 )
-async def test_what_no_key_of_the_configuration_has_signed_for_this_node_changes_nothing(
-    store, bad
-):
-    fleet = await loaded(store, KEY)
-    assert await fleet.take(document(5, CLIMATE))
-    assert not await fleet.take(bad)
+async def test_what_is_no_document_changes_nothing(store, bad):
+    fleet = await FleetPipelines.load(store, told(5, CLIMATE))
+    assert not fleet.follow(bad)
+    assert (fleet.version, [one.stream for one in fleet.wanted]) == (5, ["climate"])
+
+
+async def test_a_document_of_an_earlier_controller_stands_in_an_envelope_of_its_own(store):
+    fleet = await FleetPipelines.load(store, None)
+    assert fleet.follow(KEY.sign(document(5, CLIMATE), topic="shoal/n/n1/w"))
     assert fleet.version == 5
-    assert (await loaded(store, KEY)).version == 5
-
-
-async def test_a_board_without_keys_takes_signed_and_unsigned_ones(store):
-    fleet = await loaded(store)
-    assert await fleet.take(document(5, CLIMATE, key=None))
-    assert await fleet.take(document(6, CLIMATE))
-
-
-async def test_a_key_that_left_the_configuration_counts_no_more_after_a_restart(store):
-    assert await (await loaded(store, KEY)).take(document(5, CLIMATE))
-    fleet = await loaded(store, STRANGER)
-    assert (fleet.version, list(fleet.wanted)) == (0, [])
 
 
 async def test_what_ran_last_is_kept_beside_what_is_wanted(store):
-    fleet = await loaded(store, KEY)
+    fleet = await FleetPipelines.load(store, None)
     bad = CLIMATE | {"topic": {"filter": "z/#/x", "values": ["$"]}}
     heat = CLIMATE | {"stream": "heat"}
-    assert await fleet.take(document(5, CLIMATE))
+    assert fleet.follow(document(5, CLIMATE))
     await fleet.hold(fleet.wanted)
-    assert await fleet.take(document(6, bad, heat))
-    again = await loaded(store, KEY)
+    again = await FleetPipelines.load(store, told(6, bad, heat))
     assert [one.table for one in again.wanted] == [bad, heat]
     # What is not wanted any more does not come back.
     assert [one.table for one in again.first] == [CLIMATE, heat]
     await again.hold([PipelineWanted("heat", heat)])
-    assert await again.take(document(7, heat))
-    assert [one.table for one in (await loaded(store, KEY)).first] == [heat]
+    last = await FleetPipelines.load(store, told(7, heat))
+    assert [one.table for one in last.first] == [heat]
 
 
 async def test_after_a_restart_what_ran_goes_on_where_the_newest_cannot_run(tmp_path):
     bad = CLIMATE | {"topic": {"filter": "z/#/x", "values": ["$"]}}
     async with Broker.open(BrokerConfig(host="127.0.0.1", port=0)) as broker:
         async with pipelined(broker, tmp_path) as made:
-            fleet = await loaded(made.store)
-            await fleet.take(document(5, CLIMATE, key=None))
+            fleet = await FleetPipelines.load(made.store, told(5, CLIMATE))
             await made.roster.follow_fleet(fleet.wanted)
             await fleet.hold(made.roster.running_of_fleet())
-            await fleet.take(document(6, bad, key=None))
+            fleet.follow(document(6, bad))
             await made.roster.follow_fleet(fleet.wanted)
             await fleet.hold(made.roster.running_of_fleet())
             first = fleet.first
         async with pipelined(broker, tmp_path, fleets=first) as made:
-            again = await loaded(made.store)
+            again = await FleetPipelines.load(made.store, told(6, bad))
             assert again.first == first
             await made.roster.follow_fleet(again.wanted)
             await made.say("z/1", b"1")
@@ -175,14 +148,13 @@ async def test_a_pipeline_of_the_fleet_runs_after_a_restart_with_the_uplink_cut(
         Hub.open(broker.port, NODE) as hub,
     ):
         topic = Topics().wanted(NODE)
+        hub.signer = KEY
         await hub.want(v1)
         await hub.until(lambda: hub.serving() == v1.id)
-        wanted = messages.decode_as(await retained(hub, topic), Wanted)
+        wanted = messages.decode_as(envelope.stripped(await retained(hub, topic)), Wanted)
+        more_wanted = Wanted(9, 9, wanted.models, pipelines=document(7, table))
         await hub.session.publish(
-            topic,
-            messages.encode(Wanted(9, 9, wanted.models, pipelines=document(7, table, topic=topic))),
-            retain=True,
-            durable=False,
+            topic, KEY.sign(messages.encode(more_wanted), topic=topic), retain=True, durable=False
         )
         await hub.until(lambda: hub.reported[-1].pipelines_version == 7)
         (state,) = hub.reported[-1].pipelines
