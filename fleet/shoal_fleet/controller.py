@@ -186,12 +186,14 @@ class Controller:
         """Begin a rollout; its id.
 
         Raises:
-            RequestError: nobody is in the group, or a pipeline there could not read the release.
+            RequestError: nobody is in the group, a pipeline there could not read the release, or it is not signed.
             ConflictError: another rollout of this model is open.
         """
         wanted = parse_group(group)
         members = [node for node in self.registry.nodes.values() if belongs(node.labels, wanted)]
         await self.pipeline_check.check_release(release, members)
+        groups = {node.labels.get(GROUP_LABEL) for node in members}
+        await self.distribution.check_listed(release, groups)
         return await self.rollouts.start(release, group, options)
 
     async def set_pipelines(self, target: Target, tables: Sequence[Table]) -> list[str]:

@@ -190,7 +190,33 @@ async def test_an_old_timestamp_stops_the_next_release_and_says_why(site):
     assert state["release"] == first
 
 
-async def test_a_rollout_of_an_unsigned_release_holds_at_the_first_board(site):
+async def test_a_rollout_of_what_nobody_signed_for_a_group_there_is_refused(site):
+    first = await site.add(1)
+    site.install()
+
+    async def started() -> httpx.Response:
+        return await site.api.post("/api/rollouts", json={"release": first, "group": ""})
+
+    answer = await started()
+    assert answer.status_code == 400
+    says = (
+        "nobody has signed digits@1.0.0 for {0}: the boards would refuse it; shoal trust sign DIR"
+        " --key KEY --group {0} --add RELEASE, then shoal trust install DIR"
+    )
+    assert answer.json()["error"] == says.format("all")
+    # A board in a group takes what is signed for that, or for all; another group's does not do.
+    labels = {"labels": {"group": "oslo"}}
+    assert (await site.api.patch(f"/api/nodes/{NODE}/labels", json=labels)).status_code == 200
+    site.sign("bergen", 1)
+    site.install()
+    assert (await started()).json()["error"] == says.format("oslo")
+    site.sign("all", 1)
+    site.install()
+    assert (await started()).status_code == 201
+
+
+async def test_a_rollout_of_what_the_board_itself_refuses_holds_at_the_first_board(site):
+    """It has no label, so the controller cannot know that bergen's list is not its own."""
     first = await site.add(1)
     site.sign("bergen", 1)
     site.install()

@@ -8,7 +8,7 @@ handed to the bus stands in a file.
 import asyncio
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, NoReturn
@@ -20,6 +20,7 @@ from shoal_broker.durable import write_durably
 from shoal_broker.session import Session
 from shoal_contract.topics import Topics
 from shoal_fleet.errors import FleetError, StateError
+from shoal_fleet.releases import Release
 from shoal_fleet.trust.places import metadata_dir, online_key_file, published_file
 
 log = structlog.get_logger(__name__)
@@ -53,6 +54,19 @@ class Distribution:
     def forget(self) -> None:
         """The broker may have lost what it retained: say it all once more."""
         self._is_forgotten = True
+
+    async def check_listed(self, release: Release, groups: Collection[str | None]) -> None:
+        """Whether boards in these groups (None: without one) would run it, as far as is known here.
+
+        Raises:
+            RequestError: they would not; the message says what to do.
+            StateError: the metadata cannot be read.
+        """
+        directory = metadata_dir(self._state_dir)
+        if directory.is_dir():
+            from shoal_fleet.trust.listing import check_listed  # noqa: PLC0415 - as in `sync`
+
+            await asyncio.to_thread(check_listed, directory, release, groups)
 
     async def run(self) -> NoReturn:
         """Look, sign and publish for ever; what fails is said and tried again."""
