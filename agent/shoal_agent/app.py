@@ -414,7 +414,7 @@ async def _announce(discovery: Discovery, engine: Engine) -> None:
     """Tell the neighbours which models serve here, soon after that changes."""
     announced: list[str] | None = None
     while True:
-        models = engine.models()
+        models = engine.offered()
         if models != announced:
             await discovery.announce(models)
             announced = models

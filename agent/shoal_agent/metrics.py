@@ -197,7 +197,7 @@ def _of_engine(engine: Engine) -> Iterator[Metric]:
         sizes.add_metric([facts.model, "peak"], went.peak_bytes)
         sizes.add_metric([facts.model, "resident"], went.resident_bytes or facts.size_bytes)
         trial_us.add_metric([facts.model], went.p95_us)
-        loaded.add_metric([facts.model], float(facts.state == "serving"))
+        loaded.add_metric([facts.model], float(facts.state in {"serving", "draining"}))
         if facts.providers:
             runs_on.add_metric([facts.model, facts.providers[0]], 1)
         waiting_rows.add_metric([facts.model], facts.waiting)

@@ -10,6 +10,7 @@ from tests.shoal_agent.until import until
 from shoal_agent.background import Background
 from shoal_agent.config import PipelinesTable
 from shoal_agent.devices import DeviceLink
+from shoal_agent.inference.router import Router
 from shoal_agent.inference.served import Inferred, Served
 from shoal_agent.pipelines.assembly import Surroundings
 from shoal_agent.pipelines.ledger import Ledger
@@ -121,8 +122,10 @@ async def pipelined(
     allowed: PipelinesTable | None = None,
     fleets: Sequence[messages.PipelineWanted] = (),
     devices: dict[str, DeviceLink] | None = None,
+    router: Router | None = None,
 ) -> AsyncIterator[PipelinedSite]:
-    router = RouterSimulator()
+    """With a router it is a real one that answers, and `made.router` tells nothing."""
+    simulator = RouterSimulator()
     known = dict(specs or {})
     async with Store.open(folder / "agent.db") as store:
         subscribed = await Subscribed.load(store, filters_of(tables, fleets))
@@ -141,7 +144,7 @@ async def pipelined(
                 node="n1",
                 topics=Topics(),
                 session=session,
-                router=router,
+                router=router or simulator,
                 devices=devices or {},
                 subscribed=subscribed,
                 ledger=await Ledger.load(store),
@@ -154,7 +157,7 @@ async def pipelined(
                 made.told += 1
 
             roster = Roster(around, allowed or PipelinesTable(), on_change=tell)
-            made = PipelinedSite(roster, router, session, other)
+            made = PipelinedSite(roster, simulator, session, other)
             made.specs, made.store = known, store
             await roster.open(tables, fleets)
 

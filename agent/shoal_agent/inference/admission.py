@@ -1,12 +1,14 @@
 """Brings releases in and lets them go: trial, room, load, switch, drain. Requests are `engine`'s matter."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
+from shoal_agent.inference.absence import Absence, FindCover, Stay, nobody
 from shoal_agent.inference.dispatch import Dispatcher
 from shoal_agent.inference.errors import NoRoomError, NotAdmittedError
 from shoal_agent.inference.loading import Loader
@@ -27,7 +29,7 @@ class AdmissionRules:
         queue_limit: rows that may wait for it.
         max_batch: rows that run at once, at most.
         trial_bytes: memory that its trial may take; None: most of what is free at that moment.
-        may_pause: what it replaces may go first where there is no room for both.
+        may_pause: what it replaces may go first where there is no room for both, even if nobody else serves it.
         room_bytes: how much memory may be taken now.
     """
 
@@ -43,6 +45,7 @@ class Releases:
 
     Attributes:
         serving: ids by model.
+        find_cover: who else serves a model.
     """
 
     def __init__(
@@ -53,8 +56,11 @@ class Releases:
         *,
         python: str,
         settings: WorkerSettings,
+        on_change: Callable[[], Awaitable[None]],
     ) -> None:
         self.serving: dict[str, bytes] = {}
+        self.find_cover: FindCover = nobody
+        self._on_change = on_change
         self._dispatcher = dispatcher
         self._loader = loader
         self._rules = rules
@@ -73,11 +79,12 @@ class Releases:
                 return known.admission
             entry = self._entry(release, directory)
             try:
-                if trial:
-                    await self._make_room_for_trial(entry, replaces)
-                    await self._try_out(entry)
-                self._dispatcher.releases[release] = entry
-                await self._load(entry, replaces if trial else None)
+                async with _unless_called_off(replaces) as swap:
+                    if trial:
+                        await self._make_room_for_trial(entry, replaces, swap)
+                        await self._try_out(entry)
+                    self._dispatcher.releases[release] = entry
+                    await self._load(entry, replaces if trial else None, swap)
             except BaseException:
                 self._dispatcher.releases.pop(release, None)
                 _resume(entry)
@@ -137,7 +144,7 @@ class Releases:
         )
         self._loader.passed(entry, loaded)
 
-    async def _load(self, entry: Release, replaces: str | None) -> None:
+    async def _load(self, entry: Release, replaces: str | None, swap: asyncio.Timeout) -> None:
         """Into the worker. `replaces` None: what served before a restart, whose start nobody waits through."""
         if replaces is None or self._dispatcher.worker is None:
             await self._dispatcher.install(entry)
@@ -151,48 +158,75 @@ class Releases:
                 for known in self._dispatcher.releases.values()
                 if known.id in loaded
             ),
-            may_pause=self._rules.may_pause,
         )
         if place is Place.BESIDE and await self._dispatcher.install_beside(entry):
             return
-        if place in {Place.INSTEAD, Place.NOWHERE} and entry.instead_of is None:
-            await self._take_away(entry, replaces, place)
+        if place is Place.INSTEAD and entry.instead_of is None:
+            await self._take_away(entry, replaces, swap)
         await self._dispatcher.install(entry)
 
-    async def _make_room_for_trial(self, entry: Release, replaces: str) -> None:
-        place = place_of_trial(
-            self._rules.room_bytes(),
-            file_bytes=await asyncio.to_thread(_file_bytes, entry.directory),
-            may_pause=self._rules.may_pause,
-        )
-        if place is not Place.BESIDE:
-            await self._take_away(entry, replaces, place)
+    async def _make_room_for_trial(
+        self, entry: Release, replaces: str, swap: asyncio.Timeout
+    ) -> None:
+        file_bytes = await asyncio.to_thread(_file_bytes, entry.directory)
+        if place_of_trial(self._rules.room_bytes(), file_bytes=file_bytes) is Place.INSTEAD:
+            await self._take_away(entry, replaces, swap)
 
-    async def _take_away(self, entry: Release, replaces: str, place: Place) -> None:
-        """Pause what `entry` replaces. Where nothing serves yet there is nothing to lose: it may try.
+    async def _take_away(self, entry: Release, replaces: str, swap: asyncio.Timeout) -> None:
+        """Have what `entry` replaces go first. Where nothing serves yet there is nothing to lose: it may try.
 
         Raises:
-            NoRoomError: that is not allowed.
+            NoRoomError: nobody else serves it meanwhile, and an outage is not allowed.
         """
         old = self._dispatcher.releases.get(self.serving.get(replaces, b""))
         if old is None:
             return
-        if place is Place.NOWHERE:
+        may_fail = self._rules.may_pause
+        entry.instead_of = old
+        old.absence = absence = Absence(swap, may_fail=may_fail)
+        await self._on_change()
+        cover = await self.find_cover(replaces)
+        if not cover.by and not may_fail:
             raise NoRoomError(
                 f"no room for a new release of {replaces!r} beside the one that serves:"
-                f" {max(0, self._rules.room_bytes()) >> 20} MiB are free;"
-                " [inference] may_pause lets the old one go first"
+                f" {max(0, self._rules.room_bytes()) >> 20} MiB are free, and nobody else serves it meanwhile"
+                f" ({'; '.join(cover.said) or 'nobody is known'}); [inference] may_pause allows an outage"
             )
-        log.warning("a model is paused, to make room for its new release", model=replaces)
-        entry.instead_of = old
-        await self._dispatcher.pause(old)
+        log.warning(
+            "a model gives way to its new release", model=replaces, served_by=cover.by or "nobody"
+        )
+        absence.stay = Stay.DRAINING
+        await self._on_change()
+        await self._dispatcher.drain(old)
+        absence.stay = Stay.AWAY
+        await self._on_change()
+
+
+@asynccontextmanager
+async def _unless_called_off(model: str) -> AsyncIterator[asyncio.Timeout]:
+    """What is done within ends when the model that it takes away is called back.
+
+    Raises:
+        NoRoomError: it was.
+    """
+    try:
+        async with asyncio.timeout(None) as swap:
+            yield swap
+    except TimeoutError as exc:
+        if not swap.expired():
+            raise
+        raise NoRoomError(
+            f"the new release of {model!r} needs the room of the old one, which was called back:"
+            " nobody else served it any more"
+        ) from exc
 
 
 def _resume(entry: Release) -> None:
-    """What was paused for it takes requests again, if it is still what serves."""
-    if entry.instead_of is not None:
-        entry.instead_of.paused = False
-        entry.instead_of = None
+    """What gave way to it takes requests again, if it is still what serves."""
+    old, entry.instead_of = entry.instead_of, None
+    if old is not None and old.absence is not None:
+        absence, old.absence = old.absence, None
+        absence.end()
 
 
 def _file_bytes(directory: Path) -> int:

@@ -190,9 +190,8 @@ class Dispatcher:
         self.wake()
         return True
 
-    async def pause(self, release: Release) -> None:
-        """It takes no requests from now on; once those accepted are answered it gives its memory back."""
-        release.paused = True
+    async def drain(self, release: Release) -> None:
+        """It takes no requests any more: once those accepted are answered it gives its memory back."""
         while release.waiting:
             self._drained.clear()
             await self._drained.wait()

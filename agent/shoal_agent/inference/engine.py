@@ -14,11 +14,13 @@ from typing import Final, Self
 
 from shoal_agent.background import Background
 from shoal_agent.inference import memory
+from shoal_agent.inference.absence import FindCover
 from shoal_agent.inference.admission import AdmissionRules, Releases
 from shoal_agent.inference.backlog import Priority, Request
 from shoal_agent.inference.calibrations import Calibrations
 from shoal_agent.inference.dispatch import Dispatcher
 from shoal_agent.inference.errors import (
+    AwayError,
     BadInputError,
     NotServingError,
 )
@@ -41,8 +43,11 @@ from shoal_contract.messages import Answer
 
 __all__ = ["Admission", "Engine", "EngineStats", "Inferred", "Served"]
 
-
 _DEFAULTS: Final = WorkerSettings()
+
+
+async def _nobody_is_told() -> None:
+    """Who opened the engine did not ask."""
 
 
 class Engine:
@@ -61,13 +66,16 @@ class Engine:
         calibrations: Calibrations,
         reserve_bytes: int,
         read_memory: Callable[[], Memory],
+        on_change: Callable[[], Awaitable[None]],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.stats = EngineStats()
         self._clock = self._loop.time
         loader = Loader(calibrations, max_batch=rules.max_batch)
         self._dispatcher = Dispatcher(self.stats, python=python, settings=settings, loader=loader)
-        self._releases = Releases(self._dispatcher, loader, rules, python=python, settings=settings)
+        self._releases = Releases(
+            self._dispatcher, loader, rules, python=python, settings=settings, on_change=on_change
+        )
         self._serving = self._releases.serving
         self._reserve_bytes = reserve_bytes
         self._read_memory = read_memory
@@ -88,7 +96,7 @@ class Engine:
         keep: Sequence[str] = (),
         may_pause: bool = False,
         read_memory: Callable[[], Memory] = memory.read,
-        on_change: Callable[[], Awaitable[None]] | None = None,
+        on_change: Callable[[], Awaitable[None]] = _nobody_is_told,
     ) -> AsyncIterator[Self]:
         """An engine that serves nothing yet; the worker starts when the first release is admitted.
 
@@ -102,9 +110,10 @@ class Engine:
             calibrations: what is remembered of how fast releases are here; None: nothing.
             reserve_bytes: so much is to stay free; models that nobody asks for go when it does not.
             keep: models that never go.
-            may_pause: a model may be away for the time of its own update where memory does not hold both releases.
+            may_pause: where memory does not hold both releases of a model and nobody else serves it, it may be away
+                for the time of its own update.
             read_memory: how much there is.
-            on_change: awaited when other models are in memory than before.
+            on_change: awaited when other models are in memory, or serve, than before.
         """
         rules = AdmissionRules(
             queue_limit=queue_limit,
@@ -120,18 +129,21 @@ class Engine:
             calibrations=calibrations or Calibrations(None, hardware=""),
             reserve_bytes=reserve_bytes,
             read_memory=read_memory,
+            on_change=on_change,
         )
         async with Background.open() as background:
             background.start(engine._dispatcher.run(), name="engine.worker")
             governor = Governor(engine._dispatcher, engine._serving, engine.stats)
-            governing = governor.run(
-                reserve_bytes, frozenset(keep), read_memory, on_change or _nobody_is_told
-            )
+            governing = governor.run(reserve_bytes, frozenset(keep), read_memory, on_change)
             background.start(governing, name="engine.memory")
             try:
                 yield engine
             finally:
                 engine._dispatcher.halt("the engine is stopping")
+
+    def refer_to(self, find_cover: FindCover) -> None:
+        """Where memory does not hold both releases of a model at its update, this says who else serves it."""
+        self._releases.find_cover = find_cover
 
     # ------------------------------------------------------------------ releases
     def is_memory_short(self) -> bool:
@@ -151,11 +163,11 @@ class Engine:
             release: its id, 32 bytes.
             directory: holds release.toml, the model and the golden file; stays there while it serves.
             trial: False for a release that served on this board before: no measuring, quicker start.
-            replaces: the model that it is for; what serves that may have to make room (`may_pause`).
+            replaces: the model that it is for; what serves that may have to make room (`refer_to`, `may_pause`).
 
         Raises:
             ModelRefusedError: it cannot serve here; the message is the reason.
-            NoRoomError: there is no room for both, and the one that serves may not be taken away.
+            NoRoomError: there is no room for both, and the one that serves may not be taken away, or was called back.
             WorkerLostError: no worker can be started at the moment; says nothing about the release.
         """
         return await self._releases.admit(release, directory, trial=trial, replaces=replaces)
@@ -176,6 +188,21 @@ class Engine:
         """Unload an admitted release that will not be switched to; one that serves is left alone."""
         self._releases.retire(release)
 
+    def is_leaving(self, model: str) -> bool:
+        """It gives way to its new release, or is about to: nobody is to count on it."""
+        release = self._dispatcher.releases.get(self._serving.get(model, b""))
+        return release is not None and release.absence is not None
+
+    async def call_back(self, model: str, within_s: float) -> bool:
+        """`model` is away for its update and nobody else serves it: the update is given up.
+
+        Returns whether requests are taken here again within this time; False: not, or the operator lets it be away.
+        """
+        release = self._dispatcher.releases.get(self._serving.get(model, b""))
+        if release is None or release.absence is None:
+            return release is not None
+        return await release.absence.call_off(within_s)
+
     def serving(self, model: str) -> bytes | None:
         """The id of the release that serves `model`."""
         return self._serving.get(model)
@@ -188,6 +215,10 @@ class Engine:
     def models(self) -> list[str]:
         """What is served, sorted."""
         return sorted(self._serving)
+
+    def offered(self) -> list[str]:
+        """What neighbours may ask for, sorted: not what is away."""
+        return [facts.model for facts in self.describe() if facts.state not in {"draining", "away"}]
 
     def describe(self) -> list[ModelFacts]:
         """What serves, how it runs and how much waits for it, by name."""
@@ -290,8 +321,8 @@ class Engine:
             raise NotServingError(f"{model!r} does not run here")
         if (reason := release.broken or self._dispatcher.halted) is not None:
             raise NotServingError(f"{model!r} cannot run here: {reason}")
-        if release.paused:
-            raise NotServingError(f"{model!r} makes room for its new release")
+        if release.absence is not None and release.absence.is_gone:
+            raise AwayError(f"{model!r} makes room for its new release")
         return release
 
 
@@ -306,7 +337,3 @@ def _answers(best: Tensor, confidence: Tensor, labels: Sequence[str]) -> list[An
             raise BadInputError("the model's output is not a finite number")
         answers.append(Answer(labels[label], value))
     return answers
-
-
-async def _nobody_is_told() -> None:
-    """Who opened the engine did not ask."""

@@ -34,6 +34,10 @@ class NotServingError(InferenceError):
     """The model does not run here, or not now."""
 
 
+class AwayError(NotServingError):
+    """The model gave way to its new release, which is not there yet; others serve it meanwhile."""
+
+
 class NoRoomError(InferenceError):
     """A new release has no room beside what serves, and nothing may be taken away for it."""
 

@@ -1,7 +1,7 @@
 """Where a new release is loaded, by how much memory is left. Pure; the figures come in.
 
 Beside what serves: a second worker loads everything and takes over, so that no request notices. Within: into the
-worker that serves, which stops for moments. Instead: what it replaces goes first, if the operator allows it.
+worker that serves, which stops for moments. Instead: what it replaces goes first; whether it may is `admission`'s matter.
 """
 
 from enum import Enum
@@ -14,27 +14,24 @@ _GROWTH: Final = 2
 
 
 class Place(Enum):
-    """See above; NOWHERE: it has to wait."""
+    """See above."""
 
     BESIDE = "beside"
     WITHIN = "within"
     INSTEAD = "instead"
-    NOWHERE = "nowhere"
 
 
-def place_of_trial(room_bytes: int, *, file_bytes: int, may_pause: bool) -> Place:
+def place_of_trial(room_bytes: int, *, file_bytes: int) -> Place:
     """Where a release of so many bytes on the disk is tried out: that takes a process of its own."""
     if room_bytes >= WORKER_BYTES + _GROWTH * file_bytes:
         return Place.BESIDE
-    return Place.INSTEAD if may_pause else Place.NOWHERE
+    return Place.INSTEAD
 
 
-def place_of_load(
-    room_bytes: int, *, new_bytes: int, resident_bytes: int, may_pause: bool
-) -> Place:
+def place_of_load(room_bytes: int, *, new_bytes: int, resident_bytes: int) -> Place:
     """Where a release is loaded that takes `new_bytes`, when those in use take `resident_bytes`."""
     if room_bytes >= WORKER_BYTES + resident_bytes + new_bytes:
         return Place.BESIDE
     if room_bytes >= new_bytes:
         return Place.WITHIN
-    return Place.INSTEAD if may_pause else Place.NOWHERE
+    return Place.INSTEAD

@@ -6,23 +6,22 @@ A request that came from another node is served here or not at all (`hops`), so 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
-import msgspec
-import structlog
 from msgspec.structs import replace
 
 from shoal_agent.errors import AgentError
 from shoal_agent.inference import remote
+from shoal_agent.inference.absence import Cover
 from shoal_agent.inference.backlog import Priority
+from shoal_agent.inference.elsewhere import Elsewhere
 from shoal_agent.inference.engine import Engine, Inferred, Served
 from shoal_agent.inference.errors import (
+    AwayError,
     BadInputError,
-    DeadlineError,
     InferenceError,
     ModelFailedError,
     NobodyServesError,
@@ -30,25 +29,21 @@ from shoal_agent.inference.errors import (
     QueueFullError,
     WorkerLostError,
 )
-from shoal_agent.inference.limits import Breaker
+from shoal_agent.inference.hurry import Hurry
 from shoal_agent.inference.served import ModelFacts
 from shoal_agent.inference.tensors import Tensor
 from shoal_agent.peers.client import PeerClient
-from shoal_agent.peers.errors import PeerBusyError, PeerError, PeerUnreachableError
-from shoal_agent.peers.peer import Peer
 from shoal_contract.messages import InferReply, InferRequest
 
 if TYPE_CHECKING:
     from shoal_agent.peers.discovery import Discovery
 
-log = structlog.get_logger()
-
-T = TypeVar("T")
+T = TypeVar("T", Served, Inferred)
 
 _MAX_REASON: Final = 1024
-_MAX_BREAKERS: Final = 512
-_MAX_ASKED: Final = 4
-"""Nodes asked for one request, so that a full site does not ask itself to death."""
+_COVER_S: Final = 2.0
+"""Who is to serve for us has so long for a request of ours, and no longer than our callers gave us lately."""
+_MAX_HURRIES: Final = 256
 
 
 @dataclass(slots=True)
@@ -66,7 +61,7 @@ class Router:
 
     Args:
         node: who we are: `by` of what this node served.
-        engine: serves locally.
+        engine: serves locally; from now on it asks here who else serves a model (`find_cover`).
         discovery: knows neighbours; None: there are none.
         client: asks them.
         upstream: a configured upstream node's peer address.
@@ -87,11 +82,12 @@ class Router:
         self.stats = RouterStats()
         self._node = node
         self._engine = engine
-        self._discovery = discovery
-        self._client = client
-        self._upstream = upstream
+        self._elsewhere = Elsewhere(
+            node=node, discovery=discovery, client=client, upstream=upstream
+        )
         self._clock = asyncio.get_running_loop().time
-        self._breakers: dict[tuple[str, int], Breaker] = {}
+        self._hurries: dict[str, Hurry] = {}
+        engine.refer_to(self.find_cover)
 
     def describe(self) -> list[ModelFacts]:
         """The models that serve here."""
@@ -124,37 +120,16 @@ class Router:
             ModelFailedError: the model failed at them, and nobody else answered.
             NobodyServesError: what each that was asked said.
         """
-        deadline = self._clock() + deadline_s
-        may_go = hops == 0 and bool(self._willing(model, []))
-        try:
-            done = await self._engine.infer(
-                model,
-                inputs,
-                outputs=outputs,
-                priority=priority,
-                deadline_s=deadline_s,
-                retry=not may_go,
-            )
-        except (NotServingError, QueueFullError, WorkerLostError, ModelFailedError) as exc:
-            failure: InferenceError = exc
-        except InferenceError:
-            self.stats.refused += 1
-            raise
-        else:
-            self.stats.served_local += 1
-            return replace(done, by=self._node)
-        said = [f"{self._node}: {failure}"]
-        if may_go:
-            tensors = remote.as_parts(inputs)
-            request = InferRequest(b"", model, [], tensors=tensors, outputs=list(outputs))
-            read = partial(remote.tensors_in, wanted=frozenset(outputs))
-            elsewhere = await self._ask_around(request, read, deadline, said)
-            if elsewhere is not None:
-                return elsewhere
-        self.stats.refused += 1
-        if isinstance(failure, (QueueFullError, ModelFailedError)):
-            raise failure
-        raise NobodyServesError(f"nobody serves {model!r}: " + "; ".join(said)) from failure
+        here = partial(self._engine.infer, model, inputs, outputs=outputs, priority=priority)
+        tensors = partial(remote.as_parts, inputs)
+        return await self._serve(
+            model,
+            here,
+            lambda: InferRequest(b"", model, [], tensors=tensors(), outputs=list(outputs)),
+            partial(remote.tensors_in, wanted=frozenset(outputs)),
+            deadline_s=deadline_s,
+            hops=hops,
+        )
 
     async def classify(
         self,
@@ -179,46 +154,113 @@ class Router:
             DeadlineError: this node accepted it and was not done in time.
             NobodyServesError: what each that was asked said.
         """
-        deadline = self._clock() + deadline_s
+        return await self._serve(
+            model,
+            partial(self._engine.classify, model, items, priority=priority),
+            lambda: InferRequest(b"", model, list(items)),
+            partial(remote.answers_in, items=len(items)),
+            deadline_s=deadline_s,
+            hops=hops,
+        )
+
+    async def _serve(
+        self,
+        model: str,
+        here: Callable[..., Awaitable[T]],
+        request: Callable[[], InferRequest],
+        read: Callable[[InferReply], T | None],
+        *,
+        deadline_s: float,
+        hops: int,
+    ) -> T:
+        now = self._clock()
+        deadline = now + deadline_s
+        if hops >= remote.COUNTS_ON_US:
+            self._require_stay(model)
+        if hops == 0:
+            self._hurry(model).note(deadline_s, now)
+        # Who may be asked instead is not kept waiting for a worker that has to start again.
+        may_go = hops == 0 and bool(self._elsewhere.willing(model, []))
         try:
-            # Who may be asked instead is not kept waiting for a worker that has to start again.
-            may_go = hops == 0 and bool(self._willing(model, []))
-            served = await self._engine.classify(
-                model, items, deadline_s=deadline_s, priority=priority, retry=not may_go
-            )
+            return self._by_us(await here(deadline_s=deadline_s, retry=not may_go))
         except (NotServingError, QueueFullError, WorkerLostError, ModelFailedError) as exc:
-            said = [f"{self._node}: {exc}"]
-            failure = exc
+            failure: InferenceError = exc
         except InferenceError:
             self.stats.refused += 1
             raise
-        else:
-            self.stats.served_local += 1
-            return replace(served, by=self._node)
+        said = [f"{self._node}: {failure}"]
         if hops == 0:
-            request = InferRequest(b"", model, list(items))
-            read = partial(remote.answers_in, items=len(items))
-            elsewhere = await self._ask_around(request, read, deadline, said)
-            if elsewhere is not None:
-                return elsewhere
-            if isinstance(failure, WorkerLostError) and may_go:
-                again = await self._once_more(model, items, deadline, said)
-                if again is not None:
-                    return again
+            found = await self._elsewhere.ask(request(), read, deadline, said)
+            if found is not None:
+                answer, role = found
+                if role == "upstream":
+                    self.stats.served_upstream += 1
+                else:
+                    self.stats.served_peer += 1
+                return answer
+            again = await self._once_more(model, here, failure, deadline, said, may_go=may_go)
+            if again is not None:
+                return again
         self.stats.refused += 1
-        raise NobodyServesError(f"nobody serves {model!r}: " + "; ".join(said))
+        if isinstance(failure, (QueueFullError, ModelFailedError)):
+            raise failure
+        raise NobodyServesError(f"nobody serves {model!r}: " + "; ".join(said)) from failure
+
+    def _by_us(self, answer: T) -> T:
+        self.stats.served_local += 1
+        return replace(answer, by=self._node)
 
     async def _once_more(
-        self, model: str, items: Sequence[bytes], deadline: float, said: list[str]
-    ) -> Served | None:
-        """Here after all: nobody else could, and the worker may be back."""
+        self,
+        model: str,
+        here: Callable[..., Awaitable[T]],
+        failure: InferenceError,
+        deadline: float,
+        said: list[str],
+        *,
+        may_go: bool,
+    ) -> T | None:
+        """Here after all, as nobody else could: the worker may be back, or what is away is called back."""
+        if isinstance(failure, AwayError):
+            if not await self._engine.call_back(model, deadline - self._clock()):
+                return None
+        elif not (may_go and isinstance(failure, WorkerLostError)):
+            return None
         try:
-            served = await self._engine.classify(model, items, deadline_s=deadline - self._clock())
+            return self._by_us(await here(deadline_s=deadline - self._clock()))
         except InferenceError as exc:
             said.append(f"{self._node}: {exc}")
             return None
-        self.stats.served_local += 1
-        return replace(served, by=self._node)
+
+    def _require_stay(self, model: str) -> None:
+        """A neighbour is about to leave: it must not count on what is about to leave, too."""
+        if self._engine.is_leaving(model):
+            self.stats.refused += 1
+            raise NobodyServesError(
+                f"nobody serves {model!r}: {self._node}: it gives way to its new release"
+            )
+
+    def _hurry(self, model: str) -> Hurry:
+        found = self._hurries.get(model)
+        if found is None:
+            if len(self._hurries) >= _MAX_HURRIES:
+                self._hurries.clear()
+            found = self._hurries[model] = Hurry()
+        return found
+
+    async def find_cover(self, model: str) -> Cover:
+        """Who serves `model` instead of this node, now: seen by a request of zeros that must be answered in time."""
+        signature = self._engine.signature(model)
+        if signature is None:
+            return Cover("")
+        now = self._clock()
+        within_s = min(_COVER_S, self._hurry(model).shortest_s(now))
+        said: list[str] = []
+        request, read = remote.trial_question(model, signature)
+        found = await self._elsewhere.ask(request, read, now + within_s, said)
+        if found is None:
+            return Cover("", tuple(said))
+        return Cover(found[0], tuple(said))
 
     async def answer(self, request: InferRequest) -> InferReply:
         """The reply to a request from a neighbour or from MQTT; a refusal has its reason filled in."""
@@ -248,94 +290,3 @@ class Router:
         if (size_bytes := sum(len(part.data) for part in parts)) > remote.MAX_TENSOR_BYTES:
             raise BadInputError(f"{size_bytes} bytes of outputs are too many to travel")
         return InferReply(request.id, done.by, done.release, [], tensors=parts)
-
-    async def _ask_around(
-        self,
-        request: InferRequest,
-        read: Callable[[InferReply], T | None],
-        deadline: float,
-        said: list[str],
-    ) -> T | None:
-        """The first answer from elsewhere; what the others said is added to `said`.
-
-        `read` is what a reply says, None of a refusal; it raises PeerUnreachableError for nonsense.
-        """
-        candidates = self._willing(request.model, said)
-        for index, peer in enumerate(candidates):
-            left_s = deadline - self._clock()
-            if left_s <= 0:
-                said.append("the deadline is over")
-                break
-            is_last = index == len(candidates) - 1
-            if not self._breaker(peer).allows():
-                continue
-            # Half of what is left: one that hangs must leave time for the next.
-            timeout_s = left_s if is_last else left_s / 2
-            try:
-                served = await self._ask(peer, request, read, timeout_s)
-            except (PeerError, DeadlineError) as exc:
-                said.append(f"{peer.node or peer.host}: {exc}")
-                continue
-            if peer.role == "upstream":
-                self.stats.served_upstream += 1
-            else:
-                self.stats.served_peer += 1
-            return served
-        return None
-
-    def _willing(self, model: str, said: list[str]) -> list[Peer]:
-        """The candidates that are not left alone for their failures; the others are added to `said`."""
-        willing = []
-        for peer in self._candidates(model):
-            if self._breaker(peer).is_open:
-                said.append(f"{peer.node or peer.host}: left alone after failures")
-            else:
-                willing.append(peer)
-        return willing
-
-    def _candidates(self, model: str) -> list[Peer]:
-        """Neighbours that announce the model, then upstream ones, each address once."""
-        found: list[Peer] = []
-        if self._discovery is not None:
-            having = self._discovery.find(model)
-            found += [peer for peer in having if peer.role == "node"][:_MAX_ASKED]
-            found += self._discovery.upstream()[:_MAX_ASKED]
-        if self._upstream is not None:
-            found.append(Peer("", *self._upstream, role="upstream"))
-        others = [peer for peer in found if peer.node != self._node]
-        return list({(peer.host, peer.port): peer for peer in others}.values())
-
-    async def _ask(
-        self,
-        peer: Peer,
-        request: InferRequest,
-        read: Callable[[InferReply], T | None],
-        timeout_s: float,
-    ) -> T:
-        breaker = self._breaker(peer)
-        question = msgspec.structs.replace(
-            request,
-            id=os.urandom(8),
-            deadline_ms=min(60_000, max(1, int(timeout_s * 1000))),
-            hops=1,
-        )
-        try:
-            reply = await self._client.ask(peer, question, timeout_s)
-            served = read(reply)
-        except PeerBusyError:
-            breaker.succeeded()  # it may be well: it is we who ask too much
-            raise
-        except PeerUnreachableError as exc:
-            breaker.failed()
-            log.debug("neighbour did not answer", peer=peer.node, reason=str(exc))
-            raise
-        breaker.succeeded()
-        if served is None:
-            raise PeerError(reply.reason)
-        return served
-
-    def _breaker(self, peer: Peer) -> Breaker:
-        address = (peer.host, peer.port)
-        if address not in self._breakers and len(self._breakers) >= _MAX_BREAKERS:
-            del self._breakers[next(iter(self._breakers))]
-        return self._breakers.setdefault(address, Breaker(self._clock))

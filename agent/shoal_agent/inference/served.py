@@ -8,6 +8,7 @@ from typing import Final, Self
 
 import msgspec
 
+from shoal_agent.inference.absence import Absence
 from shoal_agent.inference.backlog import Backlog, Piece, Request
 from shoal_agent.inference.batch import Loaded
 from shoal_agent.inference.errors import InferenceError
@@ -98,7 +99,8 @@ class EngineStats:
 class ModelFacts:
     """How a model stands: rows that wait, the batch it gets, what a row costs, and what it runs on.
 
-    `state`: "serving", "evicted" (loaded again when it is asked), "paused" (it gave way to a new release) or "broken";
+    `state`: "serving", "evicted" (loaded again when it is asked), "draining" and then "away" (it gives way to its new
+    release, and others serve it meanwhile) or "broken";
     `broken`: why it does not run any more. `providers`: those that ONNX Runtime really took, the preferred first.
     `size_bytes`: what it gives back when it goes; `admission`: of the trial on this board, be it before a restart.
     """
@@ -123,8 +125,8 @@ class Release:
         providers: ONNX Runtime's execution providers that run it.
         broken: why it cannot be loaded any more.
         retired: to be unloaded once nobody waits for it.
-        paused: it takes no requests, so that a new release finds room.
-        instead_of: which release is paused for it.
+        absence: it gives way, so that its new release finds room.
+        instead_of: which release gives way to it.
         is_evicted: it gave its memory back; the next request loads it again.
         used_at: when it was asked last.
         pace: how long its batches take, and how many rows are best.
@@ -146,7 +148,7 @@ class Release:
         self.backlog = Backlog(queue_limit)
         self.waiting: set[Request] = set()
         self.retired = False
-        self.paused = False
+        self.absence: Absence | None = None
         self.instead_of: Release | None = None
         self.broken: str | None = None
         self.load_crashes = 0
@@ -163,15 +165,15 @@ class Release:
     @property
     def is_going(self) -> bool:
         """It is to go when nobody waits for it any more."""
-        return self.retired or self.paused
+        return self.retired or (self.absence is not None and self.absence.is_gone)
 
     @property
     def state(self) -> str:
         """See `ModelFacts`."""
         if self.broken is not None:
             return "broken"
-        if self.paused:
-            return "paused"
+        if self.absence is not None and self.absence.is_gone:
+            return self.absence.stay.value
         return "evicted" if self.is_evicted else "serving"
 
     def facts(self, model: str) -> ModelFacts:

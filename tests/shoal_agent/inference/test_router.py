@@ -5,74 +5,26 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import AsyncExitStack
 
 import pytest
 from tests.shoal_agent.inference import tiny_release as tiny
+from tests.shoal_agent.inference.nodes import Known, node
 from tests.shoal_agent.until import until
 
 from shoal_agent.inference import remote
-from shoal_agent.inference.engine import Engine
 from shoal_agent.inference.errors import (
     BadInputError,
     DeadlineError,
     NobodyServesError,
     QueueFullError,
 )
-from shoal_agent.inference.router import Router
 from shoal_agent.inference.tensors import Tensor
-from shoal_agent.peers.client import PeerClient
 from shoal_agent.peers.discovery import Discovery
 from shoal_agent.peers.errors import PeerUnreachableError
 from shoal_agent.peers.peer import Peer
 from shoal_agent.peers.server import PeerServer
 from shoal_contract.messages import Answer, InferReply, InferRequest, TensorPart
-
-
-class Known:
-    """A Discovery that knows these; the real one is in the last test."""
-
-    def __init__(self, *peers: Peer) -> None:
-        self.peers = list(peers)
-
-    def find(self, model: str) -> list[Peer]:
-        return [peer for peer in self.peers if model in peer.models]
-
-    def upstream(self) -> list[Peer]:
-        return [peer for peer in self.peers if peer.role == "upstream"]
-
-
-@dataclass
-class Node:
-    name: str
-    engine: Engine
-    router: Router
-    server: PeerServer
-
-    def peer(self, role: str = "node") -> Peer:
-        return Peer(self.name, "127.0.0.1", self.server.port, role, frozenset(self.engine.models()))
-
-
-@asynccontextmanager
-async def node(name: str, directory: Path | None = None, **options: object) -> AsyncIterator[Node]:
-    """A node; with a directory it serves the tiny model."""
-    async with AsyncExitStack() as stack:
-        enter = stack.enter_async_context
-        engine = await enter(Engine.open(queue_limit=int(options.pop("queue_limit", 64))))
-        client = await enter(PeerClient.open(root="shoal", node=name))
-        options = {"discovery": None, "upstream": None, **options}
-        router = Router(node=name, engine=engine, client=client, **options)
-        server = await enter(
-            PeerServer.open("127.0.0.1", 0, router.answer, root="shoal", node=name)
-        )
-        if directory is not None:
-            release = tiny.write(directory)
-            await engine.admit(release, directory, trial=False)
-            await engine.switch("tiny", release)
-        yield Node(name, engine, router, server)
 
 
 async def test_what_serves_here_is_served_here(tmp_path):

@@ -139,7 +139,9 @@ async def test_without_room_for_a_trial_a_release_waits_and_the_old_one_serves(t
         first = await serve(engine, tmp_path / "v1")
         second = tiny.write(tmp_path / "v2", seed=1)
         free[0] = 1 << 20
-        with pytest.raises(NoRoomError, match=r"'tiny'.* 0 MiB are free; .*may_pause"):
+        with pytest.raises(
+            NoRoomError, match=r"'tiny'.* 0 MiB are free, and nobody else .*may_pause"
+        ):
             await engine.admit(second, tmp_path / "v2", replaces="tiny")
         assert (await engine.classify("tiny", [tiny.item()], deadline_s=10)).release == first
         free[0] = PLENTY
@@ -164,7 +166,7 @@ async def test_where_the_operator_allows_it_the_old_release_goes_first(tmp_path)
         await engine.admit(second, tmp_path / "v2", replaces="tiny")
         assert (await waiting).release == first
         assert first not in worker.loaded
-        assert [facts.state for facts in engine.describe()] == ["paused"]
+        assert [facts.state for facts in engine.describe()] == ["away"]
         with pytest.raises(NotServingError, match="makes room for its new release"):
             await engine.classify("tiny", [tiny.item()])
         await engine.switch("tiny", second)
@@ -173,7 +175,7 @@ async def test_where_the_operator_allows_it_the_old_release_goes_first(tmp_path)
 
 
 @pytest.mark.slow
-async def test_a_release_that_is_not_switched_to_gives_the_paused_one_back(tmp_path):
+async def test_a_release_that_is_not_switched_to_gives_back_the_one_that_is_away(tmp_path):
     async with Engine.open(may_pause=True, read_memory=lambda: Memory(0, 0.0)) as engine:
         first = await serve(engine, tmp_path / "v1")
         second = tiny.write(tmp_path / "v2", seed=1)
