@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from shoal_broker.loopback import is_loopback
 from shoal_contract import toml, topics
 from shoal_contract.errors import ContractError
 from shoal_firmware_bridge.errors import ConfigError
@@ -16,7 +17,8 @@ DEFAULT_BAUD = 115_200
 class DeviceTable(toml.Table, frozen=True, kw_only=True):
     """[[device]]: one microcontroller and the line to it.
 
-    A serial line needs `path` (and has `baud`), a TCP line `host` and `port`; a key of the other is an error.
+    A serial line needs `path` (and has `baud`), a TCP line `host` and `port`; a key of the other is an error. A TCP line
+    that leaves this machine has to be allowed: nothing on it is authenticated.
     """
 
     name: str
@@ -25,6 +27,7 @@ class DeviceTable(toml.Table, frozen=True, kw_only=True):
     baud: Annotated[int, msgspec.Meta(ge=300, le=4_000_000)] | None = None
     host: str | None = None
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
+    allow_unauthenticated: bool = False
 
 
 class BridgeConfig(toml.Table, frozen=True, kw_only=True):
@@ -80,10 +83,15 @@ def _check_line(where: str, device: DeviceTable) -> None:
         # An absolute path, because serialx takes anything with a scheme for a URL.
         if device.path is None or not device.path.startswith("/") or "\0" in device.path:
             raise ConfigError(f'{where}: link = "serial" needs path, an absolute one')
-        if device.host is not None or device.port is not None:
-            raise ConfigError(f'{where}: host and port are for link = "tcp"')
+        if device.host is not None or device.port is not None or device.allow_unauthenticated:
+            raise ConfigError(f'{where}: host, port and allow_unauthenticated are for link = "tcp"')
     else:
         if not device.host or device.port is None:
             raise ConfigError(f'{where}: link = "tcp" needs host and port')
         if device.path is not None or device.baud is not None:
             raise ConfigError(f'{where}: path and baud are for link = "serial"')
+        if not is_loopback(device.host) and not device.allow_unauthenticated:
+            raise ConfigError(
+                f"{where}: host {device.host!r} is another machine, and whoever answers there is"
+                " believed: allow_unauthenticated = true, on a network of their own, or a serial line"
+            )

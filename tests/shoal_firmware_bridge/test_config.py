@@ -33,6 +33,17 @@ def test_both_kinds_of_line_are_read(tmp_path):
     assert str(read.socket(pump)) == "/run/shoal/devices/pump.sock"
 
 
+@pytest.mark.parametrize("host", ["192.168.7.30", "pump.local", "fd00::7"])
+def test_a_line_to_another_machine_is_opened_where_that_is_allowed(tmp_path, host):
+    text = SERIAL + TCP.replace("127.0.0.1", host) + "allow_unauthenticated = true"
+    assert load(tmp_path, text).device[1].host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
+def test_a_line_within_this_machine_needs_no_permission(tmp_path, host):
+    assert load(tmp_path, SERIAL + TCP.replace("127.0.0.1", host)).device[1].host == host
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -45,6 +56,9 @@ def test_both_kinds_of_line_are_read(tmp_path):
         (SERIAL + 'baud = "fast"', "[device[0].baud]"),
         (SERIAL + "port = 7000", 'for link = "tcp"'),
         (SERIAL + 'host = "x"', 'for link = "tcp"'),
+        (SERIAL + "allow_unauthenticated = true", 'for link = "tcp"'),
+        (SERIAL + TCP.replace("127.0.0.1", "192.168.7.30"), "allow_unauthenticated = true"),
+        (SERIAL + TCP.replace("127.0.0.1", "pump.local"), "is another machine"),
         (SERIAL.replace("serial", "can"), "[device[0].link]"),
         (SERIAL.replace("/dev/ttyUSB0", "socket://127.0.0.1:1"), "needs path, an absolute one"),
         (SERIAL.replace("/dev/ttyUSB0", "/dev/tty\\u0000"), "needs path, an absolute one"),
