@@ -115,6 +115,12 @@ class RenderedMosquitto:
             assert process.stderr is not None
             process.stderr.close()
 
+    @property
+    def pid(self) -> int:
+        """Of the process that runs."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """SIGKILL, and gone."""
         assert self._process is not None
