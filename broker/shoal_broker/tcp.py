@@ -7,6 +7,7 @@ import socket
 
 from shoal_broker.bus_errors import LinkError
 from shoal_broker.link import SessionConfig
+from shoal_broker.near import hurry_if_near
 
 
 async def open_socket(config: SessionConfig) -> socket.socket:
@@ -32,6 +33,7 @@ async def open_socket(config: SessionConfig) -> socket.socket:
                     sock.close()
                     raise
                 else:
+                    hurry_if_near(sock)
                     return sock
     except TimeoutError as exc:
         raise _link_error(f"{config.host}:{config.port} does not answer", exc) from exc

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from typing import Protocol, cast
 
+from shoal_broker.near import hurry_if_near
 from shoal_broker.reading import ReadingProtocol
 from shoal_broker.server.config import Login, Tls
 from shoal_broker.server.connection import Connection
@@ -147,3 +148,4 @@ def _set_up(tcp: socket.socket) -> None:
     tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # A client without keep alive that lost its power would stay connected for ever.
     tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    hurry_if_near(tcp)
