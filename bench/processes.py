@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -32,8 +32,9 @@ def child(
     stdout: int | IO[bytes] = subprocess.DEVNULL,
     stderr: int | IO[bytes] | None = None,
     env: dict[str, str] | None = None,
+    keep: Sequence[int] = (),
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a session of its own (Ctrl-C is ours), ended when the block is left."""
+    """A process in a session of its own (Ctrl-C is ours), ended when the block is left. `keep`: descriptors that it gets."""
     with contextlib.ExitStack() as stack:
         # A signal in the middle of the start would leave a process that nobody knows.
         with _signals_later(), on_core(core):
@@ -44,6 +45,7 @@ def child(
                 stderr=stderr,
                 env=None if env is None else os.environ | env,
                 start_new_session=True,
+                pass_fds=keep,
             )
             stack.callback(_end, process)
         yield process

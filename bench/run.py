@@ -2,7 +2,7 @@
 
 Loopback only, no root, nothing downloaded. What an area measures stands in bus.py, broker.py,
 delta.py, delta_pairs.py, inference.py, infer.py,
-infer_memory.py, infer_http.py and rollout.py; what the figures mean in docs/benchmarks.md.
+infer_memory.py, infer_mqtt.py, infer_int8.py, infer_http.py and rollout.py; what the figures mean in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -34,12 +34,16 @@ PARTS: dict[str, tuple[str, ...]] = {
     "inference": (),
     "infer": (),
     "infer-http": (),
+    "infer-int8": (),
     "infer-memory": (),
+    "infer-mqtt": (),
     "rollout": (),
 }
 # What needs more than `make setup`, or takes long, is measured when it is asked for.
 AREAS = tuple(PARTS)
-LONG_AREAS = frozenset({"delta-pairs", "infer", "infer-http", "infer-memory", "rollout"})
+LONG_AREAS = frozenset(
+    {"delta-pairs", "infer", "infer-http", "infer-int8", "infer-memory", "infer-mqtt", "rollout"}
+)
 DEFAULT_AREAS = tuple(area for area in PARTS if area not in LONG_AREAS)
 QUICK_ROUNDS = 1
 WIDTH = 160

@@ -5,7 +5,7 @@ from typing import Final
 
 _GOOD_SHARE: Final = 0.95
 """A batch this near to the best throughput is as good, and sooner done."""
-_BATCH_US: Final = 300
+_BATCH_US: Final = 400
 """What a batch costs beside the model, about (agent and worker together, measured with three networks): the quicker a model, the more it gains by larger ones."""
 _NEW_SHARE: Final = 0.2
 _MAX_DRIFT: Final = 16.0
