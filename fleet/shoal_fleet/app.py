@@ -32,6 +32,7 @@ from shoal_fleet.config import FleetConfig
 from shoal_fleet.controller import Controller
 from shoal_fleet.cuts import Cuts
 from shoal_fleet.database import Database
+from shoal_fleet.database_address import DatabaseAddress, configured
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import ConfigError, ListenError, StateError
 from shoal_fleet.identity.assembly import open_identity
@@ -39,6 +40,7 @@ from shoal_fleet.identity.inventory import Inventory
 from shoal_fleet.inbox import Inbox, Parts
 from shoal_fleet.issuer import Issuer, load_signer, remember_signed_by, signed_by
 from shoal_fleet.json_door import JsonDoor
+from shoal_fleet.leadership import Leadership, WaitEndedError
 from shoal_fleet.mandates import Mandates
 from shoal_fleet.needs import Needs
 from shoal_fleet.orders import Orders
@@ -80,20 +82,30 @@ async def run(
         ConfigError: the listening address, the password file or a file for TLS cannot be used.
         StateError: the state directory cannot be used.
     """
-    async with running(config, state_dir) as (_, url):
-        on_ready(url)
-        await stop.wait()
+    try:
+        async with running(config, state_dir, stop=stop) as (_, url):
+            on_ready(url)
+            await stop.wait()
+    except WaitEndedError as exc:
+        log.info("controller ends", reason=str(exc))
 
 
 @asynccontextmanager
-async def running(config: FleetConfig, state_dir: Path) -> AsyncIterator[tuple[Controller, str]]:
-    """The controller and the address of its API, for as long as the context lasts."""
-    _prepare(state_dir)
-    token = load_token(state_dir)
+async def running(
+    config: FleetConfig, state_dir: Path, *, stop: asyncio.Event | None = None
+) -> AsyncIterator[tuple[Controller, str]]:
+    """The controller and the address of its API, for as long as the context lasts.
+
+    Raises:
+        WaitEndedError: `stop` was set while another controller led.
+    """
     async with AsyncExitStack() as stack:
+        leadership = await _lead(stack, config, stop or asyncio.Event())
+        _prepare(state_dir)
+        token = load_token(state_dir)
         certificate = ApiCertificate.load(config.listen, state_dir)
         listener = stack.enter_context(_listen(config))
-        controller = await _open(stack, config, state_dir)
+        controller = await _open(stack, config, state_dir, leadership)
         host, port = listener.getsockname()[:2]
         scheme = "http" if certificate is None else "https"
         url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
@@ -130,6 +142,8 @@ async def running(config: FleetConfig, state_dir: Path) -> AsyncIterator[tuple[C
                     **({} if certificate is None else {"certificate": certificate.run}),
                 }.items()
             ]
+            if leadership is not None:
+                owned.append(tasks.create_task(leadership.watch(), name="controller.leadership"))
             serving = tasks.create_task(server.serve(sockets=[listener]), name="controller.api")
             try:
                 _write(state_dir / URL_FILE, url.encode() + b"\n")
@@ -164,13 +178,36 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> Controller:
+async def _lead(
+    stack: AsyncExitStack, config: FleetConfig, stop: asyncio.Event
+) -> Leadership | None:
+    """None: the database is a file of this controller's own."""
+    if config.database.url is None:
+        return None
+    address = _database(config, Path())
+    return await stack.enter_async_context(Leadership.gained(address, stop=stop))
+
+
+def _database(config: FleetConfig, file: Path) -> DatabaseAddress:
+    table = config.database
+    if table.url is None:
+        return DatabaseAddress.file(file)
+    return configured(table.url, password_file=table.password_file, ca_file=table.ca_file)
+
+
+async def _open(
+    stack: AsyncExitStack, config: FleetConfig, state_dir: Path, leadership: Leadership | None
+) -> Controller:
     enter = stack.enter_async_context
     topics = Topics(config.root)
     issuer = Issuer(load_signer(state_dir) if config.sign_commands else None)
-    database = await enter(Database.open(state_dir / "fleet.db", FleetBase))
-    # A file of its own: readings are many, and must not wait for anybody's decisions.
-    readings_file = await enter(Database.open(state_dir / "readings.db", ReadingsBase))
+    database = await enter(Database.open(_database(config, state_dir / "fleet.db"), FleetBase))
+    if leadership is not None:
+        await leadership.begin_term(database)
+    # With SQLite a file of its own: readings are many, and must not wait for anybody's decisions.
+    readings_file = await enter(
+        Database.open(_database(config, state_dir / "readings.db"), ReadingsBase)
+    )
     outbox = await Outbox.load(await enter(Store.open(state_dir / "outbox.db")))
     inbox = Inbox(topics)
     door = JsonDoor(topics, config.door)
@@ -182,7 +219,7 @@ async def _open(stack: AsyncExitStack, config: FleetConfig, state_dir: Path) -> 
             on_connected=inbox.connected,
         )
     )
-    store = BlobStore(state_dir / "blobs", database)
+    store = BlobStore(Path(config.blobs_dir or state_dir / "blobs"), database)
     registry = await Registry.load(database)
     releases = Releases(database, store, scratch=state_dir / "scratch")
     deltas = Deltas(database, store, scratch=state_dir / "scratch")

@@ -5,14 +5,13 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from sqlalchemy.dialects.sqlite import insert
-
 from shoal_broker.durable import remove_parts, write_durably
 from shoal_contract import blobs
 from shoal_contract.messages import CHUNK_BYTES, MAX_CHUNKS, BlobRef
 from shoal_fleet.database import Database
 from shoal_fleet.errors import StateError
 from shoal_fleet.tables import BlobRow
+from shoal_fleet.upsert import insert_into
 
 
 class BlobStore:
@@ -49,7 +48,7 @@ class BlobStore:
         ref = await asyncio.to_thread(self._store, content, self.chunk_bytes)
         async with self._database.write() as session:
             await session.execute(
-                insert(BlobRow)
+                insert_into(session, BlobRow)
                 .values(
                     digest=ref.digest,
                     size_bytes=ref.size_bytes,

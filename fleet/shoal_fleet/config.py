@@ -15,6 +15,7 @@ from shoal_contract import blobs, toml
 from shoal_contract.errors import ContractError
 from shoal_contract.messages import CHUNK_BYTES
 from shoal_contract.topics import Topics, check_user
+from shoal_fleet import database_address
 from shoal_fleet.errors import ConfigError, RequestError
 from shoal_fleet.identity.config import IdentityTable
 from shoal_fleet.identity.config import check as check_identity
@@ -52,6 +53,19 @@ class ListenTable(toml.Table, frozen=True, kw_only=True):
     plaintext: bool = False
 
 
+class DatabaseTable(toml.Table, frozen=True, kw_only=True):
+    """[database]: a PostgreSQL in place of the files `fleet.db` and `readings.db`.
+
+    The password is the first line of its file, or in the URL. `ca_file` switches TLS on, `plaintext`
+    allows to do without to other machines.
+    """
+
+    url: str | None = None
+    password_file: str | None = None
+    ca_file: str | None = None
+    plaintext: bool = False
+
+
 class DoorTable(toml.Table, frozen=True, kw_only=True):
     """[[door]]: a client of the broker that commands and reads in JSON.
 
@@ -74,6 +88,7 @@ class FleetConfig(toml.Table, frozen=True, kw_only=True):
     reports every 600 s. `webhook_url`: alarms are
     posted there as JSON. `readings_kept`: the newest this many readings stay in the database.
     `chunk_bytes`: blobs are cut to this, or smaller where the broker takes less.
+    `blobs_dir`: where blobs lie, for controllers that share them; else `blobs` in the state directory.
     `retained_bytes_max`: no more of blobs is kept at the broker at any time.
     """
 
@@ -85,9 +100,11 @@ class FleetConfig(toml.Table, frozen=True, kw_only=True):
     readings_kept: Annotated[int, msgspec.Meta(ge=1)] = 1_000_000
     chunk_bytes: ChunkBytes = CHUNK_BYTES
     retained_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 128 << 20
+    blobs_dir: str | None = None
     log_format: Literal["auto", "json", "console"] = "auto"
     broker: BrokerTable = BrokerTable()
     listen: ListenTable = ListenTable()
+    database: DatabaseTable = DatabaseTable()
     door: tuple[DoorTable, ...] = ()
     identity: IdentityTable | None = None
 
@@ -126,6 +143,7 @@ def check(config: FleetConfig) -> FleetConfig:
     except BrokerTableError as exc:
         raise ConfigError(str(exc)) from exc
     _check_listen(config.listen)
+    _check_database(config.database)
     if config.webhook_url is not None:
         try:
             url = urlsplit(config.webhook_url)
@@ -148,6 +166,20 @@ def _check_listen(table: ListenTable) -> None:
         raise ConfigError(
             f"[listen] host {table.host} is for other machines, and the token would come from there"
             " in the clear: set cert_file and key_file, or plaintext = true"
+        )
+
+
+def _check_database(table: DatabaseTable) -> None:
+    if table.url is None:
+        if table != DatabaseTable():
+            raise ConfigError("[database] url is missing: the other keys are for it")
+        return
+    host = database_address.parse(table.url).host
+    # Without a host it is a socket of this machine.
+    if host and table.ca_file is None and not table.plaintext and not is_loopback(host):
+        raise ConfigError(
+            f"[database] {host} is another machine, and nothing would be encrypted on the way:"
+            " set ca_file (TLS), or plaintext = true"
         )
 
 

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import structlog
 from sqlalchemy import select
-from sqlalchemy.dialects.sqlite import insert
 
 from shoal_contract.messages import DeltaOffer
 from shoal_fleet.blob_store import BlobStore
@@ -22,6 +21,7 @@ from shoal_fleet.delta_build import ESTIMATE, SETTLED_FILE
 from shoal_fleet.errors import DeltaBuildError, StateError
 from shoal_fleet.scratch import scratch_folder
 from shoal_fleet.tables import DeltaRow
+from shoal_fleet.upsert import insert_into
 
 log = structlog.get_logger(__name__)
 
@@ -184,7 +184,7 @@ class Deltas:
     async def _remember(self, base: bytes, target: bytes, digest: bytes | None) -> None:
         async with self._database.write() as session:
             await session.execute(
-                insert(DeltaRow)
+                insert_into(session, DeltaRow)
                 .values(base=base, target=target, blob=digest)
                 .on_conflict_do_nothing()
             )

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import structlog
 from sqlalchemy import delete, select, update
-from sqlalchemy.dialects.sqlite import insert
 
 from shoal_broker.bus_errors import BusError
 from shoal_broker.session import Session
@@ -25,6 +24,7 @@ from shoal_fleet.errors import DoorRefusedError, NotFoundError, StateError
 from shoal_fleet.json_door_rules import answer
 from shoal_fleet.plain import plain
 from shoal_fleet.tables import DoorCommandRow
+from shoal_fleet.upsert import insert_into
 
 log = structlog.get_logger(__name__)
 
@@ -110,17 +110,20 @@ class DoorAnswers:
         Raises:
             StateError: the disk does not take it.
         """
-        row = insert(DoorCommandRow).values(
-            command=asked.command,
-            user=asked.user,
-            node=asked.node,
-            op=asked.op,
-            request=asked.request,
-            correlation=asked.correlation,
-            done=False,
-        )
         async with self._database.write() as session:
-            await session.execute(row.on_conflict_do_nothing())
+            await session.execute(
+                insert_into(session, DoorCommandRow)
+                .values(
+                    command=asked.command,
+                    user=asked.user,
+                    node=asked.node,
+                    op=asked.op,
+                    request=asked.request,
+                    correlation=asked.correlation,
+                    done=False,
+                )
+                .on_conflict_do_nothing()
+            )
         self._open[asked.command] = asked
 
     async def forget(self, asked: Asked) -> None:

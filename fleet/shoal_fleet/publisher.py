@@ -11,7 +11,6 @@ from typing import Final, NoReturn
 
 import structlog
 from sqlalchemy import delete, select, update
-from sqlalchemy.dialects.sqlite import insert
 
 from shoal_broker.bus_errors import (
     BusError,
@@ -35,6 +34,7 @@ from shoal_fleet.refusals import Refusals
 from shoal_fleet.repairs import Repairs
 from shoal_fleet.shelf import Plan
 from shoal_fleet.tables import PublishedRow
+from shoal_fleet.upsert import insert_into
 
 log = structlog.get_logger(__name__)
 
@@ -257,7 +257,7 @@ class Publisher:
         if not start:
             async with self._database.write() as change:
                 await change.execute(
-                    insert(PublishedRow)
+                    insert_into(change, PublishedRow)
                     .values(digest=digest, chunks=count, complete=False)
                     .on_conflict_do_nothing()
                 )

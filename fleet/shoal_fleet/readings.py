@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import Any, Final
 
 from sqlalchemy import delete, func, select
-from sqlalchemy.dialects.sqlite import insert
 
 from shoal_contract.errors import DecodeError
 from shoal_contract.messages import Reading
@@ -23,8 +22,6 @@ SWEEP_EVERY: Final = 1000
 MAX_PAGE: Final = 5000
 MISSING_SHOWN: Final = 16
 LARGEST_INTEGER: Final = (1 << 63) - 1
-
-_INSERT: Final = insert(ReadingRow).on_conflict_do_nothing()
 
 
 @dataclass(slots=True)
@@ -91,7 +88,7 @@ class Readings:
         group, self._waiting = self._waiting, []
         error: StateError | None = StateError("the commit was interrupted")
         try:
-            added = await self._database.append(_INSERT, [waiting.row for waiting in group])
+            added = await self._database.append(ReadingRow, [waiting.row for waiting in group])
             error = None
         except StateError as exc:
             error = exc

@@ -16,14 +16,13 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import URL, Connection, MetaData, event
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import Connection, MetaData, event
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.pool import NullPool
 
 from shoal_broker.durable import sync_directory
 from shoal_fleet import migrations
+from shoal_fleet.database_address import DatabaseAddress, reason
 from shoal_fleet.errors import StateError
 from shoal_fleet.tables import FleetBase, ReadingsBase
 
@@ -48,27 +47,21 @@ _MIGRATIONS: Final = Path(migrations.__file__).parent
 _FOLDERS: Final = {FleetBase.metadata: "fleet", ReadingsBase.metadata: "readings"}
 
 
-async def bring_up_to_date(url: URL, base: type[DeclarativeBase]) -> None:
+async def bring_up_to_date(address: DatabaseAddress, base: type[DeclarativeBase]) -> None:
     """Make the tables of `base`, or lead them from any older version to today's.
 
     Raises:
         StateError: it cannot be used, or a newer version wrote it.
     """
-    is_file = url.get_backend_name() == "sqlite"
-    name = url.render_as_string(hide_password=True) if not is_file else str(url.database)
-    engine = create_async_engine(
-        url,
-        poolclass=NullPool,
-        connect_args={"timeout": LOCK_TIMEOUT_S} if is_file else {},
-    )
-    if is_file:
+    engine = address.engine(wait_s=LOCK_TIMEOUT_S, poolclass=NullPool)
+    if address.is_file:
         _own_transactions(engine.sync_engine)
     try:
         async with engine.begin() as connection:
-            await connection.run_sync(_upgrade, base.metadata, name)
-    except (DBAPIError, OSError) as exc:
-        reason = exc.orig if isinstance(exc, DBAPIError) else exc
-        raise StateError(f"{name}: cannot be used as a database: {reason}") from exc
+            await connection.run_sync(_upgrade, base.metadata, address.name)
+    except address.faults as exc:
+        why = reason(exc, waited_s=LOCK_TIMEOUT_S)
+        raise StateError(f"{address.name}: cannot be used as a database: {why}") from exc
     finally:
         await engine.dispose()
 

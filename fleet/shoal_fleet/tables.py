@@ -8,12 +8,15 @@ from typing import Any, Final
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Dialect,
     Double,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
     Integer,
     LargeBinary,
+    String,
+    TypeDecorator,
     UniqueConstraint,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -22,10 +25,23 @@ BIG: Final = BigInteger().with_variant(Integer(), "sqlite")
 """Every integer: PostgreSQL's INTEGER is too small for milliseconds, and SQLite numbers rows only in an INTEGER."""
 
 
+class Words(TypeDecorator[str]):
+    """Text, of which PostgreSQL takes every character but NUL: nobody's message may be refused for ever."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """What is written."""
+        if value is None or dialect.name == "sqlite":
+            return value
+        return value.replace("\x00", "\ufffd")
+
+
 class FleetBase(DeclarativeBase):
     """What the controller knows and decided."""
 
-    type_annotation_map = {int: BIG, float: Double()}  # noqa: RUF012 - SQLAlchemy's own declaration
+    type_annotation_map = {int: BIG, float: Double(), str: Words()}  # noqa: RUF012 - SQLAlchemy's own declaration
 
 
 class NodeRow(FleetBase):
@@ -40,6 +56,22 @@ class NodeRow(FleetBase):
     reported: Mapped[bytes | None] = mapped_column(LargeBinary)
     wanted_revision: Mapped[int] = mapped_column(default=0)
     published_revision: Mapped[int] = mapped_column(default=0)
+
+
+class AliasRow(FleetBase):
+    """Another name by which people may call a node."""
+
+    __tablename__ = "aliases"
+    alias: Mapped[str] = mapped_column(primary_key=True)
+    node: Mapped[str] = mapped_column(ForeignKey("nodes.name"), index=True)
+
+
+class LeadershipRow(FleetBase):
+    """One row: how often one of several controllers on this database became the one that acts."""
+
+    __tablename__ = "leadership"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    term: Mapped[int]
 
 
 class CommandRow(FleetBase):
@@ -253,7 +285,7 @@ class PipelineRow(FleetBase):
 class ReadingsBase(DeclarativeBase):
     """Many small writes that must not wait for anybody's decisions."""
 
-    type_annotation_map = {int: BIG, float: Double()}  # noqa: RUF012 - SQLAlchemy's own declaration
+    type_annotation_map = {int: BIG, float: Double(), str: Words()}  # noqa: RUF012 - SQLAlchemy's own declaration
 
 
 class ReadingRow(ReadingsBase):

@@ -12,7 +12,6 @@ from typing import Final, NoReturn
 import msgspec
 import structlog
 from sqlalchemy import ColumnElement, case, delete, select, update
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shoal_broker.bus_errors import BusError
@@ -32,6 +31,7 @@ from shoal_fleet.registry import Node, Registry
 from shoal_fleet.releases import Releases
 from shoal_fleet.selection import GROUP_LABEL
 from shoal_fleet.tables import NodeRow, WantedRow
+from shoal_fleet.upsert import insert_into
 
 log = structlog.get_logger(__name__)
 
@@ -76,7 +76,7 @@ class WantedStates:
             return
         previous = None if row is None else row.release
         await change.execute(
-            insert(WantedRow)
+            insert_into(change, WantedRow)
             .values(node=node, model=model, release=release, previous=previous, rollout=rollout)
             .on_conflict_do_update(
                 index_elements=["node", "model"],

@@ -11,19 +11,41 @@ import msgspec
 import pytest
 import structlog
 from tests.support.node_simulator import NodeSimulator
+from tests.support.postgres import Postgres, running_postgres
 
 from shoal_broker.server import Broker, BrokerConfig
 from shoal_fleet.access import read_token
 from shoal_fleet.app import running
-from shoal_fleet.config import BrokerTable, FleetConfig, ListenTable
+from shoal_fleet.config import BrokerTable, DatabaseTable, FleetConfig, ListenTable
 from shoal_fleet.controller import Controller
 from shoal_fleet.release_directory import pack, read_spec
+
+ON_BOTH = {
+    "test_groups",
+    "test_identity",
+    "test_json_door",
+    "test_mandates",
+    "test_nodes_and_commands",
+    "test_pipelines",
+    "test_registry",
+    "test_releases",
+    "test_rollouts",
+}
+"""Their tests with a site run on SQLite and, as slow ones, on PostgreSQL."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    module = metafunc.module.__name__.rpartition(".")[2]
+    if "quiet_site" in metafunc.fixturenames and module in ON_BOTH:
+        databases = ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)]
+        metafunc.parametrize("quiet_site", databases, indirect=True)
 
 
 class Site:
     """Everything a test needs; `api` speaks HTTP to the controller that runs now."""
 
-    def __init__(self, broker_port: int, folder: Path) -> None:
+    def __init__(self, broker_port: int, folder: Path, database_url: str | None = None) -> None:
+        self.database_url = database_url
         self.broker_port = broker_port
         self.folder = folder
         self.state_dir = folder / "controller"
@@ -37,6 +59,7 @@ class Site:
             FleetConfig(
                 broker=BrokerTable(port=self.broker_port),
                 listen=ListenTable(port=0),
+                database=DatabaseTable(url=self.database_url),
             ),
             **changes,
         )
@@ -116,6 +139,12 @@ def quiet_logs() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with running_postgres() as server:
+        yield server
+
+
 @pytest.fixture
 async def broker() -> AsyncIterator[Broker]:
     async with Broker.open(BrokerConfig(host="127.0.0.1", port=0)) as broker:
@@ -123,9 +152,14 @@ async def broker() -> AsyncIterator[Broker]:
 
 
 @pytest.fixture
-async def quiet_site(broker: Broker, tmp_path: Path) -> AsyncIterator[Site]:
-    """A site whose controller the test starts itself."""
-    site = Site(broker.port, tmp_path)
+async def quiet_site(
+    broker: Broker, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Site]:
+    """A site whose controller the test starts itself, on PostgreSQL where the test asks for it."""
+    url = None
+    if getattr(request, "param", "") == "postgres":
+        url = request.getfixturevalue("postgres").new()
+    site = Site(broker.port, tmp_path, url)
     async with site._nodes:
         yield site
 

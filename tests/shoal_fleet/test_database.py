@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.dialects.sqlite import insert
 
 from shoal_fleet import database as module
 from shoal_fleet.database import Database
@@ -53,15 +52,14 @@ async def test_a_file_whose_connections_are_all_in_use_is_a_state_error_and_no_d
 
 
 async def test_a_full_disk_is_a_state_error_and_the_next_append_works(database):
-    statement = insert(ReadingRow).on_conflict_do_nothing()
     rows = [ROW | {"seq": seq, "label": "x" * 1000} for seq in range(100)]
     connection = database._connection
     await connection.execute(text("PRAGMA max_page_count = 1"))
     with pytest.raises(StateError, match="full"):
-        await database.append(statement, rows)
+        await database.append(ReadingRow, rows)
     await connection.execute(text("PRAGMA max_page_count = 100000"))
-    assert await database.append(statement, rows) == 100
-    assert await database.append(statement, rows) == 0
+    assert await database.append(ReadingRow, rows) == 100
+    assert await database.append(ReadingRow, rows) == 0
 
 
 OLD_STATE = (

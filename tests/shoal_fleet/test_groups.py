@@ -206,6 +206,7 @@ PRAGMA user_version = 1;
 
 
 async def test_commands_of_the_first_version_of_the_database_are_kept(quiet_site):
+    quiet_site.database_url = None  # it was a file
     quiet_site.state_dir.mkdir()
     path = quiet_site.state_dir / "fleet.db"
     with sqlite3.connect(path) as old:

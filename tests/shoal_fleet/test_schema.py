@@ -10,7 +10,8 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, func, select
 
 from shoal_fleet.database import Database
-from shoal_fleet.errors import StateError
+from shoal_fleet.database_address import configured
+from shoal_fleet.errors import ConfigError, StateError
 from shoal_fleet.identity.tables import CertificateRow
 from shoal_fleet.migrations import hand_made
 from shoal_fleet.schema import USER_VERSION, VERSION_TABLES, newest_revision
@@ -20,6 +21,7 @@ from shoal_fleet.tables import (
     DecisionRow,
     FleetBase,
     NodeRow,
+    ReadingRow,
     ReadingsBase,
     ReleaseRow,
     ReportRow,
@@ -71,6 +73,91 @@ async def test_the_revisions_make_the_tables_that_the_code_declares(tmp_path, ba
     assert changes(path, base) == []
     # A new file has nothing to keep a copy of.
     assert {found.name for found in tmp_path.iterdir()} <= {"new.db", "new.db-wal", "new.db-shm"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", [FleetBase, ReadingsBase])
+async def test_the_revisions_make_the_same_tables_on_postgresql(postgres, base):
+    address = configured(postgres.new())
+    async with Database.open(address, FleetBase), Database.open(address, ReadingsBase):
+        pass
+    engine = address.engine(wait_s=10)
+    try:
+        async with engine.connect() as connection:
+            found = await connection.run_sync(_changes, base)
+    finally:
+        await engine.dispose()
+    assert found == []
+
+
+def _changes(connection, base):
+    def include(_object, name, kind, *_):
+        # Both sets of tables lie in one database.
+        return kind != "table" or name in base.metadata.tables
+
+    opts = {"version_table": VERSION_TABLES[base.metadata], "include_object": include}
+    context = MigrationContext.configure(connection, opts=opts)
+    return compare_metadata(context, base.metadata)
+
+
+@pytest.mark.slow
+async def test_a_postgresql_of_a_newer_version_is_refused(postgres):
+    address = configured(postgres.new())
+    async with Database.open(address, FleetBase):
+        pass
+    postgres.sql("UPDATE fleet_version SET version_num = '9999_later'", address.url.database)
+    with pytest.raises(StateError, match=r"newer version of Shoal \(revision 9999_later\)"):
+        async with Database.open(address, FleetBase):
+            pass
+
+
+@pytest.mark.slow
+async def test_several_that_start_at_once_on_postgresql_make_the_tables_once(postgres):
+    address = configured(postgres.new())
+
+    async def opened():
+        async with Database.open(address, FleetBase) as database, database.read() as session:
+            return (await session.execute(select(func.count()).select_from(NodeRow))).scalar_one()
+
+    assert await asyncio.gather(*(opened() for _ in range(4))) == [0, 0, 0, 0]
+
+
+@pytest.mark.slow
+async def test_readings_are_counted_once_on_postgresql_and_text_of_any_kind_is_kept(postgres):
+    address = configured(postgres.new())
+    row = {
+        "node": "n1", "device": "meter", "boot": 1, "seq": 1, "label": "a\x00b", "confidence": 0.9,
+        "release": b"r", "by": "n1", "at_ms": 1_700_000_000_000, "latency_us": (1 << 63) - 1,
+    }  # fmt: skip
+    async with Database.open(address, ReadingsBase) as database:
+        rows = [row | {"seq": seq} for seq in range(50)]
+        assert await database.append(ReadingRow, rows) == 50
+        assert await database.append(ReadingRow, [*rows, row | {"seq": 50}]) == 1
+        async with database.read() as session:
+            assert await session.scalar(select(ReadingRow.label).limit(1)) == "a\ufffdb"
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("mysql://root:secret@h/d", "begins with mysql://"),
+        ("postgresql+asyncpg://u:secret@h", "names no database"),
+        ("::secret::", "is not an address like"),
+        ("postgresql+asyncpg://u:secret@h:port/d", "is not an address like"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_without_its_password(url, said):
+    with pytest.raises(ConfigError, match=said) as refused:
+        configured(url)
+    assert "secret" not in str(refused.value)
+
+
+async def test_a_postgresql_that_is_not_there_is_one_line_without_the_password(tmp_path):
+    address = configured(f"postgresql+asyncpg://u:secret@/d?host={tmp_path}")
+    with pytest.raises(StateError, match="cannot be used as a database") as refused:
+        async with Database.open(address, FleetBase):
+            pass
+    assert "secret" not in str(refused.value)
 
 
 async def test_a_database_of_the_last_hand_made_version_is_led_on_and_nothing_is_lost(old):

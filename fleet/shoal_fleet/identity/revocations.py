@@ -6,7 +6,6 @@ from typing import Any, Final, NoReturn
 
 import structlog
 from sqlalchemy import update
-from sqlalchemy.dialects.sqlite import insert
 
 from shoal_contract.errors import ContractError
 from shoal_contract.topics import check_node_id
@@ -18,6 +17,7 @@ from shoal_fleet.identity.authority import Authority
 from shoal_fleet.identity.disconnect import Disconnect
 from shoal_fleet.identity.inventory import Inventory, Revocation
 from shoal_fleet.identity.tables import RevocationRow, TokenRow
+from shoal_fleet.upsert import insert_into
 
 log = structlog.get_logger(__name__)
 
@@ -73,7 +73,7 @@ class Revocations:
             if not known and not self._is_node(node):
                 raise NotFoundError(f"there is no node {node!r} (shoal nodes lists them)")
             await change.execute(
-                insert(RevocationRow)
+                insert_into(change, RevocationRow)
                 .values(node=node, revoked_ms=at_ms, reason=reason)
                 .on_conflict_do_update(index_elements=["node"], set_={"reason": reason})
             )
@@ -94,6 +94,24 @@ class Revocations:
             finally:
                 await self._disconnect(node)
         return {"node": node, "revoked_ms": at_ms, "certificates": count, "reason": reason}
+
+    async def retire(self, node: str) -> int:
+        """The board that bears this name is gone, the name stays: no certificate of the board is good any more.
+
+        Returns how many were.
+
+        Raises:
+            AuthorityError: the list could not be written; it is tried again.
+        """
+        at_ms = now_ms()
+        async with self._database.write() as change:
+            count = await self._inventory.revoke_all(change, node, at_ms)
+        log.warning("board retired", node=node, certificates=count)
+        try:
+            await self.write_list()
+        finally:
+            await self._disconnect(node)
+        return count
 
     async def write_list(self) -> None:
         """Write the list of revoked certificates anew.
