@@ -19,6 +19,8 @@ from shoal_fleet.errors import FleetError, RequestError
 from shoal_fleet.identity import api as api_identity
 from shoal_fleet.orders import Order
 from shoal_fleet.plain import plain
+from shoal_fleet.quality_gate import MAX_DROP
+from shoal_fleet.release_judging import Gate
 from shoal_fleet.releases import Release
 from shoal_fleet.rollout_state import Options
 
@@ -211,9 +213,14 @@ async def cancel_command(parts: Parts, command: str, wait_s: Wait = 10.0) -> Ans
 
 # ------------------------------------------------------------------ releases and rollouts
 @router.post("/api/releases", status_code=201)
-async def add_release(parts: Parts, request: Request) -> Answer:
-    """Take in a release: the body is a tar of its directory."""
-    release, figures = await parts.releases.add(request.stream())
+async def add_release(
+    parts: Parts,
+    request: Request,
+    max_drop: Annotated[float, Query(ge=0, le=1)] = MAX_DROP,
+    force: Annotated[str | None, Query(min_length=1, max_length=256)] = None,
+) -> Answer:
+    """Take in a release: the body is a tar of its directory. `force`: why the quality gate is overruled."""
+    release, figures = await parts.releases.add(request.stream(), Gate(max_drop, force))
     return {**_release_view(release), "check": plain(figures)}
 
 

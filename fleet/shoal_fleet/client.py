@@ -123,9 +123,10 @@ class FleetClient:
         given = {key: value for key, value in params.items() if value is not None}
         return self._ask("DELETE", path, params=given, timeout=TIMEOUT_S)
 
-    def upload(self, path: str, pieces: Iterable[bytes]) -> Any:
+    def upload(self, path: str, pieces: Iterable[bytes], **query: Any) -> Any:
         """POST bytes as they come."""
-        return self._ask("POST", path, content=pieces, timeout=LONG_TIMEOUT_S)
+        params = {name: value for name, value in query.items() if value is not None}
+        return self._ask("POST", path, content=pieces, params=params, timeout=LONG_TIMEOUT_S)
 
     def wait_for_command(
         self, command: str, *, seen: int | None, timeout_s: float, progress: int | None = None

@@ -4,7 +4,7 @@ Nothing here runs the model; that is `release_check`.
 """
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +15,10 @@ from shoal_fleet.errors import ReleaseError
 PIECE_BYTES: Final = 1 << 20
 REPORT_FILES: Final = ("report.md", "report.json", "report.svg")
 """What `shoal release build` found out. The controller keeps it; it is no part of what boards get."""
+
+EVALUATION_MEMBER: Final = "+evaluation.npz"
+PARENT_MEMBER: Final = "+parent.onnx"
+"""What comes in an upload beside the release, to judge it by. No file of a release can have such a name."""
 
 MAX_REPORT_BYTES: Final = 1 << 20
 
@@ -62,14 +66,16 @@ def _take_report(present: dict[str, Path]) -> None:
             raise ReleaseError(f"{name} is larger than {MAX_REPORT_BYTES} bytes")
 
 
-def pack(directory: Path, spec: ReleaseSpec) -> Iterator[bytes]:
-    """The release's files and its report as a tar, piece by piece.
+def pack(
+    directory: Path, spec: ReleaseSpec, beside: Mapping[str, Path] | None = None
+) -> Iterator[bytes]:
+    """The release's files, its report and what is `beside` it (by member name) as a tar, piece by piece.
 
     Raises:
         ReleaseError: a file cannot be read.
     """
-    for name in (*spec.files, *reports_in(directory)):
-        path = directory / name
+    named = {name: directory / name for name in (*spec.files, *reports_in(directory))}
+    for name, path in {**named, **(beside or {})}.items():
         try:
             with path.open("rb") as file:
                 member = tarfile.TarInfo(name)

@@ -1,6 +1,6 @@
 """The catalogue of releases: takes an upload in, checks it in a child, stores it by content.
 
-Whether a model is good enough is not judged here, only whether it is what it says.
+Whether a model is good enough the rules of `quality_gate` say; here is what they are asked with.
 """
 
 import asyncio
@@ -18,19 +18,27 @@ from sqlalchemy import select
 from shoal_contract import messages, release
 from shoal_contract.messages import BlobRef, Manifest, OperatorSet
 from shoal_contract.release import ReleaseSpec
+from shoal_fleet import quality_gate
 from shoal_fleet.blob_store import BlobStore
 from shoal_fleet.child import run_module
 from shoal_fleet.clock import now_ms
 from shoal_fleet.database import Database
 from shoal_fleet.errors import ConflictError, NotFoundError, ReleaseError, StateError
-from shoal_fleet.release_directory import REPORT_FILES, read_spec, reports_in
+from shoal_fleet.release_directory import (
+    EVALUATION_MEMBER,
+    PARENT_MEMBER,
+    REPORT_FILES,
+    read_spec,
+    reports_in,
+)
+from shoal_fleet.release_judging import MAX_EVALUATION_BYTES, Gate, judge, take_aside
 from shoal_fleet.scratch import scratch_folder
 from shoal_fleet.tables import ReleaseRow, ReportRow
 
 log = structlog.get_logger(__name__)
 
-MAX_UPLOAD_BYTES: Final = release.MAX_FILE_BYTES + (64 << 20)
-MAX_FILES: Final = 3 + len(REPORT_FILES)
+MAX_UPLOAD_BYTES: Final = 2 * release.MAX_FILE_BYTES + MAX_EVALUATION_BYTES + (64 << 20)
+MAX_FILES: Final = 3 + len(REPORT_FILES) + 2
 CHECK_TIMEOUT_S: Final = 300.0
 MIN_PREFIX: Final = 4
 ANNOUNCEMENT_BYTES: Final = 2048
@@ -71,13 +79,15 @@ class Releases:
         self._store = store
         self._scratch = scratch
 
-    async def add(self, upload: AsyncIterator[bytes]) -> tuple[Release, dict[str, Any]]:
+    async def add(
+        self, upload: AsyncIterator[bytes], gate: Gate | None = None
+    ) -> tuple[Release, dict[str, Any]]:
         """Take in a tar of a release directory; returns the release and the figures of its check.
 
         The same release again changes nothing.
 
         Raises:
-            ReleaseError: it is no release, or its model does not do what it says.
+            ReleaseError: it is no release, its model does not do what it says, or is not good enough.
             ConflictError: this name and version has another content already.
         """
         with scratch_folder(self._scratch) as folder:
@@ -86,12 +96,36 @@ class Releases:
             await _receive(upload, archive)
             await asyncio.to_thread(_unpack, archive, directory)
             archive.unlink()
+            evaluation, parent = (
+                take_aside(directory, name, folder) for name in (EVALUATION_MEMBER, PARENT_MEMBER)
+            )
             check_can_be_announced(
                 directory, read_spec(directory), chunk_bytes=self._store.chunk_bytes
             )
             figures = await _check(directory)
             used = msgspec.convert(figures.pop("operator_sets"), list[OperatorSet])
-            return await self._store_all(directory, used), figures
+            spec = read_spec(directory)
+            known = [item for item in await self.list_all() if item.name == spec.name]
+            # One that is in the catalogue was judged when it came.
+            if any(item.version == spec.version for item in known):
+                quality: dict[str, Any] = {}
+            else:
+                rivals = [
+                    quality_gate.Rival(
+                        item.title, await self.spec(item), item.quality, item.model_file
+                    )
+                    for item in known
+                ]
+                quality = await judge(
+                    self._store,
+                    directory,
+                    rivals,
+                    evaluation=evaluation,
+                    parent=parent,
+                    gate=gate or Gate(),
+                )
+            figures["quality"] = quality
+            return await self._store_all(directory, used, quality), figures
 
     async def list_all(self) -> list[Release]:
         """Every release, by name and then newest version first."""
@@ -187,7 +221,9 @@ class Releases:
             raise StateError(f"blob {digest.hex()[:12]} is gone from the store")
         return ref
 
-    async def _store_all(self, directory: Path, used: list[OperatorSet]) -> Release:
+    async def _store_all(
+        self, directory: Path, used: list[OperatorSet], judged: dict[str, Any]
+    ) -> Release:
         spec = read_spec(directory)
         files = {
             name: await asyncio.to_thread((directory / name).read_bytes) for name in spec.files
@@ -211,6 +247,7 @@ class Releases:
                 "metric": spec.quality.metric,
                 "value": spec.quality.value,
                 "evaluated_on": spec.quality.evaluated_on,
+                **judged,
             },
             added_ms=now_ms(),
         )
