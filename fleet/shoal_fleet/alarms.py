@@ -1,12 +1,12 @@
 """The silent-node alarm: one log line and one webhook call when a node goes silent, one when it is back.
 
-A node with the label `parked` may be silent. The time in which the controller was down or the broker away
+Many at once are one alarm. A node with the label `parked` may be silent. The time in which the controller was down or the broker away
 does not count, nor does the step of a clock that was set: patience starts anew behind it.
 """
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
 
 import httpx
@@ -21,6 +21,8 @@ PARKED_LABEL: Final = "parked"
 WEBHOOK_TIMEOUT_S: Final = 10.0
 WEBHOOK_ATTEMPTS: Final = 3
 MAX_WAITING: Final = 1000
+TOLD_ONE_BY_ONE: Final = 10
+"""More that go, or come back, at one look are one alarm."""
 
 
 class Alarms:
@@ -67,20 +69,38 @@ class Alarms:
 
     def look(self, at_ms: int) -> None:
         """Raise and clear alarms as of now."""
+        gone: dict[str, float] = {}
+        back: dict[str, float] = {}
         for name, node in self._registry.nodes.items():
             seen_ms = self._registry.last_seen_ms[name]
+            if not seen_ms:
+                # On a list, and not mounted yet.
+                continue
             silent_s = (at_ms - max(seen_ms, self._listening_since_ms)) / 1000
             parked = PARKED_LABEL in node.labels
             if name not in self.silent:
                 if silent_s > self._silent_after_s and not parked:
                     self.silent.add(name)
                     self._last_seen_ms[name] = seen_ms
-                    log.error("node is silent", node=name, silent_s=round(silent_s))
-                    self._tell("node is silent", name, silent_s)
+                    gone[name] = silent_s
             elif parked or seen_ms != self._last_seen_ms[name]:
                 self.silent.discard(name)
-                log.info("node is back", node=name)
-                self._tell("node is back", name, silent_s)
+                back[name] = silent_s
+        self._announce("node is silent", "nodes are silent", gone, log.error)
+        self._announce("node is back", "nodes are back", back, log.info)
+
+    def _announce(
+        self, one: str, many: str, nodes: Mapping[str, float], say: Callable[..., Any]
+    ) -> None:
+        """Of a site that lost its line a person wants one message, not hundreds."""
+        if len(nodes) > TOLD_ONE_BY_ONE:
+            names = sorted(nodes)[:TOLD_ONE_BY_ONE]
+            say(many, nodes=len(nodes), first=names)
+            self.tell(many, names[0], nodes=len(nodes), first=names)
+            return
+        for name, silent_s in nodes.items():
+            say(one, node=name, silent_s=round(silent_s))
+            self._tell(one, name, silent_s)
 
     async def deliver(self) -> NoReturn:
         """Post alarms to the webhook for ever; one that cannot be posted is logged and counted."""

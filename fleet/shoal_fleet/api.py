@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from shoal_broker.bus_errors import BusError
-from shoal_fleet import api_mandates, api_pipelines, metrics
+from shoal_fleet import api_mandates, api_pipelines, api_registry, metrics
 from shoal_fleet.access import Door
 from shoal_fleet.controller import Controller
 from shoal_fleet.errors import FleetError, RequestError
@@ -36,6 +36,7 @@ def build(controller: Controller, *, token: str) -> FastAPI:
     """The application; every path but /metrics asks for the token."""
     app = FastAPI(title="Shoal", version=controller.version, docs_url=None, redoc_url=None)
     app.state.controller = controller
+    app.include_router(api_registry.router)
     app.include_router(router)
     app.include_router(api_mandates.router)
     app.include_router(api_identity.router)

@@ -9,7 +9,14 @@ import typer
 
 from shoal_contract.errors import ContractError
 from shoal_contract.exits import Exit
-from shoal_fleet import cli_commands, cli_decode, cli_demo, cli_identity, cli_nodes
+from shoal_fleet import (
+    cli_commands,
+    cli_decode,
+    cli_demo,
+    cli_identity,
+    cli_nodes,
+    cli_registry,
+)
 from shoal_fleet.cli_ca import ca_app
 from shoal_fleet.cli_keys import key_app, sign
 from shoal_fleet.cli_mandates import mandate_app
@@ -39,6 +46,8 @@ app.add_typer(release_app, name="release")
 app.add_typer(rollout_app, name="rollout")
 app.add_typer(trust_app, name="trust")
 cli_identity.add_to(cli_nodes.nodes_app)
+cli_registry.add_to(cli_nodes.nodes_app)
+app.command(epilog="Example: shoal running --drift")(cli_registry.running)
 app.command(epilog="Example: shoal want press-4 digits=digits@1.0.0")(cli_nodes.want)
 app.command(epilog="Example: shoal send press-4 device.set device=valve channel=2 value=1")(
     cli_commands.send

@@ -53,6 +53,8 @@ def show(context: typer.Context, node: str, *, as_json: AsJson = False) -> None:
         print_json(found)
         return
     print_table("Node", _COLUMNS, [_node_row(found)])
+    if found["aliases"]:
+        typer.echo(printable(f"also called {', '.join(found['aliases'])}"))
     if (identity := found.get("identity")) is not None:
         typer.echo(printable(_identity_text(identity)))
     for model in (found["reported"] or {}).get("models", []):
@@ -171,7 +173,7 @@ def _node_row(node: dict[str, Any]) -> tuple[str, ...]:
         "?" if temperature is None else f"{temperature} °C",
         "?" if throttled is None else ("yes" if throttled else "no"),
         _labels_text(node["labels"]) or "-",
-        ago(node["last_seen_ms"]),
+        ago(node["last_seen_ms"]) if node["last_seen_ms"] else "never",
     )
 
 

@@ -78,6 +78,7 @@ class Controller:
         """
         node = self.registry.get(name)
         wanted = await self.wanted.of(name)
+        name = node.name
         return {
             **self.node_view(node),
             "wanted": {model: release.hex() for model, release in wanted.items()},
@@ -91,6 +92,7 @@ class Controller:
             RequestError: no label, or too many.
         """
         old = self.registry.get(name)
+        name = old.name
         before, had = old.labels.get(GROUP_LABEL), self.pipelines.of(old)
         node = await self.registry.label(name, changes)
         if node.labels.get(GROUP_LABEL) != before:
@@ -112,6 +114,7 @@ class Controller:
             ConflictError: it was revoked.
         """
         node = self.registry.get(name)
+        name = node.name
         if self.is_revoked(name):
             raise ConflictError(f"{name} was revoked: nothing is asked of it")
         return node.name
@@ -141,6 +144,7 @@ class Controller:
             "online": node.online,
             "silent": node.name in self.alarms.silent,
             "labels": dict(node.labels),
+            "aliases": self.registry.aliases.of(node.name),
             "first_seen_ms": node.first_seen_ms,
             "last_seen_ms": self.registry.last_seen_ms[node.name],
             "identity": self.inventory.view(node.name),
