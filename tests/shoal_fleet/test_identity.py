@@ -237,3 +237,23 @@ def test_a_table_that_cannot_be_used_names_its_key(table):
     key = next(iter(table))
     with pytest.raises(ConfigError, match=rf"\[identity\] {key}"):
         check(IdentityTable(**({"ca_dir": "ca", "names": ("localhost",)} | table)))
+
+
+async def test_a_new_board_enrols_under_the_name_of_a_dead_one_whose_key_is_good_no_more(
+    enrolling_site,
+):
+    site = enrolling_site
+    dead, new = BoardKey(), BoardKey()
+    code, out, _ = await shoal(site, "token", "create", "--node", "press-4")
+    assert code == 0
+    status, _ = await knock(site, dead.asks("press-4", token=out.strip()))
+    assert status == 200
+    await site.api.patch("/api/nodes/press-4/labels", json={"labels": {"site": "oslo"}})
+    code, out, error = await shoal(site, "nodes", "replace", "press-4")
+    assert (code, "1 certificates revoked" in error) == (0, True)
+    status, answer = await knock(site, dead.asks("press-4", known=dead))
+    assert status != 200, answer
+    status, answer = await knock(site, new.asks("press-4", token=out.strip()))
+    assert status == 200, answer
+    assert dict(site.controller.registry.labels("press-4")) == {"site": "oslo"}
+    assert not site.controller.is_revoked("press-4")
