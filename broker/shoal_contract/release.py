@@ -17,6 +17,7 @@ from shoal_contract import messages, toml
 from shoal_contract.errors import DecodeError, FileFormatError
 from shoal_contract.images import ELEMENTS, ImageTable, PreparationError, preparation
 from shoal_contract.messages import OperatorSet
+from shoal_contract.requirements import parse_requirements
 
 SPEC_FILE: Final = "release.toml"
 ONNX_DTYPES: Final = {
@@ -149,12 +150,14 @@ class ReleaseSpec(toml.Table, frozen=True, kw_only=True):
     """The whole of release.toml: [input] and [output], or [[inputs]] and [[outputs]].
 
     `batch`: every tensor of the model has a batch dimension in front. Without it each request runs alone.
+    `requires`: other models that a board must serve before it is offered this, by name: ">=2.0.0, <3".
     """
 
     name: str
     version: str
     description: str = ""
     batch: bool = True
+    requires: dict[str, str] = msgspec.field(default_factory=dict)
     model: ModelTable
     input: InputTable | None = None
     output: OutputTable | None = None
@@ -201,6 +204,7 @@ def parse_spec(data: bytes, *, source: str = SPEC_FILE) -> ReleaseSpec:
             raise FileFormatError(f"{source}: {name!r} is not a plain file name")
     if spec.model.file == spec.golden.file:
         raise FileFormatError(f"{source}: model and golden file are the same")
+    parse_requirements(spec.requires, source=source)
     _check_tensors(spec, source)
     _check_images(spec, source)
     return spec

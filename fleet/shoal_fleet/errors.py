@@ -50,6 +50,18 @@ class ConflictError(RequestError):
     status: ClassVar[int] = 409
 
 
+class ExpressionError(RequestError):
+    """A label expression that is none.
+
+    Attributes:
+        column: where it goes wrong, from 1.
+    """
+
+    def __init__(self, message: str, *, column: int) -> None:
+        super().__init__(message)
+        self.column = column
+
+
 class EnrolmentRefusedError(RequestError):
     """A board gets no certificate. The message is for whoever set it up.
 
