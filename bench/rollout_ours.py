@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 
 from rollout_fleet import Board
-from shoal_fleet.rollout import Outcome, step
+from shoal_fleet.rollout import step
 from shoal_fleet.rollout_roster import Roster
 from shoal_fleet.rollout_state import (
     Event,
@@ -14,6 +14,7 @@ from shoal_fleet.rollout_state import (
     Member,
     Offer,
     Options,
+    Prepare,
     Prepared,
     Ready,
     Rollout,
@@ -22,6 +23,7 @@ from shoal_fleet.rollout_state import (
     Status,
     Tick,
 )
+from shoal_fleet.rollout_turn import Outcome
 from shoal_fleet.selection import stratify
 
 DAY_S = 86_400.0
@@ -87,9 +89,12 @@ class Shoal:
             wave = self._rollout.wave
             outcome = self._step(next_event, now_s)
             offered += [int(act.node) for act in outcome.actions if isinstance(act, Offer)]
-            # As the controller: a new wave is open to all who are there.
-            has_opened = self._rollout.wave != wave
-            next_event = Ready(frozenset(self._online)) if has_opened else None
+            # As the controller: deltas before a wave, and a new wave is open to all who are there.
+            if any(isinstance(act, Prepare) for act in outcome.actions):
+                next_event = Prepared()
+            else:
+                has_opened = self._rollout.wave != wave
+                next_event = Ready(frozenset(self._online)) if has_opened else None
         return offered
 
     def _step(self, event: Event, now_s: float) -> Outcome:

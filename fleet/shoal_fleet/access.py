@@ -23,6 +23,9 @@ URL_FILE: Final = "url"
 MAX_TOKEN_BYTES: Final = 256
 MAX_BODY_BYTES: Final = 256 * 1024
 UPLOAD_PATH: Final = "/api/releases"
+OPERATOR_HEADER: Final = "Shoal-Operator"
+"""Who asks, as the command line says. One token is everybody's: this is a record and no proof."""
+
 OPEN_PATHS: Final = frozenset({"/metrics"})
 
 

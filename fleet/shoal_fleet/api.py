@@ -4,7 +4,6 @@ import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
-from fastapi import Path as PathField
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -12,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from shoal_broker.bus_errors import BusError
-from shoal_fleet import api_mandates, api_pipelines, api_registry, metrics
+from shoal_fleet import api_mandates, api_pipelines, api_registry, api_rollouts, metrics
 from shoal_fleet.access import Door
+from shoal_fleet.audience import Audience
 from shoal_fleet.controller import Controller
 from shoal_fleet.errors import FleetError, RequestError
 from shoal_fleet.identity import api as api_identity
@@ -22,13 +22,12 @@ from shoal_fleet.plain import plain
 from shoal_fleet.quality_gate import MAX_DROP
 from shoal_fleet.release_judging import Gate
 from shoal_fleet.releases import Release
-from shoal_fleet.rollout_state import Options
 
 MAX_WAIT_S = 60.0
 
 Wait = Annotated[float, Query(ge=0, le=MAX_WAIT_S)]
+Where = Annotated[str, Query(max_length=4096)]
 Limit = Annotated[int, Query(ge=1, le=5000)]
-RolloutId = Annotated[int, PathField(ge=1, le=(1 << 63) - 1)]
 Answer = dict[str, Any]
 
 
@@ -41,6 +40,7 @@ def build(controller: Controller, *, token: str) -> FastAPI:
     app.include_router(api_mandates.router)
     app.include_router(api_identity.router)
     app.include_router(api_pipelines.router)
+    app.include_router(api_rollouts.router)
     app.add_exception_handler(FleetError, _on_fleet_error)
     app.add_exception_handler(BusError, _on_bus_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -66,29 +66,12 @@ class NewCommand(_Body):
 
     node: str | None = None
     group: str | None = Field(default=None, max_length=256)
+    where: str | None = Field(default=None, max_length=4096)
     publish: bool = True
     op: str = Field(min_length=1, max_length=64)
     args: dict[str, Any] = Field(default_factory=dict)
     expires_s: float = Field(default=60.0, gt=0, le=30 * 86400)
     priority: int = Field(default=4, ge=0, le=9)
-
-
-class NewRollout(_Body):
-    """A rollout of a release to a group; an empty group is every node."""
-
-    release: str
-    group: str = Field(default="", max_length=256)
-    first_wave: int | None = Field(default=None, ge=1, le=1_000_000)
-    budget: float = Field(default=3.0, gt=0, le=1_000_000)
-    factor: float = Field(default=8.0, ge=1, le=100)
-    overdue_s: float = Field(default=1800.0, ge=1, le=30 * 86400)
-    hold_on_any: bool = False
-
-
-class StopRollout(_Body):
-    """Whether nodes that serve the release go back, too."""
-
-    back: bool = False
 
 
 class WantedRelease(_Body):
@@ -140,9 +123,11 @@ async def read_status(parts: Parts) -> Answer:
 
 # ------------------------------------------------------------------ nodes
 @router.get("/api/nodes")
-async def list_nodes(parts: Parts) -> list[Answer]:
-    """Every node by name."""
-    return [parts.node_view(node) for _, node in sorted(parts.registry.nodes.items())]
+async def list_nodes(parts: Parts, where: Where = "") -> list[Answer]:
+    """Every node by name, or those for which a label expression holds."""
+    audience = Audience.parse(where=where)
+    nodes = sorted(parts.registry.nodes.items())
+    return [parts.node_view(node) for _, node in nodes if audience.has(node)]
 
 
 @router.get("/api/nodes/{node}")
@@ -168,14 +153,17 @@ async def want_release(parts: Parts, node: str, model: str, wanted: WantedReleas
 @router.post("/api/commands", status_code=201)
 async def send_command(parts: Parts, new: NewCommand) -> Answer:
     """Send a command; returns once it is recorded and in the outbox."""
-    if (new.node is None) == (new.group is None):
+    if sum(one is not None for one in (new.node, new.group, new.where)) != 1:
         raise RequestError("a command is for a node or for a group")
     order = Order(new.op, new.args, expires_s=new.expires_s, priority=new.priority)
-    if new.group is not None:
+    if new.node is None:
         if not new.publish:
             raise RequestError("only a command for one node can be sent by somebody else")
-        members = parts.members(new.group)
-        return await parts.commands.get(await parts.orders.send_to_group(new.group, members, order))
+        audience = Audience.parse(group=new.group or "", where=new.where or "")
+        if new.where is not None and not audience.is_settled:
+            raise RequestError("the expression is empty: --group all means every node")
+        members = parts.members(audience)
+        return await parts.commands.get(await parts.orders.send_to_many(audience, members, order))
     node = parts.commandable(new.node or "")
     ordered = await parts.orders.send(node, order, publish=new.publish)
     command = await parts.commands.get(ordered.id)
@@ -212,7 +200,7 @@ async def cancel_command(parts: Parts, command: str, wait_s: Wait = 10.0) -> Ans
     return await parts.commands.cancel(_command_id(command), wait_s=wait_s)
 
 
-# ------------------------------------------------------------------ releases and rollouts
+# ------------------------------------------------------------------ releases
 @router.post("/api/releases", status_code=201)
 async def add_release(
     parts: Parts,
@@ -245,51 +233,14 @@ async def read_report(parts: Parts, release: str) -> dict[str, str]:
 
 @router.get("/api/releases/{release}/cost")
 async def read_cost(
-    parts: Parts, release: str, group: Annotated[str, Query(max_length=256)] = ""
+    parts: Parts,
+    release: str,
+    group: Annotated[str, Query(max_length=256)] = "",
+    where: Where = "",
 ) -> Answer:
-    """What bringing a release to a group would cost, by what its boards have now."""
-    return await parts.update_costs.of(await parts.releases.find(release), group)
-
-
-@router.post("/api/rollouts", status_code=201)
-async def start_rollout(parts: Parts, new: NewRollout) -> Answer:
-    """Begin a rollout."""
-    release = await parts.releases.find(new.release)
-    options = Options(
-        first_wave=new.first_wave,
-        budget=new.budget,
-        factor=new.factor,
-        overdue_s=new.overdue_s,
-        hold_on_any=new.hold_on_any,
-    )
-    rollout = await parts.roll_out(release, new.group, options)
-    return await parts.rollout_views.get(rollout)
-
-
-@router.get("/api/rollouts")
-async def list_rollouts(parts: Parts) -> list[Answer]:
-    """Every rollout, newest first."""
-    return await parts.rollout_views.list_all()
-
-
-@router.get("/api/rollouts/{rollout}")
-async def read_rollout(parts: Parts, rollout: RolloutId) -> Answer:
-    """One rollout with its nodes, decisions and deltas."""
-    return await parts.rollout_views.get(rollout)
-
-
-@router.post("/api/rollouts/{rollout}/resume")
-async def resume_rollout(parts: Parts, rollout: RolloutId) -> Answer:
-    """Go on after a hold."""
-    await parts.rollouts.resume(rollout)
-    return await parts.rollout_views.get(rollout)
-
-
-@router.post("/api/rollouts/{rollout}/stop")
-async def stop_rollout(parts: Parts, rollout: RolloutId, stop: StopRollout | None = None) -> Answer:
-    """End a rollout."""
-    await parts.rollouts.stop(rollout, back=stop is not None and stop.back)
-    return await parts.rollout_views.get(rollout)
+    """What bringing a release to some of the nodes would cost, by what their boards have now."""
+    audience = Audience.parse(group=group, where=where)
+    return await parts.update_costs.of(await parts.releases.find(release), audience)
 
 
 # ------------------------------------------------------------------ readings

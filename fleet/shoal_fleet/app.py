@@ -35,6 +35,7 @@ from shoal_fleet.database import Database
 from shoal_fleet.database_address import DatabaseAddress, configured
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import ConfigError, ListenError, StateError
+from shoal_fleet.freezes import Freezes
 from shoal_fleet.identity.assembly import open_identity
 from shoal_fleet.identity.inventory import Inventory
 from shoal_fleet.inbox import Inbox, Parts
@@ -51,7 +52,9 @@ from shoal_fleet.publisher import Publisher
 from shoal_fleet.readings import Readings
 from shoal_fleet.receipts import Receipts
 from shoal_fleet.registry import Registry
+from shoal_fleet.release_needs import ReleaseNeeds
 from shoal_fleet.releases import Releases
+from shoal_fleet.rollout_plans import RolloutPlans
 from shoal_fleet.rollout_views import RolloutViews
 from shoal_fleet.rollouts import Rollouts
 from shoal_fleet.tables import FleetBase, ReadingsBase
@@ -237,6 +240,7 @@ async def _open(
     await _say_anew_with_a_new_key(wanted, issuer, state_dir)
     registry.on_new = lambda _: wanted.changed()
     blobs_wanted = asyncio.Event()
+    freezes, release_needs = await Freezes.load(database), ReleaseNeeds(releases)
     rollouts = Rollouts(
         database,
         registry=registry,
@@ -245,6 +249,8 @@ async def _open(
         wanted=wanted,
         blobs_wanted=blobs_wanted,
         is_listening=lambda: session.connected,
+        needs=release_needs,
+        freezes=freezes,
     )
     await rollouts.load()
     sources = (wanted.pending, rollouts.expecting)
@@ -287,6 +293,7 @@ async def _open(
         reserved=(config.broker.client_id, *(table.user for table in config.door)),
         broker=session.config,
     )
+    update_costs = UpdateCosts(registry=registry, releases=releases, deltas=deltas)
     controller = Controller(
         config=config,
         version=version("shoal"),
@@ -306,12 +313,18 @@ async def _open(
         wanted=wanted,
         publisher=publisher,
         rollouts=rollouts,
-        rollout_views=RolloutViews(database, registry=registry, releases=releases, deltas=deltas),
+        rollout_views=RolloutViews(
+            database, registry=registry, releases=releases, deltas=deltas, rollouts=rollouts
+        ),
+        rollout_plans=RolloutPlans(
+            database, registry=registry, costs=update_costs, needs=release_needs, freezes=freezes
+        ),
+        freezes=freezes,
         mandates=mandates,
         policies=policies,
         pipelines=pipelines,
         pipeline_check=PipelineCheck(pipelines, releases, wanted),
-        update_costs=UpdateCosts(registry=registry, releases=releases, deltas=deltas),
+        update_costs=update_costs,
         distribution=Distribution(state_dir, session, topics),
         inventory=inventory,
         identity=identity,

@@ -19,6 +19,7 @@ from shoal_fleet import (
     cli_registry,
 )
 from shoal_fleet.cli_ca import ca_app
+from shoal_fleet.cli_freeze import freeze_app
 from shoal_fleet.cli_keys import key_app, sign
 from shoal_fleet.cli_mandates import mandate_app
 from shoal_fleet.cli_output import AsJson, Target, print_json, printable, target
@@ -40,6 +41,7 @@ app.add_typer(cli_nodes.nodes_app, name="nodes")
 app.add_typer(cli_nodes.readings_app, name="readings")
 app.add_typer(ca_app, name="ca")
 app.add_typer(cli_identity.token_app, name="token")
+app.add_typer(freeze_app, name="freeze")
 app.add_typer(key_app, name="key")
 app.add_typer(mandate_app, name="mandate")
 app.add_typer(pipeline_app, name="pipeline")

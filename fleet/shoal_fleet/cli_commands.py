@@ -49,6 +49,9 @@ def send(
         str | None,
         typer.Option(help="Instead of NODE: key=value[,key=value], a word for group=word, or all."),
     ] = None,
+    where: Annotated[
+        str | None, typer.Option(help='Instead of NODE: "site=oslo and not line=3".')
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Wait for the final state.")] = True,
     print_: Annotated[
         bool,
@@ -64,8 +67,8 @@ def send(
     as_json: AsJson = False,
 ) -> None:
     """Send a command to a node or a group and follow it. Values are JSON literals, else text."""
-    receiver, (op, *pairs) = _receiver(words, group)
-    if print_ and group is not None:
+    receiver, (op, *pairs) = _receiver(words, group, where)
+    if print_ and "node" not in receiver:
         raise UsageError("--print is for one node")
     order = {
         **receiver,
@@ -92,8 +95,14 @@ def send(
         _finish(command, show_result=not as_json)
 
 
-def _receiver(words: list[str], group: str | None) -> tuple[dict[str, str], list[str]]:
+def _receiver(
+    words: list[str], group: str | None, where: str | None
+) -> tuple[dict[str, str], list[str]]:
     """Who is meant, and the words that are left: the operation and its arguments."""
+    if group is not None and where is not None:
+        raise UsageError("--group and --where: one of them names the nodes")
+    if where is not None:
+        return {"where": where}, words
     if group is not None:
         return {"group": group}, words
     if len(words) < 2:  # noqa: PLR2004 - NODE and OP

@@ -29,7 +29,14 @@ _COLUMNS = (
 
 
 @nodes_app.callback()
-def nodes(context: typer.Context, *, as_json: AsJson = False) -> None:
+def nodes(
+    context: typer.Context,
+    where: Annotated[
+        str, typer.Option(help='Only those: "site=oslo and hw in (rpi4, rpi5)".')
+    ] = "",
+    *,
+    as_json: AsJson = False,
+) -> None:
     """List the nodes with what they run and how they feel.
 
     Example: shoal nodes --json
@@ -37,7 +44,7 @@ def nodes(context: typer.Context, *, as_json: AsJson = False) -> None:
     if context.invoked_subcommand is not None:
         return
     with target(context).connect() as client:
-        found = client.get("/api/nodes")
+        found = client.get("/api/nodes", where=where or None)
     if as_json:
         print_json(found)
     else:

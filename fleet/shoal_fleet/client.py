@@ -1,5 +1,8 @@
 """The operator's side of the API: one HTTP client, errors as one line. It prints nothing."""
 
+import getpass
+import os
+import re
 import ssl
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from shoal_broker.loopback import is_loopback
-from shoal_fleet.access import TOKEN_FILE, URL_FILE, read_token
+from shoal_fleet.access import OPERATOR_HEADER, TOKEN_FILE, URL_FILE, read_token
 from shoal_fleet.api_certificate import PINNED_FILE, pinned_context
 from shoal_fleet.config import DEFAULT_PORT
 from shoal_fleet.errors import (
@@ -28,13 +31,16 @@ LONG_TIMEOUT_S: Final = 900.0
 POLL_S: Final = 20.0
 
 
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.@+-]")
+
+
 class FleetClient:
     """A connection to the controller. Use it as a context manager."""
 
     def __init__(self, url: str, token: str, verify: ssl.SSLContext | bool = True) -> None:  # noqa: FBT001, FBT002 - as httpx has it
         self._http = httpx.Client(
             base_url=url,
-            headers={"Authorization": f"Bearer {token}"},
+            headers={"Authorization": f"Bearer {token}", OPERATOR_HEADER: operator()},
             timeout=TIMEOUT_S,
             verify=verify,
             # The controller is asked directly, whatever proxy this machine's environment names.
@@ -162,6 +168,18 @@ class FleetClient:
                 f"no controller answers at {self.url} ({str(exc) or type(exc).__name__})"
             ) from exc
         return _read(response, self.url)
+
+
+def operator() -> str:
+    """Who asks: `SHOAL_OPERATOR`, else this machine's user; in the letters that the controller takes."""
+    name = os.environ.get("SHOAL_OPERATOR", "")
+    if not name:
+        try:
+            name = getpass.getuser()
+        except (KeyError, OSError):
+            # A user id without a name: containers.
+            name = ""
+    return _NOT_IN_NAMES.sub("_", name)[:64]
 
 
 def _check_encrypted(url: str) -> None:

@@ -8,11 +8,13 @@ from shoal_broker.session import Session
 from shoal_contract.errors import ContractError
 from shoal_contract.topics import check_leaf
 from shoal_fleet.alarms import Alarms
+from shoal_fleet.audience import Audience
 from shoal_fleet.commands import Commands
 from shoal_fleet.config import FleetConfig
 from shoal_fleet.database import Database
 from shoal_fleet.deltas import Deltas
 from shoal_fleet.errors import ConflictError, RequestError
+from shoal_fleet.freezes import Freezes
 from shoal_fleet.identity.assembly import Identity
 from shoal_fleet.identity.inventory import Inventory
 from shoal_fleet.inbox import Inbox
@@ -29,10 +31,11 @@ from shoal_fleet.readings import Readings
 from shoal_fleet.receipts import Receipts
 from shoal_fleet.registry import Node, Registry
 from shoal_fleet.releases import Release, Releases
+from shoal_fleet.rollout_plans import RolloutPlans
 from shoal_fleet.rollout_state import Options
 from shoal_fleet.rollout_views import RolloutViews
 from shoal_fleet.rollouts import Rollouts
-from shoal_fleet.selection import GROUP_LABEL, belongs, parse_group
+from shoal_fleet.selection import GROUP_LABEL
 from shoal_fleet.trust.distribution import Distribution
 from shoal_fleet.update_costs import UpdateCosts
 from shoal_fleet.wanted import WantedStates
@@ -61,6 +64,8 @@ class Controller:
     publisher: Publisher
     rollouts: Rollouts
     rollout_views: RolloutViews
+    rollout_plans: RolloutPlans
+    freezes: Freezes
     mandates: Mandates
     policies: Policies
     pipelines: Pipelines
@@ -119,22 +124,16 @@ class Controller:
             raise ConflictError(f"{name} was revoked: nothing is asked of it")
         return node.name
 
-    def members(self, group: str) -> list[str]:
-        """The nodes that a group expression names now.
+    def members(self, audience: Audience) -> list[str]:
+        """The nodes that are meant now.
 
         Raises:
-            RequestError: it is none, or names nobody.
+            RequestError: nobody is.
         """
-        wanted = parse_group(group)
-        nodes = self.registry.nodes.items()
-        members = sorted(
-            name
-            for name, node in nodes
-            if belongs(node.labels, wanted) and not self.is_revoked(name)
+        found = audience.among(
+            node for name, node in self.registry.nodes.items() if not self.is_revoked(name)
         )
-        if not members:
-            raise RequestError(f"no node is in the group {group!r}")
-        return members
+        return sorted(node.name for node in found)
 
     def node_view(self, node: Node) -> dict[str, Any]:
         """A node as the API shows it; numbers that it does not know are null."""
@@ -186,19 +185,20 @@ class Controller:
             }
         return view
 
-    async def roll_out(self, release: Release, group: str, options: Options) -> int:
+    async def roll_out(
+        self, release: Release, audience: Audience, options: Options, *, by: str = ""
+    ) -> int:
         """Begin a rollout; its id.
 
         Raises:
-            RequestError: nobody is in the group, a pipeline there could not read the release, or it is not signed.
-            ConflictError: another rollout of this model is open.
+            RequestError: nobody is meant, a pipeline there could not read the release, or it is not signed.
+            ConflictError: another rollout of this model is open, or the release waits for one that waits for it.
         """
-        wanted = parse_group(group)
-        members = [node for node in self.registry.nodes.values() if belongs(node.labels, wanted)]
+        members = [node for node in self.registry.nodes.values() if audience.has(node)]
         await self.pipeline_check.check_release(release, members)
         groups = {node.labels.get(GROUP_LABEL) for node in members}
         await self.distribution.check_listed(release, groups)
-        return await self.rollouts.start(release, group, options)
+        return await self.rollouts.start(release, audience, options, by=by)
 
     async def set_pipelines(self, target: Target, tables: Sequence[Table]) -> list[str]:
         """Let the target's nodes run these, beside what they have; the nodes that are told.

@@ -71,7 +71,7 @@ class Deltas:
                 missing = {
                     base: boards[base]
                     for base in bases[first : first + MAX_BASES_A_CHILD]
-                    if not await self._is_settled(base, target)
+                    if not await self.is_settled(base, target)
                     and await self._store.ref(base) is not None
                 }
                 if missing:
@@ -107,7 +107,7 @@ class Deltas:
                 elif await self._store.ref(base) is None:
                     reason = "the base is not in the store"
                     costs[base] = DeltaCost(base, None, is_exact=True, reason=reason)
-                elif await self._is_settled(base, target):
+                elif await self.is_settled(base, target):
                     reason = "its delta is not worth sending"
                     costs[base] = DeltaCost(base, None, is_exact=True, reason=reason)
                 elif (base, target) in self._estimates:
@@ -139,7 +139,8 @@ class Deltas:
         self._estimates[base, target] = cost
         return cost
 
-    async def _is_settled(self, base: bytes, target: bytes) -> bool:
+    async def is_settled(self, base: bytes, target: bytes) -> bool:
+        """Whether this delta was made, or is known to be not worth making."""
         async with self._database.read() as session:
             return await session.get(DeltaRow, (base, target)) is not None
 

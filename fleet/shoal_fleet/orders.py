@@ -18,13 +18,14 @@ from shoal_broker.session import Lane, Session
 from shoal_contract import cbor, envelope, messages
 from shoal_contract.errors import ContractError
 from shoal_contract.messages import MAX_MESSAGE_BYTES, Command, State
-from shoal_contract.topics import Topics
+from shoal_contract.topics import EVERYBODY, Topics
+from shoal_fleet.audience import Audience
 from shoal_fleet.clock import now_ms
 from shoal_fleet.command_views import SENT
 from shoal_fleet.database import Database
 from shoal_fleet.errors import RequestError
 from shoal_fleet.issuer import Issuer
-from shoal_fleet.selection import parse_group, topic_group
+from shoal_fleet.selection import topic_group
 from shoal_fleet.tables import CommandHistoryRow, CommandRow
 
 log = structlog.get_logger(__name__)
@@ -96,18 +97,19 @@ class Orders:
         log.info("command sent", command=command.id.hex(), node=node, op=order.op)
         return self._ordered(command.id, payload, node)
 
-    async def send_to_group(self, group: str, nodes: Sequence[str], order: Order) -> bytes:
-        """The same for every one of these nodes, which are the members of `group` now.
+    async def send_to_many(self, audience: Audience, nodes: Sequence[str], order: Order) -> bytes:
+        """The same for every one of these nodes, who are meant by `audience` now.
 
-        Where the group has a topic the command is published once. A member that does not answer is
+        Where a group has a topic the command is published once. A member that does not answer is
         told itself, and does what it is told once, however often it hears of it. Returns the id.
 
         Raises:
             RequestError: it cannot be said in a message.
         """
         command, payload = _command(order)
-        topic = topic_group(parse_group(group))
-        await self._record(command, nodes, group=group or "all")
+        group = audience.where or audience.group or EVERYBODY
+        topic = None if audience.is_settled else topic_group(dict(audience.labels))
+        await self._record(command, nodes, group=group)
         if topic is not None:
             address = self._topics.group_commands(topic)
             await self._session.publish(

@@ -2,34 +2,37 @@
 
 A release goes out in waves. A wave is a number of leases; a node claims one when it is ready, so a
 node that is offline neither blocks a wave nor holds a stale permission. The next wave opens when nine
-tenths of the last are resolved and those who have not answered could all fail without it being strange.
-Failures that speak against the release hold the rollout for a person; more of them stop it. A node that
-never answers counts as a failure. Each class of hardware is judged by itself, too.
+tenths of the last are resolved, those who have not answered could all fail without it being strange
+(`rollout_gate`), and the deltas from what waiting nodes have are built. Failures that speak against the
+release (`rollout_evidence`) hold the rollout for a person; more of them stop it. A node that never answers
+counts as a failure. Who is ready (online, in its window, with what the release requires) is `admission`'s business.
 
 A step costs what changes, not what the fleet numbers: it reads the `Roster` and tells what to put there.
 """
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final, assert_never
 
 import msgspec
 
-from shoal_fleet.chances import chance_of_at_least, evidence, upper_share
+from shoal_fleet import rollout_persons as persons
+from shoal_fleet.rollout_evidence import FEW, HOLD_AT, STOP_AT, against, in_words
+from shoal_fleet.rollout_gate import first_wave, gate, next_size, worst_share
 from shoal_fleet.rollout_roster import Roster
 from shoal_fleet.rollout_state import (
-    Action,
+    Approval,
+    Approve,
+    Deed,
     Event,
     Fails,
+    Frozen,
     Joined,
     Member,
-    Note,
     Offer,
-    Options,
+    Pause,
+    Prepare,
     Prepared,
     Ready,
-    Recall,
     Resume,
     Rollout,
     Serves,
@@ -38,53 +41,29 @@ from shoal_fleet.rollout_state import (
     Stop,
     Tick,
 )
+from shoal_fleet.rollout_turn import Outcome, Turn
 
-GATE_SHARE: Final = 0.9
-TOLERATED_SHARE: Final = 0.02
-HOLD_AT: Final = 50.0
-"""Of rollouts of a good release, at most one in so many is ever held."""
-STOP_AT: Final = 200.0
-FEW: Final = 10
-"""While fewer nodes have started, figures say nothing: any failure is a person's business."""
-STRANGE_BELOW: Final = 0.2
-"""Failures that are less likely than this are strange: a wave waits for its slow nodes while all of them
-failing would be, and the next one is no larger while those that have failed are."""
-DOUBT: Final = 0.2
-"""How sure a wave's size is that the release is no worse than it takes it to be: 1 - DOUBT."""
-CANARY_SHARE: Final = 0.02
-CANARY_MOST: Final = 20
-CANARY_LEAST: Final = 6
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a step makes of a rollout: `changes` belong into the roster, `actions` are to be done."""
-
-    rollout: Rollout
-    changes: Mapping[str, Member]
-    actions: tuple[Action, ...]
-
-    @property
-    def is_empty(self) -> bool:
-        """Nothing has changed but, perhaps, the time that does not count."""
-        return not self.changes and not self.actions
+_JUDGED: Final = frozenset(status for status in Status if status.is_open)
+_NAMED: Final = 3
+"""So many nodes a note names before it counts the rest."""
 
 
 def step(rollout: Rollout, roster: Roster, event: Event, now_ms: int) -> Outcome:
     """What the rollout becomes by this event, and what is to be done. The roster stays as it is.
 
-    A final rollout stays as it is. An event about a node that is no member changes nothing.
+    A final rollout stays as it is, but for going back. An event about a node that is no member changes nothing.
     """
-    if not rollout.status.is_open:
+    if not rollout.status.is_open and not (isinstance(event, Stop) and event.back):
         return Outcome(rollout, {}, ())
-    turn = _Turn(rollout, roster, now_ms)
-    turn.take(event)
-    turn.judge()
+    turn = Turn(rollout, roster, now_ms)
+    _take(turn, event)
+    _judge(turn)
     if isinstance(event, Ready):
-        turn.offer(event.nodes)
+        _offer(turn, event.nodes)
     # Resuming opens nothing by itself: the gate is passed anew at the next event.
     if not isinstance(event, Resume):
-        turn.advance()
+        was_preparing = rollout.status is Status.PREPARING
+        _advance(turn, is_prepared=was_preparing and isinstance(event, Prepared))
     return turn.outcome()
 
 
@@ -96,276 +75,234 @@ def uncounted(rollout: Rollout, passed_ms: int) -> Rollout:
     return msgspec.structs.replace(rollout, unheard_ms=rollout.unheard_ms + passed_ms)
 
 
-def first_wave(options: Options, nodes: int) -> int:
-    """How many leases the first wave has."""
-    if options.first_wave is not None:
-        return options.first_wave
-    return max(CANARY_LEAST, min(CANARY_MOST, math.ceil(CANARY_SHARE * nodes)))
+def _take(turn: Turn, event: Event) -> None:
+    match event:
+        case Prepared():
+            if turn.status is Status.PREPARING:
+                turn.status = Status.RUNNING
+        case Joined(nodes):
+            _join(turn, nodes)
+        case Serves(node):
+            _serves(turn, node)
+        case Fails(node, reason):
+            _fails(turn, node, reason)
+        case Ready():
+            # The rules below look at who is ready.
+            pass
+        case Tick():
+            persons.thaw(turn)
+        case _:
+            _take_from_a_person(turn, event)
 
 
-class _Turn:
-    """One step under way: what has changed so far lies over the roster."""
+def _take_from_a_person(turn: Turn, event: Pause | Resume | Approve | Frozen | Stop) -> None:
+    match event:
+        case Pause(reason, by):
+            persons.pause(turn, reason, by)
+        case Resume(by):
+            persons.resume(turn, by)
+        case Approve(by):
+            persons.approve(turn, by)
+        case Frozen(freeze):
+            persons.freeze(turn, freeze)
+        case Stop(reason, back, by):
+            persons.stop(turn, reason, back=back, by=by)
+        case _:
+            assert_never(event)
 
-    def __init__(self, rollout: Rollout, roster: Roster, now_ms: int) -> None:
-        self._before = rollout
-        self._roster = roster
-        self._now_ms = now_ms
-        self._changes: dict[str, Member] = {}
-        self._counts = roster.counts
-        self._status = rollout.status
-        self._reason = rollout.reason
-        self._wave = rollout.wave
-        self._wave_size = rollout.wave_size
-        self._newly_failed: list[str] = []
-        self._actions: list[Action] = []
 
-    def outcome(self) -> Outcome:
-        before = self._before
-        after = Rollout(
-            options=before.options,
-            status=self._status,
-            reason=self._reason,
-            wave=self._wave,
-            wave_size=self._wave_size,
-            unheard_ms=before.unheard_ms,
-        )
-        return Outcome(after, self._changes, tuple(self._actions))
+def _join(turn: Turn, nodes: Iterable[tuple[str, str]]) -> None:
+    for node, kind in nodes:
+        if turn.member(node) is None:
+            turn.put(node, Member(kind=kind))
 
-    # --- events
 
-    def take(self, event: Event) -> None:
-        match event:
-            case Prepared():
-                self.prepared()
-            case Joined(nodes):
-                self.join(nodes)
-            case Serves(node):
-                self.serves(node)
-            case Fails(node, reason):
-                self.fails(node, reason)
-            case Resume():
-                self.resume()
-            case Stop(reason, back):
-                self.stop(reason, back=back)
-            case Ready() | Tick():
-                # The rules below look at the clock and at who is ready.
-                pass
-            case _:
-                assert_never(event)
+def _serves(turn: Turn, node: str) -> None:
+    member = turn.member(node)
+    if member is None or member.standing in {Standing.SERVING, Standing.RECALLED}:
+        return
+    if member.standing is Standing.FAILED:
+        turn.note(Deed.SERVES, f"{node} serves it after all", {"node": node})
+    turn.put(
+        node,
+        msgspec.structs.replace(
+            member, standing=Standing.SERVING, resolved_ms=turn.now_ms, reason=""
+        ),
+    )
 
-    def prepared(self) -> None:
-        if self._status is Status.PREPARING:
-            self._status = Status.RUNNING
-            self._open_wave(first_wave(self._before.options, len(self._roster.members)))
 
-    def join(self, nodes: Iterable[tuple[str, str]]) -> None:
-        for node, kind in nodes:
-            if self._member(node) is None:
-                self._put(node, Member(kind=kind))
+def _fails(turn: Turn, node: str, reason: str) -> None:
+    member = turn.member(node)
+    if member is None:
+        return
+    if member.offered_ms is None:
+        if member.standing is Standing.WAITING:
+            # It failed this very release before: it is not offered it again.
+            turn.put(
+                node,
+                msgspec.structs.replace(
+                    member, standing=Standing.EXCLUDED, reason=reason, seen=True
+                ),
+            )
+        return
+    if member.standing not in {Standing.OFFERED, Standing.SERVING}:
+        return
+    turn.note(Deed.FAILED, f"{node} failed: {reason}", {"node": node, "wave": member.wave})
+    turn.newly_failed.append(node)
+    turn.put(
+        node,
+        msgspec.structs.replace(
+            member,
+            standing=Standing.FAILED,
+            resolved_ms=turn.now_ms,
+            reason=reason,
+            seen=False,
+        ),
+    )
 
-    def serves(self, node: str) -> None:
-        member = self._member(node)
-        if member is None or member.standing in {Standing.SERVING, Standing.RECALLED}:
+
+def _judge(turn: Turn) -> None:
+    """Overdue nodes, then whether to stop or hold."""
+    if turn.status not in _JUDGED:
+        return
+    _fail_overdue(turn)
+    if not turn.newly_failed:
+        return
+    weight = against(turn.counts)
+    text, figures = in_words(turn.counts, weight), turn.figures(evidence=round(weight, 3))
+    if weight >= STOP_AT:
+        persons.stop(turn, text, back=True)
+        return
+    why = ""
+    if turn.counts.unseen and weight >= HOLD_AT:
+        why = text
+    elif turn.counts.unseen and turn.before.options.hold_on_any:
+        why = f"{text}; any failure holds it"
+    elif turn.counts.unseen and turn.counts.all_started < FEW:
+        why = f"{text}; of fewer than {FEW} any failure holds it"
+    # A rollout that a person has paused stays paused: nobody is offered anything there, too.
+    if why and turn.status in {Status.RUNNING, Status.PREPARING, Status.AWAITING}:
+        _hold(turn, why, figures)
+    else:
+        text += f"; {HOLD_AT:g} holds it, {STOP_AT:g} stops it"
+        turn.note(Deed.WEIGHED, text, figures)
+
+
+def _fail_overdue(turn: Turn) -> None:
+    unheard_ms = turn.before.unheard_ms
+    overdue_s = turn.before.options.overdue_s
+    for node in turn.roster.offered():
+        member = turn.member(node)
+        if member is None or member.offered_ms is None:
+            continue
+        passed_ms = turn.now_ms - member.offered_ms - (unheard_ms - member.unheard_ms)
+        if passed_ms < overdue_s * 1000:
             return
-        if member.standing is Standing.FAILED:
-            self._note(f"{node} serves it after all")
-        self._put(
-            node,
-            msgspec.structs.replace(
-                member, standing=Standing.SERVING, resolved_ms=self._now_ms, reason=""
-            ),
-        )
+        if member.standing is Standing.OFFERED:
+            _fails(turn, node, f"no answer within {overdue_s:g} s")
 
-    def fails(self, node: str, reason: str) -> None:
-        member = self._member(node)
-        if member is None:
-            return
-        if member.offered_ms is None:
-            if member.standing is Standing.WAITING:
-                # It failed this very release before: it is not offered it again.
-                self._put(
-                    node,
-                    msgspec.structs.replace(
-                        member, standing=Standing.EXCLUDED, reason=reason, seen=True
-                    ),
-                )
-            return
-        if member.standing not in {Standing.OFFERED, Standing.SERVING}:
-            return
-        self._note(f"{node} failed: {reason}")
-        self._newly_failed.append(node)
-        self._put(
+
+def _hold(turn: Turn, why: str, figures: Mapping[str, float | str]) -> None:
+    node = turn.newly_failed[0]
+    turn.status = Status.HELD
+    turn.reason = f"{node} failed: {turn.changes[node].reason}"
+    if turn.counts.unseen > 1:
+        turn.reason += f" (and {turn.counts.unseen - 1} more)"
+    turn.note(Deed.HELD, f"held in wave {turn.wave}: {why}", figures)
+
+
+def _offer(turn: Turn, ready: frozenset[str]) -> None:
+    """Leases of the open wave to nodes that are ready, in order."""
+    if turn.status is not Status.RUNNING or turn.is_frozen:
+        return
+    free = turn.wave_size - turn.counts.leases.get(turn.wave, 0)
+    if free <= 0:
+        return
+    given: list[str] = []
+    for node in turn.roster.first_waiting(ready, free):
+        member = turn.member(node)
+        if member is None or member.standing is not Standing.WAITING:
+            continue
+        given.append(node)
+        turn.put(
             node,
             msgspec.structs.replace(
                 member,
-                standing=Standing.FAILED,
-                resolved_ms=self._now_ms,
-                reason=reason,
-                seen=False,
+                standing=Standing.OFFERED,
+                wave=turn.wave,
+                offered_ms=turn.now_ms,
+                unheard_ms=turn.before.unheard_ms,
             ),
         )
+        turn.actions.append(Offer(node))
+    if given:
+        names = ", ".join(given[:_NAMED])
+        if len(given) > _NAMED:
+            names += f" and {len(given) - _NAMED} more"
+        text = f"{len(given)} of {free} free leases of wave {turn.wave}: {names}"
+        turn.note(Deed.LEASES, text, turn.figures(given=len(given), free=free))
 
-    def resume(self) -> None:
-        if self._status is not Status.HELD:
-            return
-        for node, member in self._roster.members.items():
-            if member.standing is Standing.FAILED and not member.seen:
-                self._put(node, msgspec.structs.replace(member, seen=True))
-        self._status, self._reason = Status.RUNNING, ""
-        self._note(f"resumed in wave {self._wave}")
 
-    def stop(self, reason: str, *, back: bool) -> None:
-        self._status, self._reason = Status.STOPPED, reason
-        self._note(f"stopped: {reason}")
-        for node in self._roster.members:
-            member = self._changes.get(node) or self._roster.members[node]
-            if member.offered_ms is None:
-                continue
-            if member.standing is Standing.OFFERED or (
-                back and member.standing is Standing.SERVING
-            ):
-                self._put(node, msgspec.structs.replace(member, standing=Standing.RECALLED))
-                self._actions.append(Recall(node))
-            elif member.standing is Standing.FAILED:
-                self._actions.append(Recall(node))
+def _advance(turn: Turn, *, is_prepared: bool) -> None:
+    """The next wave, or the end."""
+    if turn.status is not Status.RUNNING:
+        return
+    counts = turn.counts
+    waiting, offered = counts.at(Standing.WAITING), counts.at(Standing.OFFERED)
+    if not waiting and not offered:
+        _end(turn)
+        return
+    if not waiting or turn.is_frozen:
+        return
+    if not gate(counts, turn.wave, turn.wave_size).is_passed:
+        return
+    if _needs_approval(turn):
+        turn.status = Status.AWAITING
+        what = "the first wave" if turn.wave == 0 else "the waves behind the canary"
+        turn.reason = f"{what} needs a second person's approval"
+        turn.note(Deed.APPROVAL, f"waits: {turn.reason}", turn.figures())
+    elif is_prepared:
+        _open_wave(turn)
+    else:
+        turn.status = Status.PREPARING
+        turn.actions.append(Prepare())
 
-    # --- rules
 
-    def judge(self) -> None:
-        """Overdue nodes, then whether to stop or hold."""
-        if self._status not in {Status.RUNNING, Status.HELD}:
-            return
-        self._fail_overdue()
-        if not self._newly_failed:
-            return
-        against = self._evidence()
-        if against >= STOP_AT:
-            self.stop(self._numbers(against), back=True)
-        elif self._status is Status.RUNNING and self._counts.unseen:
-            if against >= HOLD_AT:
-                self._hold(self._numbers(against))
-            elif self._before.options.hold_on_any or self._counts.all_started < FEW:
-                self._hold(f"{self._counts.unseen} failed")
+def _end(turn: Turn) -> None:
+    counts = turn.counts
+    serving, failed = counts.at(Standing.SERVING), counts.at(Standing.FAILED)
+    turn.status = Status.DONE
+    turn.reason = f"{serving} of {sum(counts.standing.values())} nodes serve it"
+    if failed:
+        turn.reason += f", {failed} failed"
+    turn.note(Deed.DONE, f"done: {turn.reason}", turn.figures(serving=serving))
 
-    def _fail_overdue(self) -> None:
-        unheard_ms = self._before.unheard_ms
-        overdue_s = self._before.options.overdue_s
-        for node in self._roster.offered():
-            member = self._member(node)
-            if member is None or member.offered_ms is None:
-                continue
-            passed_ms = self._now_ms - member.offered_ms - (unheard_ms - member.unheard_ms)
-            if passed_ms < overdue_s * 1000:
-                return
-            if member.standing is Standing.OFFERED:
-                self.fails(node, f"no answer within {overdue_s:g} s")
 
-    def _evidence(self) -> float:
-        """Against the release: half of it from the whole fleet, half from the classes of hardware."""
-        counts = self._counts
-        whole = evidence(counts.all_failures, counts.all_started, TOLERATED_SHARE)
-        kinds = sum(self._of_kind(kind) for kind in counts.failures) / len(counts.started)
-        return (whole + kinds) / 2
+def _needs_approval(turn: Turn) -> bool:
+    match turn.before.options.approval:
+        case Approval.NONE:
+            return False
+        case Approval.START:
+            return not turn.approved_by
+        case Approval.CANARY:
+            return turn.wave > 0 and not turn.approved_by
 
-    def _of_kind(self, kind: str) -> float:
-        counts = self._counts
-        return evidence(counts.failures.get(kind, 0), counts.started.get(kind, 0), TOLERATED_SHARE)
 
-    def _numbers(self, against: float) -> str:
-        """The failures in words, and those of one class where it is that class."""
-        counts = self._counts
-        failures, started = counts.all_failures, counts.all_started
-        text = f"{failures} of {started} started nodes failed"
-        worst = max(counts.failures, key=self._of_kind)
-        if len(counts.started) > 1 and self._of_kind(worst) > evidence(
-            failures, started, TOLERATED_SHARE
-        ):
-            text += f", {counts.failures[worst]} of {counts.started[worst]} that are {worst}"
-        return f"{text} (evidence {against:.3g} to 1 against it)"
-
-    def _hold(self, why: str) -> None:
-        node = self._newly_failed[0]
-        self._status = Status.HELD
-        self._reason = f"{node} failed: {self._changes[node].reason}"
-        if self._counts.unseen > 1:
-            self._reason += f" (and {self._counts.unseen - 1} more)"
-        self._note(f"held in wave {self._wave}: {why}")
-
-    def offer(self, ready: frozenset[str]) -> None:
-        """Leases of the open wave to nodes that are ready, in order."""
-        if self._status is not Status.RUNNING:
-            return
-        free = self._wave_size - self._counts.leases.get(self._wave, 0)
-        if free <= 0:
-            return
-        for node in self._roster.first_waiting(ready, free):
-            member = self._member(node)
-            if member is None or member.standing is not Standing.WAITING:
-                continue
-            self._put(
-                node,
-                msgspec.structs.replace(
-                    member,
-                    standing=Standing.OFFERED,
-                    wave=self._wave,
-                    offered_ms=self._now_ms,
-                    unheard_ms=self._before.unheard_ms,
-                ),
-            )
-            self._actions.append(Offer(node))
-
-    def advance(self) -> None:
-        """The next wave, or the end."""
-        if self._status is not Status.RUNNING:
-            return
-        counts = self._counts
-        waiting, offered = counts.at(Standing.WAITING), counts.at(Standing.OFFERED)
-        if not waiting and not offered:
-            serving, failed = counts.at(Standing.SERVING), counts.at(Standing.FAILED)
-            self._status = Status.DONE
-            self._reason = f"{serving} of {sum(counts.standing.values())} nodes serve it"
-            if failed:
-                self._reason += f", {failed} failed"
-            self._note(f"done: {self._reason}")
-            return
-        if not waiting or counts.leases.get(self._wave, 0) < self._wave_size:
-            return
-        if counts.resolved.get(self._wave, 0) < math.ceil(GATE_SHARE * self._wave_size):
-            return
-        if self._is_strange(counts.all_failures + offered) and offered:
-            return
-        self._open_wave(self._next_size())
-
-    def _next_size(self) -> int:
-        """As many as may be started when the release is as bad as it can still be taken to be."""
-        counts, options = self._counts, self._before.options
-        worst = upper_share(counts.all_failures, counts.all_started, DOUBT)
-        most = math.ceil(self._wave_size * options.factor)
-        if worst > TOLERATED_SHARE:
-            most = min(most, math.ceil(options.budget / (worst - TOLERATED_SHARE)))
-        return max(most, first_wave(options, len(self._roster.members)))
-
-    def _is_strange(self, failures: int) -> bool:
-        """Whether a tolerable release would rarely have so many."""
-        chance = chance_of_at_least(failures, self._counts.all_started, TOLERATED_SHARE)
-        return chance < STRANGE_BELOW
-
-    def _open_wave(self, size: int) -> None:
-        self._wave += 1
-        self._wave_size = size
-        self._note(f"wave {self._wave} opens with {size} leases")
-
-    def _member(self, node: str) -> Member | None:
-        return self._changes.get(node) or self._roster.members.get(node)
-
-    def _put(self, node: str, member: Member) -> None:
-        if not self._changes:
-            self._counts = self._counts.copy()
-        before = self._member(node)
-        if before is not None:
-            self._counts.add(before, -1)
-        self._changes[node] = member
-        self._counts.add(member)
-
-    def _note(self, text: str) -> None:
-        self._actions.append(Note(text))
+def _open_wave(turn: Turn) -> None:
+    options, nodes = turn.before.options, len(turn.roster.members)
+    failures, started = turn.counts.all_failures, turn.counts.all_started
+    if turn.wave == 0:
+        size, why = first_wave(options, nodes), f"the canary of {nodes} nodes"
+        figures = turn.figures(leases=size, nodes=nodes)
+    else:
+        size = next_size(options, nodes, turn.wave_size, failures, started)
+        passed = gate(turn.counts, turn.wave, turn.wave_size)
+        worst = worst_share(failures, started)
+        why = (
+            f"{passed.answered} of {passed.size} have answered, {failures} of {started} failed,"
+            f" so that at most {worst:.1%} would"
+        )
+        figures = turn.figures(leases=size, answered=passed.answered, worst=round(worst, 4))
+    turn.wave += 1
+    turn.wave_size = size
+    turn.note(Deed.WAVE, f"wave {turn.wave} opens with {size} leases: {why}", figures)

@@ -6,10 +6,11 @@ import msgspec
 from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from shoal_fleet.rollout import Outcome
+from shoal_fleet.clock import now_ms
 from shoal_fleet.rollout_roster import Roster
-from shoal_fleet.rollout_state import Member, Rollout, Standing
-from shoal_fleet.tables import RolloutMemberRow, RolloutRow
+from shoal_fleet.rollout_state import Member, Note, Rollout, Standing
+from shoal_fleet.rollout_turn import Outcome
+from shoal_fleet.tables import DecisionRow, RolloutMemberRow, RolloutRow
 
 
 def state_of(row: RolloutRow) -> Rollout:
@@ -48,6 +49,20 @@ async def add_members(session: AsyncSession, rollout_id: int, roster: Roster) ->
         for place, (node, member) in enumerate(roster.members.items())
     ]
     await session.execute(insert(RolloutMemberRow), rows)
+
+
+def add_decision(session: AsyncSession, rollout_id: int, note: Note) -> None:
+    """Write a decision down."""
+    session.add(
+        DecisionRow(
+            rollout=rollout_id,
+            at_ms=now_ms(),
+            deed=note.deed.value,
+            text=note.text,
+            figures=dict(note.figures),
+            by=note.by,
+        )
+    )
 
 
 async def save(

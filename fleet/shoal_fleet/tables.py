@@ -200,12 +200,16 @@ class WantedRow(FleetBase):
 
 
 class RolloutRow(FleetBase):
-    """A rollout; `state` is the engine's own state as JSON, without the nodes."""
+    """A rollout; `state` is the engine's own state as JSON, without the nodes.
+
+    `group` names its nodes, or the label `expression` did when it was started.
+    """
 
     __tablename__ = "rollouts"
     id: Mapped[int] = mapped_column(primary_key=True)
     release: Mapped[bytes] = mapped_column(ForeignKey("releases.id"))
     group: Mapped[str]
+    expression: Mapped[str] = mapped_column(default="")
     status: Mapped[str] = mapped_column(index=True)
     state: Mapped[bytes] = mapped_column(LargeBinary)
     created_ms: Mapped[int]
@@ -230,13 +234,29 @@ class RolloutMemberRow(FleetBase):
 
 
 class DecisionRow(FleetBase):
-    """One decision of a rollout with its reason."""
+    """One decision of a rollout: its kind, its reason, the figures behind it, and the person whose it is."""
 
     __tablename__ = "decisions"
     id: Mapped[int] = mapped_column(primary_key=True)
     rollout: Mapped[int] = mapped_column(ForeignKey("rollouts.id"), index=True)
     at_ms: Mapped[int]
+    deed: Mapped[str] = mapped_column(default="")
     text: Mapped[str]
+    figures: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    by: Mapped[str] = mapped_column(default="")
+
+
+class FreezeRow(FleetBase):
+    """A time in which no rollout goes on; `until_ms` NULL: until it is ended, `ended_ms` NULL: it was not."""
+
+    __tablename__ = "freezes"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    reason: Mapped[str]
+    by: Mapped[str]
+    begun_ms: Mapped[int]
+    until_ms: Mapped[int | None]
+    ended_ms: Mapped[int | None]
+    ended_by: Mapped[str] = mapped_column(default="")
 
 
 class MandateRow(FleetBase):

@@ -6,11 +6,11 @@ It makes nothing and changes nothing. Costs are bytes that boards receive; the b
 from collections.abc import Mapping
 from typing import Any
 
+from shoal_fleet.audience import Audience
 from shoal_fleet.deltas import DeltaCost, Deltas
 from shoal_fleet.model_files import NO_MODEL, model_files
 from shoal_fleet.registry import Registry
 from shoal_fleet.releases import Release, Releases
-from shoal_fleet.selection import belongs, parse_group
 
 
 class UpdateCosts:
@@ -21,15 +21,13 @@ class UpdateCosts:
         self._releases = releases
         self._deltas = deltas
 
-    async def of(self, release: Release, group: str) -> dict[str, Any]:
-        """The cost of bringing `release` to the boards that are in the group now.
+    async def of(self, release: Release, audience: Audience) -> dict[str, Any]:
+        """The cost of bringing `release` to the boards that are meant now.
 
         Raises:
-            RequestError: the group is none.
             StateError: a file of the release is gone from the store.
         """
-        wanted = parse_group(group)
-        members = [node for node in self._registry.nodes.values() if belongs(node.labels, wanted)]
+        members = [node for node in self._registry.nodes.values() if audience.has(node)]
         boards = model_files(members, release.name)
         sizes = {
             ref.digest: ref.size_bytes
@@ -52,7 +50,8 @@ class UpdateCosts:
         return {
             "release": release.id.hex(),
             "title": release.title,
-            "group": group,
+            "group": audience.group,
+            "where": audience.where,
             "full_bytes": full_bytes,
             # The manifest, release.toml and the golden inputs: for every board, with or without a delta.
             "other_bytes": sum(sizes.values()),

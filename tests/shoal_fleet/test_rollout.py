@@ -3,15 +3,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal_fleet.rollout import first_wave, step, uncounted
-from shoal_fleet.rollout_roster import Counts, Roster
+from shoal_fleet.rollout import step, uncounted
+from shoal_fleet.rollout_gate import first_wave
+from shoal_fleet.rollout_roster import Counts, Roster, due_key
 from shoal_fleet.rollout_state import (
+    Approval,
+    Approve,
     Fails,
+    Freeze,
+    Frozen,
     Joined,
     Member,
     Note,
     Offer,
     Options,
+    Pause,
+    Prepare,
     Prepared,
     Ready,
     Recall,
@@ -53,6 +60,7 @@ class Run:
         self.offered: list[str] = []
         self.recalled: list[str] = []
         self.notes: list[str] = []
+        self.prepares = True
 
     def feed(self, event, *, after_s: float = 0) -> "Run":
         self.now_ms += round(after_s * 1000)
@@ -69,6 +77,8 @@ class Run:
                     self.recalled.append(node)
                 case Note(text):
                     self.notes.append(text)
+                case Prepare() if self.prepares:
+                    self.feed(Prepared())
         return self
 
     def ready(self, *names: str) -> "Run":
@@ -163,7 +173,9 @@ def test_a_failure_that_may_be_chance_is_written_down_and_the_rollout_goes_on():
     run = started(400, first_wave=20).ready()
     run.feed(Fails("n0", "golden outputs differ"))
     assert run.state.status is Status.RUNNING
-    assert run.notes[-1] == "n0 failed: golden outputs differ"
+    assert run.notes[-2] == "n0 failed: golden outputs differ"
+    assert run.notes[-1].startswith("1 of 20 started nodes failed (evidence ")
+    assert run.notes[-1].endswith("50 holds it, 200 stops it")
 
 
 def test_of_fewer_than_ten_nodes_any_failure_holds():
@@ -304,7 +316,115 @@ def test_the_state_survives_a_restart_as_json():
     assert msgspec.json.decode(msgspec.json.encode(run.state), type=Rollout) == run.state
 
 
+def test_every_wave_waits_until_the_deltas_from_what_is_out_there_are_built():
+    run = started(40, first_wave=6).ready()
+    run.prepares = False
+    for name in run.offered:
+        run.feed(Serves(name))
+    run.ready()
+    assert (run.state.status, run.state.wave, len(run.offered)) == (Status.PREPARING, 1, 6)
+    run.feed(Prepared()).ready()
+    assert (run.state.wave, len(run.offered) > 6) == (2, True)
+
+
+def test_a_failure_while_deltas_are_built_still_holds_and_the_wave_does_not_open():
+    run = started(40, first_wave=6).ready()
+    run.prepares = False
+    for name in run.offered:
+        run.feed(Serves(name))
+    run.feed(Fails("n0", "error rate")).feed(Prepared())
+    assert (run.state.status, run.state.wave) == (Status.HELD, 1)
+
+
+def test_a_paused_rollout_offers_nothing_and_goes_on_where_it_was():
+    run = started(40, first_wave=6).ready("n0").feed(Pause("visitors", by="anna")).ready()
+    assert (run.state.status, run.state.reason) == (Status.PAUSED, "visitors")
+    assert run.offered == ["n0"]
+    run.feed(Serves("n0")).feed(Resume(by="anna"))
+    assert (run.state.status, run.state.wave) == (Status.RUNNING, 1)
+    assert run.ready().offered == ["n0", "n1", "n2", "n3", "n4", "n5"]
+
+
+def test_a_rollout_that_was_paused_before_its_first_wave_opens_it_after_resuming():
+    run = Run(9, first_wave=2).feed(Pause()).feed(Prepared()).ready()
+    assert (run.state.status, run.offered) == (Status.PAUSED, [])
+    run.feed(Resume())
+    assert run.state.wave == 0
+    run.feed(Tick()).ready()
+    assert run.offered == ["n0", "n1"]
+
+
+def test_failures_stop_a_paused_rollout_too():
+    run = started(40, first_wave=6).ready().feed(Pause())
+    for name in ("n0", "n1", "n2"):
+        run.feed(Fails(name, "x"))
+    assert run.state.status is Status.STOPPED
+
+
+def test_nothing_is_offered_and_no_wave_opens_while_the_fleet_is_frozen():
+    run = started(40, first_wave=6).ready("n0", "n1", "n2", "n3", "n4")
+    run.feed(Frozen(Freeze(reason="Christmas", by="anna"))).ready()
+    assert len(run.offered) == 5
+    for name in run.offered:
+        run.feed(Serves(name))
+    assert run.state.wave == 1
+    run.feed(Frozen(None)).ready()
+    assert len(run.offered) == 6
+    run.feed(Frozen(Freeze())).feed(Serves("n5")).ready()
+    assert (run.state.wave, len(run.offered)) == (1, 6)
+    run.feed(Frozen(None)).ready()
+    assert run.state.wave == 2
+
+
+def test_a_freeze_ends_by_the_clock():
+    run = Run(4, first_wave=2).feed(Frozen(Freeze(until_ms=60_000))).feed(Prepared()).ready()
+    assert run.offered == []
+    run.feed(Tick(), after_s=61).ready()
+    assert run.offered == ["n0", "n1"]
+    assert "the freeze is over" in run.notes
+
+
+def test_an_emergency_goes_out_in_a_frozen_fleet():
+    run = Run(4, first_wave=2, overrides_freeze=True).feed(Frozen(Freeze(reason="Christmas")))
+    assert run.feed(Prepared()).ready().offered == ["n0", "n1"]
+    assert "the fleet is frozen: Christmas (this rollout goes on)" in run.notes
+
+
+def test_the_first_wave_waits_for_a_second_person():
+    run = Run(9, first_wave=2, approval=Approval.START).feed(Prepared()).ready()
+    assert (run.state.status, run.offered) == (Status.AWAITING, [])
+    run.feed(Approve("bert")).ready()
+    assert (run.state.approved_by, run.offered) == ("bert", ["n0", "n1"])
+
+
+def test_the_waves_behind_the_canary_wait_for_a_second_person():
+    run = started(40, first_wave=6, approval=Approval.CANARY).ready()
+    for name in run.offered:
+        run.feed(Serves(name))
+    run.ready()
+    assert (run.state.status, len(run.offered)) == (Status.AWAITING, 6)
+    run.feed(Approve("bert")).ready()
+    assert run.state.wave == 2
+
+
+def test_who_has_approved_already_is_not_asked_again():
+    run = started(40, first_wave=6, approval=Approval.CANARY).feed(Approve("bert")).ready()
+    for name in run.offered:
+        run.feed(Serves(name))
+    assert run.ready().state.wave == 2
+
+
+def test_a_rollout_that_is_done_can_still_go_back():
+    run = started(2, first_wave=2).ready().feed(Serves("n0")).feed(Serves("n1"))
+    assert run.state.status is Status.DONE
+    run.feed(Stop("wrong labels", back=True, by="anna"))
+    assert (run.state.status, run.recalled) == (Status.STOPPED, ["n0", "n1"])
+
+
 EVENTS = st.one_of(
+    st.builds(Frozen, st.sampled_from([None, Freeze(), Freeze(until_ms=300_000)])),
+    st.builds(Pause),
+    st.builds(Approve, st.just("bert")),
     st.builds(Serves, st.sampled_from([f"n{i}" for i in range(12)])),
     st.builds(Fails, st.sampled_from([f"n{i}" for i in range(12)]), st.just("x")),
     st.builds(Ready, st.frozensets(st.sampled_from([f"n{i}" for i in range(12)]))),
@@ -318,9 +438,12 @@ EVENTS = st.one_of(
     st.integers(1, 12),
     st.integers(1, 6),
     st.lists(st.tuples(EVENTS, st.integers(0, 60)), max_size=80),
+    st.sampled_from(Approval),
+    st.booleans(),
 )
-def test_whatever_happens_the_rules_hold(nodes, size, events):
-    run = Run(nodes, first_wave=size)
+def test_whatever_happens_the_rules_hold(nodes, size, events, approval, overrides):
+    run = Run(nodes, first_wave=size, approval=approval, overrides_freeze=overrides)
+    run.prepares = False
     for event, after_s in events:
         before, offered = run.state, len(run.offered)
         members = dict(run.roster.members)
@@ -332,6 +455,13 @@ def test_whatever_happens_the_rules_hold(nodes, size, events):
             assert isinstance(event, Ready)
             assert set(new) <= event.nodes
             assert all(members[node].standing is Standing.WAITING for node in new)
+        # A freeze and a person that was not asked stop both; a wave opens when its deltas are there.
+        if new or run.state.wave > before.wave:
+            assert overrides or before.freeze is None or not before.freeze.holds_at(run.now_ms)
+            assert approval is not Approval.START or before.approved_by
+        if run.state.wave > before.wave:
+            assert (before.status, event) == (Status.PREPARING, Prepared())
+            assert approval is Approval.NONE or before.wave == 0 or before.approved_by
         in_wave = [m for m in run.roster.members.values() if m.wave and m.wave == run.state.wave]
         assert len(in_wave) <= run.state.wave_size
         # A wave opens only when the last one is claimed and nine tenths of it are resolved.
@@ -346,5 +476,10 @@ def test_whatever_happens_the_rules_hold(nodes, size, events):
         for name, value in counted.items():
             fresh = getattr(anew.counts, name)
             assert value == fresh or {k: v for k, v in value.items() if v} == fresh
-        assert list(run.roster.offered()) == list(anew.offered())
+        # Who was offered it in the same moment may come in any order.
+        due = [
+            [due_key(each.members[node]) for node in each.offered()] for each in (run.roster, anew)
+        ]
+        assert due[0] == due[1]
+        assert set(run.roster.offered()) == set(anew.offered())
         assert len(run.offered) == len(set(run.offered))

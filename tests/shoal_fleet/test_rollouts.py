@@ -8,7 +8,7 @@ from shoal_broker.server import Broker, BrokerConfig
 from shoal_broker.session import Session, SessionConfig
 from shoal_contract.messages import BlobRef, DeltaOffer, ModelState, Phase
 from shoal_contract.topics import Topics
-from shoal_fleet import digits, rollouts
+from shoal_fleet import digits, rollout_driver
 
 
 async def start(site, release, **body):
@@ -156,8 +156,8 @@ async def test_the_time_in_which_nobody_could_hear_the_nodes_does_not_count_agai
         nodes = await site.nodes(3, mute=True)
         rollout = await start(site, "digits@1.0.0", overdue_s=600)
         await site.until(lambda: all(node.wanted is not None for node in nodes))
-    later_ms = rollouts.now_ms() + 3_600_000
-    monkeypatch.setattr(rollouts, "now_ms", lambda: later_ms)
+    later_ms = rollout_driver.now_ms() + 3_600_000
+    monkeypatch.setattr(rollout_driver, "now_ms", lambda: later_ms)
     async with quiet_site.controlled() as site:
         for node in nodes:
             node.mute = False
