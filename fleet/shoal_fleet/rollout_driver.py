@@ -258,7 +258,8 @@ class RolloutDriver:
 
     async def _take(self, opened: OpenRollout, event: Event, now: int) -> None:
         outcome = step(opened.state, opened.roster, event, now)
-        if outcome.is_empty:
+        # A wave whose deltas are built and that may not open yet changes the status and nothing else.
+        if outcome.is_empty and outcome.rollout == opened.state:
             return
         async with self._database.write() as session:
             await save(session, opened.id, outcome, opened.roster, at_ms=now_ms())

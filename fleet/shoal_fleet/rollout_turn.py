@@ -21,7 +21,7 @@ class Outcome:
 
     @property
     def is_empty(self) -> bool:
-        """Nothing has changed but, perhaps, the time that does not count."""
+        """No node stands elsewhere and nothing is to be done; the status may have changed."""
         return not self.changes and not self.actions
 
 

@@ -94,7 +94,7 @@ async def test_a_restart_at_any_moment_finds_the_rollout_as_it_was_and_goes_on_a
             assert repeated.rollout == outcome.rollout
             assert repeated.changes == outcome.changes
             assert repeated.actions == outcome.actions
-            if not outcome.is_empty:
+            if not outcome.is_empty or outcome.rollout != state:
                 async with database.write() as session:
                     await save(session, row.id, outcome, roster, at_ms=now_ms)
                 state = outcome.rollout
