@@ -57,7 +57,7 @@ async def test_an_expression_is_asked_when_the_rollout_starts_and_not_again(site
     assert empty.status_code == 400
 
 
-async def test_a_frozen_fleet_gets_nothing_but_emergencies_until_it_is_thawed(quiet_site):
+async def test_a_frozen_fleet_gets_nothing_but_emergencies_until_it_is_thawed(quiet_site, tmp_path):
     async with quiet_site.controlled() as site:
         await site.add_release(digits.release_dir(1))
         nodes = await site.nodes(2)
@@ -79,10 +79,11 @@ async def test_a_frozen_fleet_gets_nothing_but_emergencies_until_it_is_thawed(qu
         texts = [entry["text"] for entry in done["decisions"] if entry["deed"] == "frozen"]
         assert texts == ["the fleet is frozen: Christmas", "the freeze was ended"]
         await ask(site, "/api/freeze", {"reason": "again"})
-        two = await site.add_release(digits.release_dir(2))
-        second = await start(site, two["title"], overrides_freeze=True)
+        # Of another model: there is no delta to wait for.
+        await site.add_release(requiring(tmp_path, "hotfix", ""))
+        second = await start(site, "hotfix@1.0.0", overrides_freeze=True)
         await site.rollout(second, "done")
-        assert all(serves(node, two["version"]) for node in nodes)
+        assert all("hotfix" in node.models for node in nodes)
         await site.api.delete("/api/freeze")
         gone = await site.api.delete("/api/freeze")
         assert gone.status_code == 409
@@ -188,14 +189,17 @@ async def test_a_window_that_is_closed_keeps_everybody_waiting(site):
 
 async def test_a_rollout_that_is_done_goes_back(site):
     await site.add_release(digits.release_dir(1))
-    two = await site.add_release(digits.release_dir(2))
     (node,) = await site.nodes(1)
-    await site.rollout(await start(site, "digits@1.0.0"), "done")
-    second = await start(site, two["title"])
-    await site.rollout(second, "done")
-    found = await ask(site, f"/api/rollouts/{second}/back")
+    rollout = await start(site, "digits@1.0.0")
+    await site.rollout(rollout, "done")
+    assert serves(node, "1.0.0")
+    found = await ask(site, f"/api/rollouts/{rollout}/back")
     assert (found["status"], found["counts"]["recalled"]) == ("stopped", 1)
-    await site.until(lambda: serves(node, "1.0.0"))
+    assert found["decisions"][-1]["text"] == "stopped: by anna (nodes that serve it go back)"
+    # It had none before.
+    await site.until(lambda: not node.models)
+    unknown = await site.api.post("/api/rollouts/9/back")
+    assert unknown.status_code == 404
 
 
 async def test_every_decision_is_explained_in_order_with_its_figures(site, monkeypatch):
