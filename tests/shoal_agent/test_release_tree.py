@@ -32,7 +32,9 @@ def test_a_folder_without_release_json_is_no_tree(tmp_path):
     assert running_version(package_in(tmp_path / BUILD)) == shoal_agent.__version__
 
 
-@pytest.mark.parametrize("name", ["two words", "9.9.9", f"{BUILD}+", f"{shoal_agent.__version__}+é"])
+@pytest.mark.parametrize(
+    "name", ["two words", "9.9.9", f"{BUILD}+", f"{shoal_agent.__version__}+é"]
+)
 def test_a_name_that_does_not_begin_with_the_version_counts_for_nothing(tmp_path, name):
     package = package_in(tmp_path / name)
     (tmp_path / name / "release.json").write_text("{}")

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0006_registry"
-down_revision: str | None = "0004_baseline"
+down_revision: str | None = "0005_rollouts"
 
 
 def upgrade() -> None:
