@@ -49,7 +49,7 @@ bench-infer-http: setup serving-peers ## measure the local API beside LitServe a
 bench-delta: setup delta-corpus ## measure the model delta beside fourteen other tools (about an hour; MINILM=1: with MiniLM)
 	@$(PY) bench/run.py --area delta-pairs $(ARGS)
 
-bench-infer: setup $(if $(MINILM),minilm-env) ## measure the inference engine against its goals (about 15 minutes; MINILM=1: with MiniLM)
+bench-infer: setup $(if $(MINILM),minilm-env) ## measure the inference engine against its goals (about 25 minutes; MINILM=1: with MiniLM)
 	@$(PY) bench/run.py --area infer --area infer-int8 --area infer-mqtt --area infer-memory $(ARGS)
 
 delta-corpus:

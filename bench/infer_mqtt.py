@@ -28,7 +28,7 @@ COLUMNS = (
 
 def run(options: Options, say: Callable[[str], None]) -> Table:
     """Measure without and with loss, in shuffled rounds."""
-    seconds = 15.0 if options.is_quick else 60.0
+    seconds = 15.0 if options.is_quick else 30.0
     title = "infer-mqtt: from a request over MQTT to its answer"
     if refused := _refusal(options.folder):
         reason = f"everything: no network that loses packets can be made here ({refused})"

@@ -121,11 +121,15 @@ class Router:
             NobodyServesError: what each that was asked said.
         """
         here = partial(self._engine.infer, model, inputs, outputs=outputs, priority=priority)
-        tensors = partial(remote.as_parts, inputs)
+
+        def request() -> InferRequest:
+            tensors = remote.as_parts(inputs)
+            return InferRequest(b"", model, [], tensors=tensors, outputs=list(outputs))
+
         return await self._serve(
             model,
             here,
-            lambda: InferRequest(b"", model, [], tensors=tensors(), outputs=list(outputs)),
+            request,
             partial(remote.tensors_in, wanted=frozenset(outputs)),
             deadline_s=deadline_s,
             hops=hops,
@@ -151,8 +155,7 @@ class Router:
 
         Raises:
             BadInputError: the items do not fit the model.
-            DeadlineError: this node accepted it and was not done in time.
-            NobodyServesError: what each that was asked said.
+            InferenceError: as `infer`.
         """
         return await self._serve(
             model,
