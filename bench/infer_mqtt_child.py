@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import signal
 import sys
 import time
 from contextlib import ExitStack
@@ -86,6 +87,8 @@ async def ask(port: int, seconds: float, draw: random.Random) -> dict[str, float
 
 def main(arguments: list[str]) -> int:
     """Put it together. What this machine does not allow is said on stdout, as `refused`."""
+    # As an exception, so that broker, agent and wire are ended on the way out.
+    signal.signal(signal.SIGTERM, _end)
     loss, seconds, seed, folder = arguments
     home = Path(folder)
     (home / "state").mkdir(mode=0o700)
@@ -110,6 +113,10 @@ def main(arguments: list[str]) -> int:
         return 0
     sys.stdout.write(json.dumps(took) + "\n")
     return 0
+
+
+def _end(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":
