@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from shoal_broker.session import Session, SessionConfig
-from shoal_contract import cbor, envelope
+from shoal_contract import cbor, envelope, messages
 from shoal_contract.messages import Phase
 from shoal_contract.topics import Topics
 from shoal_fleet import digits
@@ -39,7 +39,9 @@ class FirstWanted(msgspec.Struct, array_like=True, frozen=True, tag=7):
 
 def newer(message: str) -> bytes:
     """The same with two fields more at the end."""
-    fields = cbor.decode(bytes.fromhex(message), max_bytes=4096)
+    # With every field of today first: what is new comes behind.
+    today = messages.encode(messages.decode(bytes.fromhex(message)))
+    fields = cbor.decode(today, max_bytes=4096)
     return cbor.encode([*fields, "a field of tomorrow", {"and": 1}])
 
 
