@@ -166,6 +166,30 @@ def test_a_file_is_no_device_and_a_missing_one_is_said(tmp_path: Path) -> None:
         device.read_facts(tmp_path / "none")
 
 
+def test_what_uses_a_disk_or_a_part_of_it_is_found(tmp_path: Path) -> None:
+    block = tmp_path / "block/sdx"
+    for part in ("sdx1", "sdx2"):
+        (block / part / "holders").mkdir(parents=True)
+        (block / part / "partition").write_text("1\n")
+    (block / "queue").mkdir()
+    (block / "removable").write_text("1\n")
+    (block / "size").write_text("2048\n")
+    (tmp_path / "mounts").write_text("/dev/sda1 / ext4 rw 0 0\n")
+    (tmp_path / "swaps").write_text("Filename Type Size Used Priority\n")
+
+    def facts(name: str = "sdx"):
+        return device.kernel_facts(Path("/dev") / name, sys=tmp_path, proc=tmp_path)
+
+    assert facts() == device.Facts("/dev/sdx", True, True, True, (), MIB)
+    assert not facts("sdx1").is_whole_disk
+    (tmp_path / "mounts").write_text("/dev/sdx1 /home ext4 rw 0 0\n")
+    (tmp_path / "swaps").write_text("Filename\n/dev/sdx partition 1 0 -2\n")
+    (block / "sdx2/holders/dm-0").mkdir()
+    assert facts().in_use_by == ("/home", "swap", "dm-0")
+    (block / "removable").write_text("0\n")
+    assert not facts().removable
+
+
 def test_an_image_is_written_and_what_follows_it_stays(tmp_path: Path) -> None:
     image, card = tmp_path / "image", tmp_path / "card"
     image.write_bytes(os.urandom(5 * MIB + 17))

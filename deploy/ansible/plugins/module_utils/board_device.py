@@ -29,16 +29,23 @@ class Facts:
     size_bytes: int
 
 
-def read_facts(device: Path, *, sys: Path = Path("/sys"), proc: Path = Path("/proc")) -> Facts:
+def read_facts(device: Path) -> Facts:
     """Look at a device without opening it. Raises DiskError: it is not there."""
     try:
         mode = device.stat().st_mode
     except OSError as exc:
         raise DiskError(f"{device}: {exc.strerror}") from exc
+    if not stat.S_ISBLK(mode):
+        return Facts(str(device), False, False, False, (), 0)
+    return kernel_facts(device)
+
+
+def kernel_facts(device: Path, *, sys: Path = Path("/sys"), proc: Path = Path("/proc")) -> Facts:
+    """What `sys` and `proc` say of a block device, by its name."""
     name = device.resolve().name
     block = sys / "block" / name
-    if not stat.S_ISBLK(mode) or not block.is_dir():
-        return Facts(str(device), stat.S_ISBLK(mode), False, False, (), 0)
+    if not block.is_dir():
+        return Facts(str(device), True, False, False, (), 0)
     removable = (block / "removable").read_text().strip() == "1"
     # A card in a reader is removable; a USB disk says 0 and hangs on a bus that can be unplugged.
     removable = removable or "/usb" in str(block.resolve())
