@@ -94,7 +94,7 @@ def _user_data(board: Board, settings: Settings) -> dict[str, object]:
     seed = FORMS[settings.form]
     found = "true"
     if settings.form == "cidata":
-        found = f"mkdir -p {seed} && {{ mountpoint -q {seed} || mount -o ro,umask=077 /dev/disk/by-label/CIDATA {seed}; }}"
+        found = f"mkdir -p {seed} && (mountpoint -q {seed} || mount -o ro,umask=077 /dev/disk/by-label/CIDATA {seed})"
     # At every boot until it is done: a board may lose its power in the middle, and cloud-init runs `runcmd` once.
     start = (
         "test -e /opt/shoal/seeded || systemd-run --no-block --quiet --unit=shoal-first-boot"
@@ -208,7 +208,8 @@ if mountpoint -q "$seed" && ! touch "$seed/shoal/.writable" 2>/dev/null; then mo
 rm -f "$seed/shoal/token" "$seed/shoal/.writable"
 touch "$home/seeded"
 sync
-if [ "$seed" = /run/shoal-seed ]; then umount "$seed"; fi
+# Lazily: the shell still has this very file open.
+if [ "$seed" = /run/shoal-seed ]; then umount --lazy "$seed"; fi
 """
 
 UNIT = """# Written when this board was flashed; the Ansible role `agent` replaces it.
