@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-long bench bench-bus bench-broker bench-delta delta-corpus delta-test-pairs peers lock digits picture ansible-env quantize-env bench-infer bench-infer-http bench-rollout serving-peers clean
+.PHONY: help setup demo test check test-long test-board bench bench-bus bench-broker bench-delta delta-corpus delta-test-pairs peers lock digits picture ansible-env quantize-env bench-infer bench-infer-http bench-rollout serving-peers clean
 
 PY := .venv/bin/python
 
@@ -24,6 +24,10 @@ check: setup ## what a change must pass: ruff, mypy --strict, import-linter, all
 
 test-long: setup ## the full counts (long) and the tests that need root
 	@$(PY) -m pytest -m "long or root" $(ARGS)
+
+test-board: setup ## an arm64 board that QEMU emulates: flashed, booted, enrolled, updated (nightly, about 10 minutes)
+	@sh tools/setup-ansible
+	@$(PY) -m pytest -s -m long tests/board $(ARGS)
 
 bench: setup peers ## measure, and print one table an area
 	@$(PY) bench/run.py $(ARGS)
