@@ -44,6 +44,9 @@ CONFIGURATIONS = {
     "docs/fleet.md": FleetConfig,
     "docs/rollouts.md": ReleaseSpec,
 }
+TABLES_OF_NAMES = {"requires"}
+"""Tables whose keys are names that somebody gave."""
+
 LOADERS = (
     shoal_agent.config.load,
     shoal_firmware_bridge.config.load,
@@ -237,6 +240,9 @@ def keys_in_cell(cell: str) -> Iterator[str]:
 
 def _keys_in(table: dict[str, typing.Any], prefix: str = "") -> Iterator[str]:
     for key, value in table.items():
+        if key in TABLES_OF_NAMES:
+            yield prefix + key
+            continue
         inner = value[0] if isinstance(value, list) and value else value
         if isinstance(inner, dict):
             for one in value if isinstance(value, list) else [value]:

@@ -33,7 +33,7 @@ NODES = [f"n{index}" for index in range(40)]
 MOMENTS = 250
 
 
-def any_event(draw: random.Random, roster: Roster) -> Event:
+def any_event(draw: random.Random, roster: Roster, status: Status) -> Event:
     node = draw.choice(NODES)
     answering = list(roster.offered()) or [node]
     return draw.choice(
@@ -48,7 +48,7 @@ def any_event(draw: random.Random, roster: Roster) -> Event:
             Joined(((f"late-{draw.randrange(9)}", "rpi5"),)),
             Pause("a while", by="anna"),
             *(Resume(by="bert") for _ in range(4)),
-            Approve("bert") if draw.random() < 0.2 else Tick(),
+            Approve("bert") if status is Status.AWAITING else Tick(),
             Frozen(Freeze(reason="night", until_ms=draw.randrange(10_000_000))),
             Frozen(None),
         ]
@@ -82,7 +82,7 @@ async def test_a_restart_at_any_moment_finds_the_rollout_as_it_was_and_goes_on_a
         now_ms = 0
         for _ in range(MOMENTS):
             now_ms += draw.randrange(60_000)
-            event = any_event(draw, roster)
+            event = any_event(draw, roster, state.status)
             async with database.read() as session:
                 stored = await session.get(RolloutRow, row.id)
                 assert stored is not None
