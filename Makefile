@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-long test-board bench bench-bus bench-broker bench-delta delta-corpus delta-test-pairs peers lock digits picture ansible-env quantize-env bench-infer bench-infer-http bench-rollout serving-peers clean
+.PHONY: help setup demo test check test-long test-board bench bench-bus bench-broker bench-delta bench-trust delta-corpus delta-test-pairs peers lock digits picture ansible-env quantize-env bench-infer bench-infer-http bench-rollout serving-peers clean
 
 PY := .venv/bin/python
 
@@ -52,6 +52,9 @@ bench-infer-http: setup serving-peers ## measure the local API beside LitServe a
 
 bench-delta: setup delta-corpus ## measure the model delta beside fourteen other tools (about an hour; MINILM=1: with MiniLM)
 	@$(PY) bench/run.py --area delta-pairs $(ARGS)
+
+bench-trust: setup ## try what attackers would, beside the goals (about 3 minutes; ARGS=--full: the full counts)
+	@$(PY) bench/trust.py $(ARGS)
 
 bench-infer: setup $(if $(MINILM),minilm-env) ## measure the inference engine against its goals (about 25 minutes; MINILM=1: with MiniLM)
 	@$(PY) bench/run.py --area infer --area infer-int8 --area infer-mqtt --area infer-memory $(ARGS)

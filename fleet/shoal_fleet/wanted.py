@@ -11,7 +11,7 @@ from typing import Final, NoReturn
 
 import msgspec
 import structlog
-from sqlalchemy import ColumnElement, case, delete, select, update
+from sqlalchemy import BigInteger, ColumnElement, case, delete, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shoal_broker.bus_errors import BusError
@@ -302,5 +302,5 @@ async def _next_revision(change: AsyncSession, node: str) -> None:
 
 def _next() -> ColumnElement[int]:
     """The revision after a node's last one: the time, unless that was later."""
-    now = now_ms()
+    now = literal(now_ms(), BigInteger)
     return case((NodeRow.wanted_revision < now, now), else_=NodeRow.wanted_revision + 1)

@@ -109,7 +109,9 @@ def mutated(draw: random.Random, seeds: list[bytes]) -> bytes:
         pytest.param(10_000_000, id="ten", marks=[pytest.mark.long, pytest.mark.timeout(3000)]),
     ],
 )
-def test_whatever_comes_is_a_value_or_the_decoders_error_within_a_tenth_of_a_second(tries):
+def test_whatever_comes_is_a_value_or_the_decoders_error_within_a_tenth_of_a_second(
+    tries, record_property
+):
     draw = random.Random(11)  # noqa: S311 - a test that can be repeated
     counts, crashes, slowest_s = Counter[str](), list[str](), 0.0
     for name, target in TARGETS.items():
@@ -127,5 +129,8 @@ def test_whatever_comes_is_a_value_or_the_decoders_error_within_a_tenth_of_a_sec
             slowest_s = max(slowest_s, time.thread_time() - began_s)
     told = ", ".join(f"{what} {count:,}" for what, count in counts.items())
     print(f"{tries:,} tries ({told}): {len(crashes)} crashes, slowest {slowest_s * 1000:.1f} ms")
+    record_property("tries", tries)
+    record_property("bad", len(crashes))
+    record_property("worst_s", slowest_s)
     assert not crashes
     assert slowest_s < HANG_S

@@ -182,7 +182,21 @@ def speaking_tls_1_2(pair: tuple[str, str]) -> Iterator[int]:
             serving.join(5)
 
 
-def report(where: str, refused: list[str], slowest_s: float | None = None) -> None:
+@pytest.fixture
+def report(record_property):
+    """Print and record what was refused; who would not have been has failed the test before."""
+
+    def tell(where: str, refused: list[str], slowest_s: float | None = None) -> None:
+        record_property("tries", len(refused))
+        record_property("bad", 0)
+        if slowest_s is not None:
+            record_property("worst_s", slowest_s)
+        _print(where, refused, slowest_s)
+
+    return tell
+
+
+def _print(where: str, refused: list[str], slowest_s: float | None = None) -> None:
     alarm = "" if slowest_s is None else f", the slowest alarm after {slowest_s:.2f} s"
     print(f"{where}: {len(refused)} of {len(refused)} refused{alarm}: {', '.join(refused)}")
 
@@ -233,12 +247,14 @@ async def impostor_is_nobody_else(registry, good, port) -> None:
         assert victim.stats.reconnects == 0
 
 
-async def test_the_embedded_broker_refuses_every_one(registry, bad_clients, good, embedded):
+async def test_the_embedded_broker_refuses_every_one(registry, bad_clients, good, embedded, report):
     report("embedded broker", *await refused_by_a_broker(registry, bad_clients, good, embedded))
 
 
 @with_mosquitto
-async def test_mosquitto_as_rendered_refuses_every_one(registry, bad_clients, good, mosquitto):
+async def test_mosquitto_as_rendered_refuses_every_one(
+    registry, bad_clients, good, mosquitto, report
+):
     report("Mosquitto", *await refused_by_a_broker(registry, bad_clients, good, mosquitto))
 
 
@@ -274,7 +290,7 @@ async def is_answered(registry, pair, at: Peer, *, calls_itself: str, listed=Non
         return True
 
 
-async def test_a_neighbour_answers_none_of_them(registry, bad_clients, good, listed):
+async def test_a_neighbour_answers_none_of_them(registry, bad_clients, good, listed, report):
     refused = []
     async with neighbour(registry, good[OTHER], OTHER, listed) as server:
         at = Peer(OTHER, "127.0.0.1", server.port)
@@ -295,7 +311,7 @@ async def test_a_neighbour_answers_none_of_them(registry, bad_clients, good, lis
 # --- what dials
 
 
-async def test_a_session_trusts_no_broker_with_one_of_them(registry, bad_servers, good):
+async def test_a_session_trusts_no_broker_with_one_of_them(registry, bad_servers, good, report):
     refused, slowest_s = [], 0.0
     for kind, (certificate, key) in bad_servers.items():
         tls = Tls(cert_file=Path(certificate), key_file=Path(key), client_ca_file=registry.ca_file)
@@ -311,7 +327,7 @@ async def test_a_session_trusts_no_broker_with_one_of_them(registry, bad_servers
     report("a session", refused, max(slowest_s, took_s))
 
 
-async def test_a_neighbour_with_one_of_them_is_not_asked(registry, stranger, good):
+async def test_a_neighbour_with_one_of_them_is_not_asked(registry, stranger, good, report):
     bad = unacceptable(registry, stranger, OTHER)
     del bad["for servers only"]
     bad["for clients only"] = registry.certify(OTHER, purposes="clientAuth")
@@ -331,7 +347,7 @@ async def test_a_neighbour_with_one_of_them_is_not_asked(registry, stranger, goo
 
 
 async def test_the_command_line_believes_no_controller_with_one_of_them(
-    registry, bad_servers, good, tmp_path
+    registry, bad_servers, good, tmp_path, report
 ):
     def is_believed(state_dir: Path, url: str) -> bool:
         with FleetClient.at(state_dir=state_dir, url=url, ca_file=registry.ca_file) as client:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import sys
+import time
 
 import pytest
 from tests.support.enrolling import DAY_MS, an_authority
@@ -54,9 +55,11 @@ async def enrol(door, node: str, *, clock: str | None, token: str) -> tuple[int,
         ("+10y", "not_trusted", "expired"),
     ],
 )
-async def test_a_board_with_this_clock(door, clock, kind, words):
+async def test_a_board_with_this_clock(door, clock, kind, words, record_property):
     token = str(await door.token_file())
     code, outcome = await enrol(door, "press-4", clock=clock, token=token)
+    record_property("tries", 1)
+    record_property("bad", int(outcome["kind"] == "issued" != kind))
     assert (outcome["kind"], words in outcome["reason"]) == (kind, True), outcome
     store = IdentityStore(door.folder / "press-4")
     if kind == "issued":
@@ -67,6 +70,8 @@ async def test_a_board_with_this_clock(door, clock, kind, words):
     assert (code, store.facts()) == (1, None)
     # The token is not used up, and once the clock is right the same key gets its certificate.
     key = store.next_key()
+    began_s = time.monotonic()
     code, outcome = await enrol(door, "press-4", clock=None, token=token)
+    record_property("worst_s", time.monotonic() - began_s)
     assert (code, outcome["kind"]) == (0, "issued")
     assert store.read("key.pem") == key or key is None

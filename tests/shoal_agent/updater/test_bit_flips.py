@@ -1,7 +1,7 @@
 """One bit of what travels is another: the release that results is never another one.
 
 Metadata is asked through the updater's judgement, the manifest through its decoder, delta and model through the
-content store that would keep them. `long` asks 10,000 and more, the short form a part of each.
+content store that would keep them. `bench` and `long` ask 10,000 and more, the short form a part of each.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from shoal_contract.release import build_manifest, parse_manifest, parse_spec
 from shoal_fleet import digits
 
 SHORT = {"metadata": 150, "manifest": 300, "delta": 50, "model": 300}
+BENCH = {"metadata": 500, "manifest": 1500, "delta": 50, "model": 8500}
 LONG = {"metadata": 5000, "manifest": 2500, "delta": 150, "model": 4000}
 SEED = 20261130
 
@@ -160,8 +161,13 @@ def test_no_bit_can_be_flipped_and_pass_for_another_release(release):
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
-def test_no_bit_of_ten_thousand_can_be_flipped_and_pass_for_another_release(release):
-    tries, accepted = count(release, LONG)
+@pytest.mark.parametrize("counts", [BENCH, LONG], ids=["bench", "long"])
+def test_no_bit_of_ten_thousand_can_be_flipped_and_pass_for_another_release(
+    release, counts, record_property
+):
+    tries, accepted = count(release, counts)
+    record_property("tries", tries)
+    record_property("bad", accepted)
     assert tries >= 10_000
     assert accepted == 0
 

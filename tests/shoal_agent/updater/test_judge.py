@@ -174,7 +174,9 @@ def test_a_clock_that_was_wrong_does_no_harm_for_good(node, repository):
     "wrong",
     ["1970", "a day behind", "a day ahead", "ten years ahead", "1970 after a look that was right"],
 )
-def test_a_wrong_clock_takes_nothing_that_has_run_out_and_recovers(node, repository, wrong):
+def test_a_wrong_clock_takes_nothing_that_has_run_out_and_recovers(
+    node, repository, wrong, record_property
+):
     """The broker freezes the fleet in the past, and a power cut took the metadata and perhaps the clock."""
     repository.release("oslo", ("digits", MANIFEST))
     frozen = node.folder / "frozen"
@@ -196,10 +198,37 @@ def test_a_wrong_clock_takes_nothing_that_has_run_out_and_recovers(node, reposit
         "ten years ahead": true_s + 10 * 365 * 86400,
     }.get(wrong, 0)
     verdict = node.look()
+    record_property("tries", 1)
+    record_property("bad", int(verdict.kind == "listed"))
     assert verdict.kind == "unverified"
     assert "expired" in verdict.reason
     node.clock_s, node.source = true_s, true_source
     assert node.look().kind == "listed"
+
+
+@pytest.mark.parametrize("by_s", [-86400, 86400, 10 * 365 * 86400, None], ids=str)
+def test_a_clock_that_jumps_in_the_middle_of_an_update_takes_nothing_bad_and_recovers(
+    node, repository, by_s, record_property
+):
+    """The look before the fetch was by the right time, the one behind it by a wrong one (None: 1970)."""
+    repository.release("oslo", ("digits", MANIFEST))
+    frozen = node.folder / "frozen"
+    shutil.copytree(node.source, frozen)
+    repository.later(days=10)
+    repository.release("oslo", ("digits", b"next"), remove=(path_of("oslo", "digits", RELEASE),))
+    following = hashlib.sha256(b"next").digest()
+    assert node.look(following).kind == "listed"
+    node.clock_s = 0 if by_s is None else repository.now_s + by_s
+    # Nor does a broker get through with what was true before.
+    true_source, node.source = node.source, frozen
+    taken = [node.look(RELEASE).kind == "listed"]
+    node.source = true_source
+    taken.append(node.look(RELEASE).kind == "listed")
+    node.clock_s = None
+    assert node.look(following).kind == "listed"
+    record_property("tries", len(taken))
+    record_property("bad", sum(taken))
+    assert not any(taken)
 
 
 def test_an_older_timestamp_is_refused(node, repository):
@@ -339,7 +368,9 @@ def test_an_unreadable_root_file_is_named(node):
         pytest.param("halved", marks=pytest.mark.slow),
     ],
 )
-def test_lost_metadata_and_an_old_timestamp_bring_nothing_back(node, repository, damage):
+def test_lost_metadata_and_an_old_timestamp_bring_nothing_back(
+    node, repository, damage, record_property
+):
     """Every subset of the node's files is damaged, then a broker plays what the fleet had signed before."""
     repository.release("oslo", ("digits", MANIFEST))
     old = node.folder / "old"
@@ -364,6 +395,8 @@ def test_lost_metadata_and_an_old_timestamp_bring_nothing_back(node, repository,
     print(
         f"{damage}: {tried} subsets of {len(names)} files, then an old timestamp: {accepted} accepted"
     )
+    record_property("tries", tried)
+    record_property("bad", accepted)
     assert tried == 2 ** len(names) >= 64
     assert accepted == 0
     # And nobody is locked out: the real repository counts again, whatever was lost.

@@ -108,7 +108,7 @@ async def test_a_signed_release_is_taken_and_an_unsigned_one_is_not(site):
     assert site.signed.refused == 1
 
 
-async def test_only_what_changed_travels(site):
+async def test_only_what_changed_travels(site, record_property):
     """What a node fetches: at first contact, for a new release, and while nothing happens."""
     site.repository.release("oslo", ("digits", MANIFEST))
     await site.publish()
@@ -127,6 +127,7 @@ async def test_only_what_changed_travels(site):
     new = dict(site.given)
     for what, files in (("first contact", first), ("idle", idle), ("new release", new)):
         print(f"{what}: {sum(files.values())} bytes {files}")
+    record_property("idle_bytes", sum(idle.values()))
     assert {name for name, size in idle.items() if size} == {"timestamp.json"}
     assert {name for name, size in new.items() if size} == {
         "timestamp.json", "3.snapshot.json", "3.group-oslo.json",

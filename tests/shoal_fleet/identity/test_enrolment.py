@@ -64,7 +64,7 @@ async def test_every_name_in_the_request_is_ignored(office):
     assert not constraints.ca
 
 
-async def test_of_fifty_boards_with_one_token_one_wins(office):
+async def test_of_fifty_boards_with_one_token_one_wins(office, record_property):
     token = await office.token()
     answers = await asyncio.gather(
         *(office.ask(BoardKey().asks(f"board-{n}", token=token)) for n in range(50)),
@@ -72,17 +72,21 @@ async def test_of_fifty_boards_with_one_token_one_wins(office):
     )
     won = [answer for answer in answers if not isinstance(answer, BaseException)]
     lost = [answer for answer in answers if isinstance(answer, EnrolmentRefusedError)]
+    record_property("tries", len(answers))
+    record_property("bad", abs(len(won) - 1))
     assert (len(won), len(lost)) == (1, 49)
     assert {str(error) for error in lost} == {"the token was used already"}
     assert len(office.inventory.newest) == 1
 
 
-async def test_a_token_is_good_once(office):
+async def test_a_token_is_good_once(office, record_property):
     token = await office.token()
     assert (await office.ask(BoardKey().asks("a", token=token))).state == "issued"
     assert "used already" in await refused(office, BoardKey().asks("b", token=token), "token")
     # Nor for the same id with another key.
     await refused(office, BoardKey().asks("a", token=token), "token")
+    record_property("tries", 3)
+    record_property("bad", len(office.inventory.newest) - 1)
 
 
 async def test_who_lost_the_answer_asks_again_with_the_same_key_and_gets_the_same_certificate(
@@ -96,7 +100,7 @@ async def test_who_lost_the_answer_asks_again_with_the_same_key_and_gets_the_sam
     assert sum(office.enrolment.stats.issued.values()) == 1
 
 
-async def test_a_token_that_has_expired_was_revoked_or_is_none_is_refused(office):
+async def test_a_token_that_has_expired_was_revoked_or_is_none_is_refused(office, record_property):
     token = await office.token(ttl_s=60)
     office.at_ms += 61_000
     assert "expired" in await refused(office, BoardKey().asks("a", token=token), "token")
@@ -106,6 +110,8 @@ async def test_a_token_that_has_expired_was_revoked_or_is_none_is_refused(office
     assert "revoked" in text
     assert "not known" in await refused(office, BoardKey().asks("a", token="A" * 43), "token")
     assert "no token" in await refused(office, BoardKey().asks("a", token="../etc"), "token")
+    record_property("tries", 4)
+    record_property("bad", len(office.inventory.newest))
     assert office.inventory.newest == {}
 
 
