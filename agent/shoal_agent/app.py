@@ -42,6 +42,7 @@ from shoal_agent.pipelines.ledger import Ledger
 from shoal_agent.pipelines.roster import Roster, filters_of
 from shoal_agent.pipelines.subscribed import Subscribed
 from shoal_agent.policies import Policies
+from shoal_agent.probation import Probation
 from shoal_agent.reporter import Reporter
 from shoal_agent.staging import Staging
 from shoal_agent.trust import Trust
@@ -51,6 +52,7 @@ from shoal_agent.updater.remembered import RememberedFloors
 from shoal_agent.updater.signed_releases import SignedReleases
 from shoal_agent.wanted import WantedState
 from shoal_broker.bus_errors import BrokerTableError
+from shoal_broker.durable import sync_directory
 from shoal_broker.link import Connect
 from shoal_broker.logs import RecentLines
 from shoal_broker.outbox import Outbox
@@ -178,7 +180,7 @@ async def running(
             )
         )
         stack.push_async_callback(reporter.say_goodbye, session)
-        fetcher = BlobFetcher(session, topics, config.node, content)
+        fetcher = BlobFetcher(session, topics, config.node, content, config.allowance)
         signed = await _signed_releases(config, state_dir, store, session, notices)
         updater = Updater(
             journal=journal,
@@ -187,9 +189,9 @@ async def running(
             engine=engine,
             on_change=reporter.changed,
             signed=signed,
+            probation=await Probation.load(store),
             keep=config.inference.keep,
         )
-        ledger = await Ledger.load(store)
         devices = {
             device.name: await enter(DeviceLink.open(device.name, device.socket))
             for device in config.device
@@ -202,7 +204,7 @@ async def running(
                 router=router,
                 devices=devices,
                 subscribed=subscribed,
-                ledger=ledger,
+                ledger=await Ledger.load(store),
                 tasks=await enter(Background.open()),
                 spec_of=updater.spec,
             ),
@@ -281,6 +283,7 @@ async def running(
         jobs = {
             "commands": commands.run(),
             "updater": updater.run(),
+            "updater.probation": updater.watch(),
             "reporter": reporter.run(
                 session, updater, discovery, lambda: (roster.states(), fleet.version)
             ),
@@ -293,6 +296,7 @@ async def running(
                 background.start(job, name=name)
         log.info("agent runs", node=config.node, version=__version__)
         yield agent
+        await updater.ended_on_purpose()
 
 
 async def _open_peers(
@@ -425,7 +429,9 @@ async def _announce(discovery: Discovery, engine: Engine) -> None:
 def _claimed(state_dir: Path) -> Iterator[Path]:
     """Make the state directory and keep every other agent out of it."""
     try:
-        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not state_dir.is_dir():
+            state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            sync_directory(state_dir.parent)
         lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as exc:
         raise ConfigError(f"state_dir {state_dir} cannot be used: {exc.strerror}") from exc

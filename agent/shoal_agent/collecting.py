@@ -14,9 +14,11 @@ from typing import Final
 
 import structlog
 
+from shoal_agent.allowance import Allowance
 from shoal_agent.arriving import Arriving
 from shoal_broker.bus_errors import BusError, RefusedByBrokerError
 from shoal_broker.session import Inbound, Session
+from shoal_contract import blobs
 from shoal_contract.errors import TopicError
 from shoal_contract.topics import ChunkTopic, Topics
 
@@ -39,6 +41,7 @@ class Collector:
         count: gets the size of every chunk that comes, right or not.
         ask: tells the controller which chunks are missed.
         patience_s: how long nothing may come before that.
+        allowance: how fast, and when, chunks may be asked for.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Collector:
         ask: Ask,
         progress: Progress | None,
         patience_s: float,
+        allowance: Allowance,
     ) -> None:
         self._arriving = arriving
         self._session = session
@@ -59,6 +63,7 @@ class Collector:
         self._ask = ask
         self._progress = progress
         self._patience_s = patience_s
+        self._allowance = allowance
         self._are_retained = False
         self._queue = deque(sorted(arriving.missing))
         self._open: set[int] = set()
@@ -101,7 +106,8 @@ class Collector:
             widen()
             while self._arriving.missing and not all(slot.done() for slot in slots):
                 patience_s = min(self._patience_s * 2**silences, MAX_PATIENCE_S)
-                if not await self._nothing_comes(patience_s):
+                # Where we hold back ourselves, silence says nothing of the broker.
+                if not await self._nothing_comes(patience_s) or self._allowance.waiting:
                     silences = 0
                     await self._tell()
                     continue
@@ -123,6 +129,9 @@ class Collector:
             if index not in self._arriving.missing:
                 continue
             topic = self._topics.chunk(self._arriving.ref.digest, index)
+            await self._allowance.wait(blobs.chunk_bytes_of(self._arriving.ref, index))
+            if index not in self._arriving.missing:
+                continue
             try:
                 await self._session.subscribe(topic, self._take)
                 self._open.add(index)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from shoal_agent.allowance import Allowance, Window
 from shoal_agent.errors import ConfigError
 from shoal_agent.identity.config import EnrolmentTable
 from shoal_agent.identity.config import check as check_enrolment
@@ -87,6 +88,16 @@ class InferenceTable(toml.Table, frozen=True, kw_only=True):
     may_pause: bool = False
 
 
+class UpdatesTable(toml.Table, frozen=True, kw_only=True):
+    """[updates]: when releases are fetched, and how fast.
+
+    `bytes_per_s`: on the average; 0: as fast as they come. `window`: such as "22:00-05:30", local time; none: always.
+    """
+
+    bytes_per_s: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 0
+    window: str | None = None
+
+
 class DeviceTable(toml.Table, frozen=True, kw_only=True):
     """[[device]]: a microcontroller behind the bridge, named by its Unix socket."""
 
@@ -119,6 +130,7 @@ class AgentConfig(toml.Table, frozen=True, kw_only=True):
     metrics: MetricsTable | None = None
     local_api: LocalApiTable | None = None
     inference: InferenceTable = InferenceTable()
+    updates: UpdatesTable = UpdatesTable()
     device: tuple[DeviceTable, ...] = ()
     pipelines: PipelinesTable = PipelinesTable()
     pipeline: tuple[PipelineTable, ...] = ()
@@ -141,6 +153,16 @@ class AgentConfig(toml.Table, frozen=True, kw_only=True):
             run_timeout_s=table.run_timeout_s,
             optimised_dir=str(Path(self.state_dir) / "optimised"),
         )
+
+    @property
+    def allowance(self) -> Allowance:
+        """How fast, and when, releases are fetched.
+
+        Raises:
+            ConfigError: the window is none.
+        """
+        window = self.updates.window
+        return Allowance(self.updates.bytes_per_s, None if window is None else Window.parse(window))
 
     @property
     def upstream(self) -> tuple[str, int] | None:
@@ -190,6 +212,7 @@ def _check(config: AgentConfig) -> None:
     except KeyTextError as exc:
         raise ConfigError(f"[trust] command_keys: {exc}") from exc
     _check_releases(config.trust)
+    _ = config.allowance
     names = [device.name for device in config.device]
     for name in names:
         topics.check_leaf(name)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from shoal_agent.allowance import Allowance
 from shoal_agent.arriving import Arriving
 from shoal_agent.collecting import Collector
 from shoal_agent.errors import UpdateError
@@ -28,12 +29,23 @@ _MIN_FREE_BYTES = 16 << 20
 class BlobFetcher:
     """Brings blobs into the content store.
 
+    Args:
+        allowance: how fast, and when; None: at once.
+
     Attributes:
         received_bytes: bytes of chunks received since the start, for the metrics.
         asked_chunks: chunks that were asked for because they did not come.
     """
 
-    def __init__(self, session: Session, topics: Topics, node: str, content: ContentStore) -> None:
+    def __init__(
+        self,
+        session: Session,
+        topics: Topics,
+        node: str,
+        content: ContentStore,
+        allowance: Allowance | None = None,
+    ) -> None:
+        self.allowance = allowance or Allowance()
         self._session = session
         self._topics = topics
         self._node = node
@@ -110,5 +122,6 @@ class BlobFetcher:
             ask=ask,
             progress=progress,
             patience_s=PATIENCE_S,
+            allowance=self.allowance,
         )
         await collector.run()

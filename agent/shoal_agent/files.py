@@ -37,6 +37,8 @@ class ContentStore:
         self.releases = directory / "releases"
         for folder in (self.blobs, self.parts, self.releases):
             folder.mkdir(parents=True, exist_ok=True)
+        # What is flushed within them is lost all the same while their own names are not flushed.
+        sync_directory(directory)
         for leftover in self.releases.glob("*.part"):
             shutil.rmtree(leftover)
 
@@ -69,11 +71,17 @@ class ContentStore:
         """The directory of an assembled release, whether or not it is there."""
         return self.releases / release.hex()
 
+    def is_assembled(self, release: bytes, manifest: Manifest) -> bool:
+        """Whether the release's directory is here with every file; one that a power cut left in pieces is not."""
+        directory = self.release_dir(release)
+        return all((directory / entry.name).is_file() for entry in manifest.files)
+
     def assemble(self, release: bytes, manifest: Manifest) -> Path:
         """Make the release's directory of links to its blobs, all at once."""
         target = self.release_dir(release)
-        if target.is_dir():
+        if self.is_assembled(release, manifest):
             return target
+        shutil.rmtree(target, ignore_errors=True)
         temporary = target.with_name(target.name + ".part")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()

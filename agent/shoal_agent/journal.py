@@ -143,6 +143,15 @@ class Journal:
 
         await self.store.write(run)
 
+    async def go_back(self, model: str, previous: bytes, release: bytes, reason: str) -> None:
+        """The switch back, and `release` is refused: both or neither."""
+
+        def run(db: sqlite3.Connection) -> None:
+            db.execute("INSERT OR REPLACE INTO serving VALUES (?, ?, NULL)", (model, previous))
+            db.execute("INSERT OR REPLACE INTO refused VALUES (?, ?)", (release, reason))
+
+        await self.store.write(run)
+
     async def record_step(self, model: str, release: bytes, step: str, *, at_ms: int) -> None:
         """Say what is about to be done, before it is done."""
 

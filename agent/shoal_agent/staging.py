@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import structlog
@@ -23,13 +24,14 @@ from shoal_agent.reconcile import Actual
 from shoal_broker.bus_errors import BusError, StoreError
 from shoal_contract.errors import ContractError
 from shoal_contract.messages import BlobRef, Manifest, ModelWanted
-from shoal_contract.release import SPEC_FILE, ReleaseSpec, parse_manifest, parse_spec
+from shoal_contract.release import SPEC_FILE, GateTable, ReleaseSpec, parse_manifest, parse_spec
 
 log = structlog.get_logger()
 
 BUILD_TIMEOUT_S = 600.0
 VET_TIMEOUT_S = 300.0
 """Reading half a gigabyte from a slow card takes its time."""
+_PASSING_ERRORS = frozenset({"StorageError", "MemoryError"})
 _ATTEMPTS = 2
 """A child may also be killed from outside: only the second death is the release's fault."""
 
@@ -83,14 +85,19 @@ class Staging:
         if wanted.release in blobs and self._content.drop_if_damaged(wanted.release):
             log.warning("damaged manifest", model=wanted.model, release=wanted.release.hex()[:12])
             blobs -= {wanted.release}
+        manifest = self._manifest(wanted.release) if wanted.release in blobs else None
         return Actual(
             serving=serving,
             blobs=blobs,
-            manifest=self._manifest(wanted.release) if wanted.release in blobs else None,
-            assembled=self._content.release_dir(wanted.release).is_dir(),
+            manifest=manifest,
+            assembled=manifest is not None and self._content.is_assembled(wanted.release, manifest),
             admitted=admitted,
             bad_deltas=frozenset(self._bad_deltas),
         )
+
+    def why_not_now(self) -> str:
+        """Why nothing may be fetched now; "": it may."""
+        return self._fetcher.allowance.why_not_now()
 
     async def fetch(self, blob: BlobRef) -> None:
         """Bring a blob here.
@@ -110,6 +117,9 @@ class Staging:
         """Apply a delta in a child: numpy stays out of this process, and the child may be killed.
 
         A delta that does not lead to `target` is remembered and not tried again.
+
+        Raises:
+            UpdateError: disk or memory stood in the way, which is no fault of the delta.
         """
         output = self._content.part(target)
         ended = await self._run(
@@ -119,12 +129,14 @@ class Staging:
                 str(self._content.path(base)),
                 str(self._content.path(delta)),
             ),
-            *("-o", str(output)),
+            *("-o", str(output), "--json"),
             timeout_s=BUILD_TIMEOUT_S,
         )
         if ended.code == 0 and self._content.adopt(output, target):
             return
         reason = ended.last_words or "wrong content"
+        if _error_kind(ended.stdout) in _PASSING_ERRORS:
+            raise UpdateError(f"a delta cannot be applied now: {reason}")
         log.warning("a delta failed", delta=delta.hex()[:12], reason=reason)
         output.unlink(missing_ok=True)
         self._bad_deltas.add(delta)
@@ -200,6 +212,15 @@ class Staging:
             return Installed(spec.version, sha256_of(path), spec)
         return Installed(spec.version, digests[spec.model.file], spec)
 
+    def gate(self, release: bytes) -> GateTable:
+        """What an assembled release is to be held against.
+
+        Raises:
+            UnusableReleaseError: its description is wrong.
+            OSError: its files cannot be read.
+        """
+        return self._spec(release).gate
+
     def signature(self, release: bytes) -> Signature:
         """What an assembled release promises to take and give.
 
@@ -234,6 +255,15 @@ class Staging:
             return parse_spec(path.read_bytes())
         except ContractError as exc:
             raise UnusableReleaseError(str(exc)) from exc
+
+
+def _error_kind(stdout: bytes) -> str:
+    """The name of the error that `shoal-delta --json` tells; "": it tells none."""
+    try:
+        told = msgspec.json.decode(stdout, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        return ""
+    return str(told.get("error", ""))
 
 
 def _verdict(stdout: bytes) -> str | None:

@@ -8,8 +8,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass
-from typing import Any
 
 import structlog
 
@@ -23,8 +21,9 @@ from shoal_agent.errors import (
 from shoal_agent.files import ContentStore
 from shoal_agent.inference.engine import Engine
 from shoal_agent.inference.errors import InferenceError, ModelRefusedError
-from shoal_agent.inference.served import ModelFacts
-from shoal_agent.journal import Journal, Serving
+from shoal_agent.journal import Journal
+from shoal_agent.probation import Probation
+from shoal_agent.progress import Progress, model_states
 from shoal_agent.reconcile import (
     Actual,
     Admit,
@@ -37,7 +36,8 @@ from shoal_agent.reconcile import (
     Switch,
     next_step,
 )
-from shoal_agent.staging import Installed, Staging
+from shoal_agent.slots import Slots
+from shoal_agent.staging import Staging
 from shoal_agent.updater.signed_releases import SignedReleases
 from shoal_broker.bus_errors import StoreError
 from shoal_contract.messages import BlobRef, ModelState, ModelWanted, Phase
@@ -46,19 +46,10 @@ from shoal_contract.release import ReleaseSpec
 log = structlog.get_logger()
 
 RETRY_S = 5.0
+WATCH_S = 1.0
 MAX_RETRY_S = 300.0
 MAX_UNVERIFIED_RETRY_S = 40.0
 """A clock that was wrong is soon right."""
-
-
-@dataclass(slots=True)
-class _Progress:
-    """What is told about a model while it changes."""
-
-    target: bytes
-    phase: Phase
-    reason: str = ""
-    fetched_bytes: int = 0
 
 
 class Updater:
@@ -67,6 +58,7 @@ class Updater:
     Args:
         on_change: awaited whenever `states()` would answer differently.
         signed: says which releases may be brought here; None: every one that is wanted.
+        probation: watches what has just begun to serve; None: nobody does.
         keep: models that are loaded at a start whatever the memory.
     """
 
@@ -79,6 +71,7 @@ class Updater:
         engine: Engine,
         on_change: Callable[[], Awaitable[None]],
         signed: SignedReleases | None = None,
+        probation: Probation | None = None,
         keep: Collection[str] = (),
     ) -> None:
         self._journal = journal
@@ -87,12 +80,18 @@ class Updater:
         self._engine = engine
         self._on_change = on_change
         self._signed = signed
-        self._keep = keep
+        self._probation = probation
         self._wake = asyncio.Event()
         self._wakes = 0
-        self._progress: dict[str, _Progress] = {}
-        self._installed: dict[str, Installed] = {}
-        self._admitted: set[bytes] = set()
+        self._progress: dict[str, Progress] = {}
+        self._slots = Slots(
+            journal=journal,
+            content=content,
+            staging=staging,
+            engine=engine,
+            probation=probation,
+            keep=keep,
+        )
         # What this round brings about; a fetch ends when something else is wanted.
         self._models: list[ModelWanted] = []
         self._groups: list[str] = []
@@ -105,70 +104,43 @@ class Updater:
 
     def states(self) -> list[ModelState]:
         """Where every model stands, for the reported state."""
-        states = []
-        known = {facts.model: facts for facts in self._engine.describe()}
-        for model in sorted({*self._engine.models(), *self._progress}):
-            release = self._engine.serving(model) or b""
-            installed = self._installed.get(model, Installed("", b""))
-            progress = self._progress.get(model) or _Progress(release, Phase.SERVING)
-            states.append(
-                ModelState(
-                    model=model,
-                    release=release,
-                    version=installed.version,
-                    target=progress.target,
-                    phase=progress.phase,
-                    reason=progress.reason[:1024],
-                    fetched_bytes=progress.fetched_bytes,
-                    model_file=installed.model_file,
-                    **_cost(known.get(model)),
-                )
-            )
-        return states
+        engine = self._engine
+        serving = {model: engine.serving(model) or b"" for model in engine.models()}
+        return model_states(engine.describe(), serving, self._slots.installed, self._progress)
 
     def spec(self, model: str) -> ReleaseSpec | None:
         """The description of the release that serves; None: none does."""
-        installed = self._installed.get(model)
+        installed = self._slots.installed.get(model)
         return None if installed is None else installed.spec
 
     async def restore(self) -> None:
         """After a start: serve again what served before, or else what served before that.
 
-        What is to be kept in memory comes first. When memory is short the others are loaded when they are asked.
+        Raises:
+            StoreError: the journal cannot be read or written.
         """
-        before = await self._journal.serving()
-        for model, serving in sorted(before.items(), key=lambda item: item[0] not in self._keep):
-            for release in filter(None, (serving.release, serving.previous)):
-                if await self._serve_again(model, release):
-                    break
-            else:
-                continue
-            if release != serving.release:
-                await self._journal.set_serving(model, Serving(release, None))
+        await self._slots.restore()
         await self._on_change()
 
-    async def _serve_again(self, model: str, release: bytes) -> bool:
-        """Whether it serves; what does not is tried again by `run`, from its files or anew."""
-        try:
-            if model not in self._keep and self._engine.is_memory_short():
-                signature = self._staging.signature(release)
-                self._engine.register(release, self._content.release_dir(release), signature)
-                log.info("memory is short, a model is loaded when it is asked", model=model)
-            else:
-                await self._load(release, trial=False)
-            installed = self._staging.describe(release)
-            await self._engine.switch(model, release)
-            self._installed[model] = installed
-        except (AgentError, OSError) as exc:
-            damaged = self._content.drop_damaged(release)
-            reason = f"{exc}; damaged files: {damaged}" if damaged else str(exc)
-            log.error("a release does not load", model=model, reason=reason)  # noqa: TRY400
-            if isinstance(exc, ModelRefusedError) and not damaged:
-                await self._journal.refuse(release, f"it did not load after a restart: {exc}")
-            return False
-        self._admitted.discard(release)
-        log.info("model serves again", model=model, release=release.hex()[:12])
-        return True
+    async def ended_on_purpose(self) -> None:
+        """The agent stops because it was told to.
+
+        Raises:
+            StoreError: that cannot be kept.
+        """
+        if self._probation is not None:
+            await self._probation.ended_on_purpose()
+
+    async def watch(self) -> None:
+        """For ever: what does not do well on probation gives way to the release before."""
+        while True:
+            try:
+                for bad in await self._slots.unfit():
+                    if await self._slots.go_back(bad):
+                        await self._tell(bad.model, bad.release, Phase.FAILED, bad.reason)
+            except (AgentError, StoreError, OSError) as exc:
+                log.warning("going back is waiting", reason=str(exc))
+            await asyncio.sleep(WATCH_S)
 
     async def run(self) -> None:
         """Follow the wanted state for ever; a failure is reported and the old model serves on."""
@@ -216,10 +188,11 @@ class Updater:
                         tasks.create_task(bringing, name=f"updater.{model}")
         except* StoreError as group:
             raise _first(group) from None
-        for release in self._admitted - {entry.release for entry in wanted.models}:
-            self._admitted.discard(release)
-            await self._engine.discard(release)
-        await self._sweep()
+        await self._slots.discard_all_but([entry.release for entry in wanted.models])
+        try:
+            await self._sweep()
+        except OSError as exc:
+            failures.append(UpdateError(f"old files cannot be deleted: {exc.strerror}"))
         self.wanted_revision = wanted.revision
         await self._on_change()
         if failures:
@@ -245,7 +218,7 @@ class Updater:
         except _SupersededError:
             return
         except ModelRefusedError as exc:
-            if not (damaged := self._content.drop_damaged(release)):
+            if not (damaged := self._damaged(release)):
                 await self._fail(model, release, str(exc))
                 return
             failure = UpdateError(f"{exc}; damaged files, to be fetched again: {damaged}")
@@ -266,6 +239,13 @@ class Updater:
         elif progress is None or progress.phase is not Phase.SERVING:
             await self._tell(model, wanted.release, Phase.SERVING)
 
+    def _damaged(self, release: bytes) -> list[str]:
+        """What was damaged of it, and is away now or will be; or why that cannot be found out."""
+        try:
+            return self._content.drop_damaged(release)
+        except OSError as exc:
+            return [str(exc)]
+
     async def _require_signed(self, model: str, wanted: ModelWanted | None) -> None:
         """Before a byte of it is fetched. What serves already was signed when it came."""
         if self._signed is None or wanted is None:
@@ -275,11 +255,8 @@ class Updater:
 
     async def _perform(self, model: str, wanted: ModelWanted | None, step: Step) -> None:
         if isinstance(step, Remove):
-            await self._journal.set_serving(model, None)
-            await self._engine.remove(model)
-            self._installed.pop(model, None)
+            await self._slots.remove(model)
             self._progress.pop(model, None)
-            log.info("model removed", model=model)
             await self._on_change()
             return
         assert wanted is not None  # noqa: S101 - every other step has a target
@@ -288,7 +265,8 @@ class Updater:
             case Impossible(reason):
                 raise UnusableReleaseError(reason)
             case Fetch(blob, what):
-                await self._tell(model, release, Phase.FETCHING, f"fetching {what}")
+                reason = self._staging.why_not_now() or f"fetching {what}"
+                await self._tell(model, release, Phase.FETCHING, reason)
                 await self._fetch(blob)
                 self._progress[model].fetched_bytes += blob.size_bytes
             case Build(base, delta, target):
@@ -299,17 +277,9 @@ class Updater:
                 self._staging.assemble(model, release)
             case Admit():
                 await self._tell(model, release, Phase.VERIFYING)
-                await self._staging.vet(release)
-                await self._load(release, replaces=model)
+                await self._slots.admit(model, release)
             case Switch():
-                before = (await self._journal.serving()).get(model)
-                previous = before.release if before and before.release != release else None
-                installed = self._staging.describe(release)
-                await self._journal.set_serving(model, Serving(release, previous))
-                self._admitted.discard(release)
-                await self._engine.switch(model, release)
-                self._installed[model] = installed
-                log.info("model serves", model=model, release=release.hex()[:12])
+                await self._slots.switch(model, release)
                 await self._tell(model, release, Phase.SERVING)
 
     async def _fetch(self, blob: BlobRef) -> None:
@@ -330,12 +300,6 @@ class Updater:
                 raise _SupersededError
             await self._woken_since(seen)
 
-    async def _load(self, release: bytes, *, trial: bool = True, replaces: str = "") -> None:
-        directory = self._content.release_dir(release)
-        admission = await self._engine.admit(release, directory, trial=trial, replaces=replaces)
-        self._admitted.add(release)
-        log.info("model admitted", release=release.hex()[:12], p95_us=admission.p95_us)
-
     async def _actual(self, model: str, wanted: ModelWanted | None) -> Actual:
         if wanted is None:
             journalled = (await self._journal.serving()).get(model)
@@ -343,7 +307,7 @@ class Updater:
         return self._staging.look(
             wanted,
             serving=self._engine.serving(model),
-            admitted=wanted.release in self._admitted,
+            admitted=wanted.release in self._slots.admitted,
         )
 
     async def _fail(
@@ -358,7 +322,7 @@ class Updater:
     async def _tell(self, model: str, release: bytes, phase: Phase, reason: str = "") -> None:
         old = self._progress.get(model)
         fetched = old.fetched_bytes if old is not None and old.target == release else 0
-        self._progress[model] = _Progress(release, phase, reason, fetched)
+        self._progress[model] = Progress(release, phase, reason, fetched)
         await self._on_change()
 
     async def _sweep(self) -> None:
@@ -375,19 +339,6 @@ class Updater:
         for serving in (await self._journal.serving()).values():
             releases.update(filter(None, (serving.release, serving.previous)))
         self._staging.sweep(releases, arriving=arriving)
-
-
-def _cost(facts: ModelFacts | None) -> dict[str, Any]:
-    """What a node tells of a model that serves: where it is, and what it took in its trial."""
-    if facts is None:
-        return {}
-    went = facts.admission
-    return {
-        "residence": facts.state,
-        "resident_bytes": went.resident_bytes or facts.size_bytes,
-        "peak_bytes": went.peak_bytes,
-        "p95_us": went.p95_us,
-    }
 
 
 class _SupersededError(AgentError):

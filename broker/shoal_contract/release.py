@@ -146,6 +146,18 @@ class QualityTable(toml.Table, frozen=True, kw_only=True):
     evaluated_on: str
 
 
+class GateTable(toml.Table, frozen=True, kw_only=True):
+    """[gate]: what a board asks of the release beside its golden outputs; without the table these values.
+
+    `latency_factor`: p95 of one golden input is at most so many times that of the release that serves; 0: any.
+    `probation_s`: so long it is watched after the switch, and must not fail more than `error_share` of its requests.
+    """
+
+    latency_factor: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 2.0
+    probation_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 60.0
+    error_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
+
+
 class ReleaseSpec(toml.Table, frozen=True, kw_only=True):
     """The whole of release.toml: [input] and [output], or [[inputs]] and [[outputs]].
 
@@ -165,6 +177,7 @@ class ReleaseSpec(toml.Table, frozen=True, kw_only=True):
     outputs: tuple[TensorTable, ...] = ()
     golden: GoldenTable
     quality: QualityTable
+    gate: GateTable = GateTable()
 
     @property
     def files(self) -> tuple[str, str, str]:

@@ -10,6 +10,7 @@ from tests.shoal_agent.until import until
 from tests.support.hub import Hub
 
 from shoal_agent import collecting, fetch
+from shoal_agent.allowance import Allowance
 from shoal_agent.arriving import Arriving
 from shoal_agent.errors import UpdateError
 from shoal_agent.fetch import BlobFetcher
@@ -312,3 +313,22 @@ async def test_a_disk_that_takes_no_chunk_ends_the_fetch_and_says_why(tmp_path, 
         await hub.publish_blob(BLOB)
         with pytest.raises(UpdateError, match="No space left"):
             await fetcher.fetch(REF)
+
+
+async def test_a_fetch_keeps_to_its_bandwidth_and_takes_no_silence_of_its_own_for_the_brokers(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(fetch, "PATIENCE_S", 0.05)
+    async with site(tmp_path) as (hub, fetcher, content):
+        fetcher.allowance = Allowance(len(LONG) * 2)
+        for index, chunk in blobs.cut(LONG, chunk_bytes=1024):
+            await hub.session.publish(
+                hub.topics.chunk(LONG_REF.digest, index), chunk, retain=True, durable=False
+            )
+        began_s = asyncio.get_running_loop().time()
+        await fetcher.fetch(LONG_REF)
+        took_s = asyncio.get_running_loop().time() - began_s
+        assert content.path(LONG_REF.digest).read_bytes() == LONG
+        # Half a second of bytes: the first of them at once.
+        assert took_s > 0.3
+        assert fetcher.asked_chunks == 0

@@ -23,6 +23,7 @@ from shoal_agent.inference.errors import ModelRefusedError, NotAdmittedError, Wo
 from shoal_agent.inference.served import ModelFacts
 from shoal_agent.inference.signature import Signature
 from shoal_agent.journal import Journal, Serving
+from shoal_agent.probation import Probation
 from shoal_agent.staging import Staging
 from shoal_agent.update import Updater
 from shoal_broker.bus_errors import StoreError
@@ -48,18 +49,26 @@ class EngineSimulator:
         worker_lost: no worker can be started.
         forgets: admissions that are lost again before the switch.
         is_short: of memory.
+        broken: releases that do not run any more, with the reason.
     """
 
     refuses: dict[bytes, str] = field(default_factory=dict)
     worker_lost: bool = False
     forgets: int = 0
     is_short: bool = False
+    broken: dict[bytes, str] = field(default_factory=dict)
     registered: list[bytes] = field(default_factory=list)
     admitted: list[bytes] = field(default_factory=list)
     _serving: dict[str, bytes] = field(default_factory=dict)
 
     async def admit(
-        self, release: bytes, directory: Path, *, trial: bool = True, replaces: str = ""
+        self,
+        release: bytes,
+        directory: Path,
+        *,
+        trial: bool = True,
+        replaces: str = "",
+        latency_factor: float = 0.0,
     ) -> Admission:
         if self.worker_lost:
             raise WorkerLostError("the worker does not start")
@@ -98,7 +107,10 @@ class EngineSimulator:
     def describe(self) -> list[ModelFacts]:
         went = Admission(load_ms=0.1, p95_us=2, resident_bytes=5000, peak_bytes=7000)
         return [
-            ModelFacts(model, "serving", 5000, 0, 1, 2, (), None, went) for model in self._serving
+            ModelFacts(
+                model, "serving", 5000, 0, 1, 2, (), self.broken.get(release), went, answered=1
+            )
+            for model, release in self._serving.items()
         ]
 
     def models(self) -> list[str]:
@@ -124,7 +136,7 @@ class SignedSimulator:
 class Board:
     """What an updater needs, on the disk in `folder`."""
 
-    def __init__(self, store, session, engine, folder, topics, signed=None) -> None:
+    def __init__(self, store, session, engine, folder, topics, signed=None, probation=None) -> None:
         self.journal = Journal(store)
         self.engine = engine
         self.content = ContentStore(folder)
@@ -136,6 +148,7 @@ class Board:
             engine=engine,
             on_change=self._changed,
             signed=signed,
+            probation=probation,
         )
         self.phases: list[Phase] = []
 
@@ -175,12 +188,13 @@ async def board(folder: Path, port: int, engine, *, signed=None, **options):
                 outbox=await Outbox.load(store),
             )
         )
-        made = Board(store, session, engine, folder, topics, signed)
+        made = Board(store, session, engine, folder, topics, signed, await Probation.load(store))
         for name, value in options.items():
-            setattr(made.updater, name, value)
+            setattr(made.updater._slots, name, value)
         await made.updater.restore()
         background = await enter(Background.open())
         background.start(made.updater.run(), name="updater")
+        background.start(made.updater.watch(), name="updater.probation")
         await session.wait_connected(5)
         await session.subscribe(topics.wanted(NODE), made.take_wanted)
         yield made
@@ -652,3 +666,71 @@ async def test_the_disk_keeps_what_serves_and_what_served_before_it_and_no_more(
         assert kept == {v2.id.hex(), v3.id.hex()}
         assert not node.content.has(hashlib.sha256(v1.model).digest())
         await asyncio.sleep(0)
+
+
+async def test_a_release_that_breaks_on_probation_gives_way_within_five_seconds_and_is_not_tried_again(
+    tmp_path, hub, v1, v2, monkeypatch
+):
+    monkeypatch.setattr(update, "WATCH_S", 0.01)
+    engine = EngineSimulator()
+    async with board(tmp_path, hub.port, engine) as node:
+        await hub.want(v1)
+        await node.until_serving(v1)
+        await hub.want(v2)
+        await node.until_serving(v2)
+        began_s = asyncio.get_running_loop().time()
+        engine.broken[v2.id] = "the worker does not survive it"
+        await node.until_serving(v1)
+        took_s = asyncio.get_running_loop().time() - began_s
+        print(f"the release before serves again after {took_s:.3f} s")
+        assert took_s < 5
+        await until(lambda: node.phase() is Phase.FAILED)
+        state = node.state()
+        assert (state.release, state.target) == (v1.id, v2.id)
+        assert "the worker does not survive it" in state.reason
+        assert await node.journal.serving() == {"digits": Serving(v1.id, None)}
+        # The fleet still wants it: it stays where it is, over a restart, too.
+        tried = len(await node.steps())
+        await node.updater.reconcile_once()
+        assert len(await node.steps()) == tried
+    async with board(tmp_path, hub.port, engine) as node:
+        assert engine.serving("digits") == v1.id
+        await until(lambda: node.phase() is Phase.FAILED)
+        assert "does not survive" in node.state().reason
+
+
+async def test_a_release_with_which_the_agent_keeps_ending_does_not_get_another_start(
+    tmp_path, hub, v1, v2
+):
+    async with board(tmp_path, hub.port, EngineSimulator()) as node:
+        await hub.want(v1)
+        await node.until_serving(v1)
+        await hub.want(v2)
+        await node.until_serving(v2)
+        await until(lambda: node.updater.wanted_revision == 2)
+    for _ in range(5):
+        async with board(tmp_path, hub.port, EngineSimulator()) as node:
+            assert node.engine.serving("digits") == v2.id
+    async with board(tmp_path, hub.port, EngineSimulator()) as node:
+        assert node.engine.serving("digits") == v1.id
+        await until(lambda: node.phase() is Phase.FAILED)
+        assert "the agent ended 5 times while it was on probation" in node.state().reason
+
+
+async def test_a_disk_that_is_full_while_a_delta_is_applied_is_not_the_deltas_fault(
+    tmp_path, hub, v1, v2, monkeypatch
+):
+    monkeypatch.setattr(update, "RETRY_S", 0.05)
+    async with board(tmp_path, hub.port, EngineSimulator()) as node:
+        await hub.want(v1)
+        await node.until_serving(v1)
+        await until(lambda: node.updater.wanted_revision == 1)
+        # Where the child wants to put what it makes there is a directory: that is not the delta's fault either.
+        target = node.content.part(hashlib.sha256(v2.model).digest())
+        target.mkdir()
+        await hub.want(v2, base=v1)
+        await until(lambda: "cannot be applied now" in node.state().reason, timeout_s=15)
+        assert node.engine.serving("digits") == v1.id
+        target.rmdir()
+        await node.until_serving(v2)
+        assert node.state().fetched_bytes < len(v2.model)

@@ -9,8 +9,15 @@ from pathlib import Path
 import structlog
 
 from shoal_agent.inference.absence import Absence, FindCover, Stay, nobody
+from shoal_agent.inference.batch import Loaded
 from shoal_agent.inference.dispatch import Dispatcher
-from shoal_agent.inference.errors import NoRoomError, NotAdmittedError
+from shoal_agent.inference.errors import (
+    ModelRefusedError,
+    NoRoomError,
+    NotAdmittedError,
+    WorkerLostError,
+)
+from shoal_agent.inference.latency_gate import require_pace
 from shoal_agent.inference.loading import Loader
 from shoal_agent.inference.room import Place, place_of_load, place_of_trial
 from shoal_agent.inference.served import Admission, Release
@@ -69,7 +76,13 @@ class Releases:
         self._admitting = asyncio.Lock()
 
     async def admit(
-        self, release: bytes, directory: Path, *, trial: bool, replaces: str
+        self,
+        release: bytes,
+        directory: Path,
+        *,
+        trial: bool,
+        replaces: str,
+        latency_factor: float,
     ) -> Admission:
         """See `Engine.admit`."""
         async with self._admitting:
@@ -83,6 +96,7 @@ class Releases:
                     if trial:
                         await self._make_room_for_trial(entry, replaces, swap)
                         await self._try_out(entry)
+                        await self._require_pace(entry, replaces, latency_factor)
                     self._dispatcher.releases[release] = entry
                     await self._load(entry, replaces if trial else None, swap)
             except BaseException:
@@ -134,15 +148,40 @@ class Releases:
         return entry
 
     async def _try_out(self, entry: Release) -> None:
-        loaded = await try_out(
+        self._loader.passed(entry, await self._tried(entry, calibrate_rows=self._rules.max_batch))
+
+    async def _tried(self, entry: Release, *, calibrate_rows: int) -> Loaded:
+        return await try_out(
             entry.id,
             entry.directory,
             python=self._python,
             settings=self._settings,
-            calibrate_rows=self._rules.max_batch,
+            calibrate_rows=calibrate_rows,
             memory_bytes=self._rules.trial_bytes,
         )
-        self._loader.passed(entry, loaded)
+
+    async def _require_pace(self, entry: Release, replaces: str, factor: float) -> None:
+        old = self._dispatcher.releases.get(self.serving.get(replaces, b""))
+        if old is None:
+            return
+
+        async def measured_us(release: Release) -> int:
+            return (await self._tried(release, calibrate_rows=0)).p95_us
+
+        async def measured_old_us() -> int:
+            try:
+                return await measured_us(old)
+            except ModelRefusedError as exc:
+                # It serves all the same: not the new one's fault.
+                raise WorkerLostError(f"the release that serves cannot be measured: {exc}") from exc
+
+        await require_pace(
+            entry.admission.p95_us,
+            old.admission.p95_us,
+            factor,
+            measure_new=lambda: measured_us(entry),
+            measure_old=measured_old_us,
+        )
 
     async def _load(self, entry: Release, replaces: str | None, swap: asyncio.Timeout) -> None:
         """Into the worker. `replaces` None: what served before a restart, whose start nobody waits through."""

@@ -155,7 +155,13 @@ class Engine:
         self._releases.register(release, directory, signature)
 
     async def admit(
-        self, release: bytes, directory: Path, *, trial: bool = True, replaces: str = ""
+        self,
+        release: bytes,
+        directory: Path,
+        *,
+        trial: bool = True,
+        replaces: str = "",
+        latency_factor: float = 0.0,
     ) -> Admission:
         """Load a release beside what serves, after a trial in a limited process of its own.
 
@@ -164,13 +170,16 @@ class Engine:
             directory: holds release.toml, the model and the golden file; stays there while it serves.
             trial: False for a release that served on this board before: no measuring, quicker start.
             replaces: the model that it is for; what serves that may have to make room (`refer_to`, `may_pause`).
+            latency_factor: how many times as slow as that it may be in its trial; 0: any.
 
         Raises:
             ModelRefusedError: it cannot serve here; the message is the reason.
             NoRoomError: there is no room for both, and the one that serves may not be taken away, or was called back.
             WorkerLostError: no worker can be started at the moment; says nothing about the release.
         """
-        return await self._releases.admit(release, directory, trial=trial, replaces=replaces)
+        return await self._releases.admit(
+            release, directory, trial=trial, replaces=replaces, latency_factor=latency_factor
+        )
 
     async def switch(self, model: str, release: bytes) -> None:
         """New requests for `model` go to this admitted release; the old one drains, then is unloaded.

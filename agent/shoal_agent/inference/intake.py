@@ -61,6 +61,8 @@ class Intake:
         waiting = release.waiting
         waiting.discard(request)
         self._deadlines.forget(request)
+        if request.done.done() and not request.done.cancelled():
+            release.count(request.done.exception())
         if not waiting and release.is_going:
             self._dispatcher.wake()
 

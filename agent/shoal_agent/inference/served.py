@@ -11,7 +11,7 @@ import msgspec
 from shoal_agent.inference.absence import Absence
 from shoal_agent.inference.backlog import Backlog, Piece, Request
 from shoal_agent.inference.batch import Loaded
-from shoal_agent.inference.errors import InferenceError
+from shoal_agent.inference.errors import InferenceError, ModelFailedError, WorkerLostError
 from shoal_agent.inference.pace import Pace
 from shoal_agent.inference.signature import Forms, Signature
 from shoal_agent.inference.tensors import Tensor, joined
@@ -102,6 +102,7 @@ class ModelFacts:
     `state`: "serving", "evicted" (loaded again when it is asked), "draining" and then "away" (it gives way to its new
     release, and others serve it meanwhile) or "broken";
     `broken`: why it does not run any more. `providers`: those that ONNX Runtime really took, the preferred first.
+    `answered`, `failed`: requests since it was loaded, `failed` by the model or its worker, not for want of time or room.
     `size_bytes`: what it gives back when it goes; `admission`: of the trial on this board, be it before a restart.
     """
 
@@ -114,6 +115,8 @@ class ModelFacts:
     providers: tuple[str, ...]
     broken: str | None
     admission: Admission = Admission()
+    answered: int = 0
+    failed: int = 0
 
 
 class Release:
@@ -129,6 +132,7 @@ class Release:
         instead_of: which release gives way to it.
         is_evicted: it gave its memory back; the next request loads it again.
         used_at: when it was asked last.
+        answered, failed: see `ModelFacts`.
         pace: how long its batches take, and how many rows are best.
     """
 
@@ -156,6 +160,15 @@ class Release:
         self.used_at = 0.0
         self.load_s = 0.0
         self.size_bytes = 0
+        self.answered = 0
+        self.failed = 0
+
+    def count(self, error: BaseException | None) -> None:
+        """A request has ended so; what is its sender's fault, or the queue's, does not count."""
+        if error is None:
+            self.answered += 1
+        elif isinstance(error, ModelFailedError | WorkerLostError):
+            self.failed += 1
 
     @property
     def is_wanted(self) -> bool:
@@ -188,6 +201,8 @@ class Release:
             providers=self.providers,
             broken=self.broken,
             admission=self.admission,
+            answered=self.answered,
+            failed=self.failed,
         )
 
     def settle(self, batch: Sequence[Piece], outputs: Sequence[Tensor]) -> None:
