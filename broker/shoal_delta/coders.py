@@ -123,7 +123,8 @@ def pack(
     `prime` says where in the old file text like this one stands, when `raw` is text.
     `contexts` are for numbers (residuals, planes of elements), which the entropy coder is tried on.
     `is_quick` tries zstd and that one only, at a low level: to compare plans, not to send.
-    `is_slow_allowed`: the row coder is tried too, which unpacks 0.1 to 0.2 MB a second.
+    `is_slow_allowed`: the row coder is tried too, which unpacks 0.1 to 0.2 MB a second, and the entropy
+    coder takes more steps.
     """
     if raw.count(raw[0]) == len(raw):
         return bytes([Mode.RUN, raw[0]])
@@ -145,7 +146,8 @@ def pack(
         best = min([best, *(_groups(raw, contexts, bits) for bits in groups.TRIED_BITS)], key=len)
     if contexts is None or len(raw) < _MIN_ANS_BYTES or len(best) <= len(raw) >> _SPARSE_SHIFT:
         return best
-    coded = [best, _ans(raw, contexts, is_quick=is_quick)]
+    is_patient = is_slow_allowed or is_quick
+    coded = [best, _ans(raw, contexts, is_quick=is_quick, is_slow_allowed=is_patient)]
     is_enough = len(raw) >= _MIN_ROWS_BYTES and is_slow_allowed and not is_quick
     if contexts.matrices and is_enough:
         coded += _rows(raw, contexts, min(map(len, coded)))
@@ -244,7 +246,9 @@ def _counted(raw: bytes, contexts: Contexts) -> bytes:
     """`raw` (not empty) through the entropy coder, or as it is."""
     if raw.count(raw[0]) == len(raw):
         return bytes([Mode.RUN, raw[0]])
-    return min(bytes([Mode.RAW]) + raw, _ans(raw, contexts, is_quick=False), key=len)
+    # Few numbers stand for many: their steps do not show in the time of a segment.
+    coded = _ans(raw, contexts, is_quick=False)
+    return min(bytes([Mode.RAW]) + raw, coded, key=len)
 
 
 def _ungroups(cursor: Cursor, size: int, read: Reader, known: Known | None) -> bytes:
@@ -278,11 +282,13 @@ def _uncounted(packed: bytes, size: int, read: Reader, known: Known) -> bytes:
     return unpack(packed, size, read, known)
 
 
-def _ans(raw: bytes, contexts: Contexts, *, is_quick: bool) -> bytes:
+def _ans(raw: bytes, contexts: Contexts, *, is_quick: bool, is_slow_allowed: bool = True) -> bytes:
     found = []
     is_alone = contexts.side is None or is_quick or len(raw) > _TRY_PLAIN_BYTES
     for side in (contexts.side,) if is_alone else (contexts.side, None):
-        model, stream = ans.encode(as_bytes(raw), side, is_signed=contexts.is_signed)
+        model, stream = ans.encode(
+            as_bytes(raw), side, is_signed=contexts.is_signed, is_slow_allowed=is_slow_allowed
+        )
         found.append(_with_model(Mode.ANS, model, stream, is_quick=is_quick))
     return min(found, key=len)
 

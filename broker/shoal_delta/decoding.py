@@ -62,9 +62,10 @@ def check_work(header: Header, delta: Reader, old: Reader) -> int:
     def add(coded: bytes, start: int, size: int, block_size: int | None) -> None:
         plan, packed = segment.opened(coded, start, size, seen.end, block_size, work)
         work.add_operations(plan, header.old_size)
+        needs = [segment.streams_of(operation) for operation in plan]
         for stream, (stream_size, content) in packed.items():
-            taken = [segment.streams_of(operation).get(stream, 0) for operation in plan]
-            work.add_stream(content, stream_size, [count for count in taken if count], base)
+            taken = [need[stream] for need in needs if stream in need]
+            work.add_stream(content, stream_size, taken, base)
 
     if header.global_size:
         add(block, 0, header.global_size, None)

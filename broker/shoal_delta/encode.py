@@ -37,6 +37,7 @@ _MAX_SEGMENT_OPERATIONS = 16_384
 # Up to here more than one plan is packed in earnest, those that look smallest.
 _TRY_ALL_BYTES = 2 << 20
 _TRIED = 3
+_SAME_OR_TEXT = frozenset({Kind.COPY, Kind.LITERAL})
 # Above this the solid layout is tried only where little is left to pack.
 _SOLID_BYTES = 8 << 20
 _SOLID_SHARE = 16
@@ -118,7 +119,7 @@ class _Encoder:
             return self._packed(Plan((copy,) if self._new else (), lambda _start, _size: ()))
         model = model_plan(self._old, self._new)
         plans = [model] if model is not None else []
-        if model is None or len(self._new) <= _TRY_ALL_BYTES:
+        if model is None or self._may_be_beaten(model):
             plans += generic_plans(self._old, self._new)
         is_tried = self._is_small and len(self._new) <= _TRY_ALL_BYTES
         count = _TRIED if is_tried else 1
@@ -141,6 +142,12 @@ class _Encoder:
         smallest = min(solids, key=len, default=segmented)
         # Segments are resumed and decoded in parallel: not given up for next to nothing.
         return smallest if len(smallest) < len(segmented) - len(segmented) // 128 else segmented
+
+    def _may_be_beaten(self, model: Plan) -> bool:
+        """Whether a plan that knows no tensors may be smaller: not where most of a larger model moved."""
+        same = sum(each.size for each in model.operations if each.kind in _SAME_OR_TEXT)
+        is_worth_time = len(self._new) <= SLOW_CODER_BYTES or 2 * same > len(self._new)
+        return is_worth_time and len(self._new) <= _TRY_ALL_BYTES
 
     def _may_hang_together(self, segmented: int) -> bool:
         """Whether a solid layout may pay: not on the noise of a large model, which takes minutes."""
@@ -198,7 +205,12 @@ class _Encoder:
         block = b""
         if plan.block:
             block = views.encode(plan.views) + segment.encode(
-                list(plan.block_operations), plan.block, 0, read=read, block=plan.block
+                list(plan.block_operations),
+                plan.block,
+                0,
+                read=read,
+                block=plan.block,
+                is_slow_allowed=is_slow or is_quick,
             )
         bodies, segments = [], []
         with ThreadPoolExecutor(self._workers) as pool:

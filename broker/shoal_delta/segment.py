@@ -294,13 +294,20 @@ def opened(
 def streams_of(operation: Operation) -> dict[Stream, int]:
     """How many bytes of which streams an operation takes."""
     kind = operation.kind
+    return dict.fromkeys(_STREAMS_OF[kind], operation.size // WIDTH.get(kind, 1))
+
+
+def _streams_of(kind: Kind) -> tuple[Stream, ...]:
     if kind in {Kind.COPY, Kind.GLOBAL, Kind.PRODUCT}:
-        return {}
+        return ()
     if kind is Kind.STEPPED32:
-        return {Stream.STEPS: operation.size // WIDTH[kind]}
+        return (Stream.STEPS,)
     if (width := WIDTH.get(kind)) is not None:
-        return {Stream(Stream.PLANE0 + k): operation.size // width for k in range(width)}
-    return {_BYTE_STREAM.get(kind, Stream.RESIDUAL): operation.size}
+        return tuple(Stream(Stream.PLANE0 + k) for k in range(width))
+    return (_BYTE_STREAM.get(kind, Stream.RESIDUAL),)
+
+
+_STREAMS_OF = {kind: _streams_of(kind) for kind in Kind}
 
 
 def _made(

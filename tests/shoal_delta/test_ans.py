@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal_delta import CorruptDeltaError, ans, ans_model, drift
-from shoal_delta.wire import varint
+from shoal_delta.lanes import MAX_LANE_BITS
+from shoal_delta.wire import Cursor, varint
 
 MODEL_TABLES = 2  # where the count of tables stands in a model
 
@@ -43,6 +44,17 @@ def test_lanes_of_every_length_come_back(size):
     symbols, side = residuals(size)
     packed = ans.encode(symbols, side, is_signed=True)
     assert decoded(packed, size, side).tobytes() == symbols.tobytes()
+
+
+@pytest.mark.parametrize("size", [9_000, 150_000])
+def test_what_is_to_be_quick_takes_a_fraction_of_the_steps_and_comes_back(size):
+    symbols, side = residuals(size)
+    patient = ans.encode(symbols, side, is_signed=True)
+    quick = ans.encode(symbols, side, is_signed=True, is_slow_allowed=False)
+    assert decoded(quick, size, side).tobytes() == symbols.tobytes()
+    steps = [ans.steps(Cursor(model), size) for model, _ in (patient, quick)]
+    assert steps[1] <= min(steps[0] / 2, 2 * 2048)
+    assert len(quick[1]) < 1.02 * len(patient[1])
 
 
 @pytest.mark.parametrize("has_side", [True, False])
@@ -121,7 +133,7 @@ def test_lanes_tables_and_sides_that_cannot_be_are_refused():
     many = bytearray(model)
     many[MODEL_TABLES] = ans_model.MAX_TABLES + 1
     cases = [
-        (bytes([ans.MAX_LANE_BITS + 1]) + model[1:], stream, side),
+        (bytes([MAX_LANE_BITS + 1]) + model[1:], stream, side),
         (model[:1] + varint(3000) + model[2:], stream, side),
         (model[:1] + varint(3) + model[2:], stream, side),
         (bytes(many), stream, side),
