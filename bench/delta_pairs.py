@@ -1,8 +1,9 @@
 """Area `delta-pairs`: our delta beside every other tool's, on a corpus of pairs; and its goals.
 
 The corpus (bench/corpus) and the tools (delta_peers.py) need .venv-bench-delta: `make bench-delta`.
-Sizes are the same in every round, so each is taken once, several pairs at a time; memory and speed are
-measured afterwards, alone, in CPU time. The picture is written when there is one of every family.
+Two parts. `speed`: memory and speed of every pair of a megabyte and more, one at a time, in CPU time: for a
+machine with nothing else to do. `sizes`: every pair against every peer; they are the same in every round and
+under any load, so each is taken once, several pairs at a time. The picture belongs to the sizes of all pairs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import delta_goals
 import processes
 from delta_goals import LARGE, PAIR, figure, mean
 from delta_plot import Bar, drawn
-from measure import BenchError, Column, Options, Row, Table
+from measure import BenchError, Column, Goal, Options, Row, Table
 
 ROOT = Path(__file__).parents[1]
 CORPUS = ROOT / "build" / "delta-corpus"
@@ -29,6 +30,8 @@ PLOT = ROOT / "docs" / "benchmarks" / "delta.svg"
 PEERS_PYTHON = ROOT / ".venv-bench-delta" / "bin" / "python"
 # For a pair of the corpus with all tools; for a large one, which takes minutes of CPU.
 TIMEOUT_S, LARGE_TIMEOUT_S = 1800.0, 3600.0
+# The goal of speed is for new files from this size on.
+SPEED_BYTES = 1_000_000
 WORKERS = min(5, (os.cpu_count() or 1) + 1)
 FAMILIES = {
     "cnn": "MobileNet v1, static",
@@ -44,6 +47,13 @@ COLUMNS = (
     Column("ratio", "ours / best", 3),
     Column("nncodec_bytes", "NNCodec + hdiffpatch", spread=False),
     Column("share_percent", "% of new", 2, spread=False),
+)
+SPEED_COLUMNS = (
+    COLUMNS[0],
+    COLUMNS[-1],
+    Column("apply_mb_s", "apply MB/s", 1, spread=False),
+    Column("peak_mib", "peak MiB", 1, spread=False),
+    Column("diff_mb_s", "diff MB/s", 2, spread=False),
 )
 SETTINGS = (
     "corpus: bench/corpus, trained with jax, INT8 by ONNX Runtime's quantisers; seed 1 was looked at while the encoder was written, seed 2 was not",
@@ -84,39 +94,65 @@ class Pair:
 
 
 def run(options: Options, say: Callable[[str], None]) -> Table:
-    """Every pair of the corpus against every peer; then the extremes, memory and speed."""
+    """Memory and speed; every pair of the corpus against every peer, and the extremes."""
     folders = sorted(path for path in CORPUS.glob("*-*-[0-9]") if PAIR.fullmatch(path.name))
     if options.is_quick:
         folders = [path for path in folders if path.name.endswith("-1")]
     if not PEERS_PYTHON.exists() or not folders:
         raise BenchError("there is no corpus, or no peers: make bench-delta sets both up")
+    speed = _speed(folders, options, say) if options.wants("speed") else {}
+    pairs = _pairs(folders, speed, options, say) if options.wants("sizes") else []
+    goals = _size_goals(pairs, folders[0] / "old.onnx", options, say) if pairs else []
+    measured = {pair.name: pair.ours for pair in pairs} | speed
+    goals += delta_goals.entropy_goals(_entropies(measured, say))
+    goals += delta_goals.speed_goals({name: speed[name] for name in LARGE if name in speed})
+    goals += delta_goals.slowest_goal(speed)
+    if pairs and not options.is_quick:
+        _plot(pairs)
+    return Table(
+        title=f"delta-pairs: {len(pairs) or len(speed)} pairs",
+        columns=COLUMNS if pairs else SPEED_COLUMNS,
+        rows=tuple(map(_row, pairs) if pairs else map(_speed_row, speed, speed.values())),
+        goals=tuple(goals),
+        settings=SETTINGS if pairs else SETTINGS[:1],
+        notes=_against_each(pairs),
+        skipped=tuple(sorted({line for pair in pairs for line in pair.skipped})),
+    )
+
+
+def _pairs(
+    folders: list[Path],
+    speed: Mapping[str, Mapping[str, float]],
+    options: Options,
+    say: Callable[[str], None],
+) -> list[Pair]:
+    """Every pair against every peer, losses first."""
     with ThreadPoolExecutor(WORKERS) as pool:
-        pairs = list(pool.map(partial(_pair, options=options, say=say), folders))
-    # Losses first.
-    pairs.sort(key=lambda pair: -pair.ratio)
-    faults = _faults(folders[0] / "old.onnx", options, say)
-    speed = _large(options, say)
-    goals = (
+        made = pool.map(partial(_pair, speed=speed, options=options, say=say), folders)
+        return sorted(made, key=lambda pair: -pair.ratio)
+
+
+def _size_goals(
+    pairs: list[Pair], model: Path, options: Options, say: Callable[[str], None]
+) -> list[Goal]:
+    return [
         *delta_goals.size_goals(
             {pair.name: pair.ratio for pair in pairs},
             {pair.name: pair.ratio_to_tools for pair in pairs},
         ),
-        *delta_goals.fault_goals(faults),
-        *delta_goals.entropy_goals(_entropies(pairs, speed, say)),
-        *delta_goals.speed_goals(speed),
-        *delta_goals.slowest_goal({pair.name: pair.ours for pair in pairs} | speed),
-    )
-    if not options.is_quick:
-        _plot(pairs)
-    return Table(
-        title=f"delta-pairs: {len(pairs)} pairs",
-        columns=COLUMNS,
-        rows=tuple(map(_row, pairs)),
-        goals=goals,
-        settings=SETTINGS,
-        notes=_against_each(pairs),
-        skipped=tuple(sorted({line for pair in pairs for line in pair.skipped})),
-    )
+        *delta_goals.fault_goals(_faults(model, options, say)),
+    ]
+
+
+def _speed_row(name: str, found: Mapping[str, float]) -> Row:
+    figures = {
+        "ours_bytes": found["size_bytes"],
+        "share_percent": found["size_bytes"] / found["new_mb"] / 1e4,
+        "apply_mb_s": found["new_mb"] / found["apply_s"],
+        "peak_mib": found["peak_mib"],
+        "diff_mb_s": found["new_mb"] / found["encode_s"],
+    }
+    return Row(name, False, {key: figure(value) for key, value in figures.items()})
 
 
 def _row(pair: Pair) -> Row:
@@ -159,13 +195,18 @@ def _plot(pairs: list[Pair]) -> None:
     PLOT.write_text(drawn(groups, title), encoding="utf-8")
 
 
-def _pair(folder: Path, options: Options, say: Callable[[str], None]) -> Pair:
+def _pair(
+    folder: Path,
+    speed: Mapping[str, Mapping[str, float]],
+    options: Options,
+    say: Callable[[str], None],
+) -> Pair:
     say(folder.name)
     peers = _peers(folder, options)
     return Pair(
         folder.name,
         (folder / "new.onnx").stat().st_size,
-        _ours(folder, options),
+        speed[folder.name] if folder.name in speed else _ours(folder, options),
         {name: found["size_bytes"] for name, found in peers["figures"].items()},
         tuple(peers["skipped"]),
     )
@@ -181,31 +222,32 @@ def _faults(model: Path, options: Options, say: Callable[[str], None]) -> dict[s
     return found
 
 
-def _large(options: Options, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
+def _speed(
+    folders: list[Path], options: Options, say: Callable[[str], None]
+) -> dict[str, dict[str, float]]:
+    """Ours on the pairs whose new file has a megabyte or more, and on the large ones."""
     names = [name for name in LARGE if (CORPUS / name).exists()]
+    large = [CORPUS / name for name in (names[:1] if options.is_quick else names)]
     found = {}
-    for name in names[:1] if options.is_quick else names:
-        say(f"memory and speed, {name}")
-        found[name] = _ours(CORPUS / name, options, LARGE_TIMEOUT_S)
+    for folder in [*folders, *large]:
+        if (folder / "new.onnx").stat().st_size >= SPEED_BYTES:
+            say(f"memory and speed, {folder.name}")
+            found[folder.name] = _ours(folder, options, LARGE_TIMEOUT_S)
     return found
 
 
 def _entropies(
-    pairs: list[Pair],
-    speed: Mapping[str, Mapping[str, float]],
-    say: Callable[[str], None],
+    measured: Mapping[str, Mapping[str, float]], say: Callable[[str], None]
 ) -> dict[str, tuple[float, float]]:
     """(what the delta spends on such tensors, what their residuals hold), of pairs that have some."""
-    coded = {name: found["large_int8_bytes"] for name, found in speed.items()}
-    coded |= {pair.name: pair.ours["large_int8_bytes"] for pair in pairs}
     found = {}
     for name in ENTROPY_PAIRS:
-        if name in coded:
+        if name in measured:
             say(f"entropy, {name}")
             pair = [CORPUS / name / "old.onnx", CORPUS / name / "new.onnx"]
             answer = _run([PEERS_PYTHON, _script("delta_entropy.py"), *pair], LARGE_TIMEOUT_S)
             if entropy := float(answer.split()[0]):
-                found[name] = (coded[name], entropy)
+                found[name] = (measured[name]["large_int8_bytes"], entropy)
     return found
 
 

@@ -30,7 +30,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "bus": ("command", "sessions", "agent", "wire"),
     "broker": ("echo", "amqtt", "fanout", "idle", "durable"),
     "delta": (),
-    "delta-pairs": (),
+    "delta-pairs": ("speed", "sizes"),
     "inference": (),
     "infer": (),
     "infer-http": (),
@@ -100,7 +100,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--part",
         choices=[part for parts in PARTS.values() for part in parts],
         action="append",
-        help="of bus or broker, default: all; repeatable",
+        help="of bus, broker or delta-pairs, default: all; repeatable",
     )
     parser.add_argument("--rounds", type=_rounds, help="rounds an area (default 5; 1 with --quick)")
     parser.add_argument("--quick", action="store_true", help="fewer messages: a look, not a figure")

@@ -61,6 +61,7 @@ def test_a_quick_run_prints_its_table_and_writes_the_same_figures_as_json(tmp_pa
         (("--rounds", "0"), 2, "1 to 100"),
         (("--rounds", "many"), 2, "invalid"),
         (("--area", "delta", "--part", "echo"), 2, "none of these parts belongs to delta"),
+        (("--area", "delta-pairs", "--part", "echo"), 2, "belongs to delta-pairs"),
         (("--area", "delta", "--dir", "/nowhere/at/all"), 1, "bench: "),
     ],
 )

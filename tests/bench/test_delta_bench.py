@@ -78,6 +78,25 @@ def test_the_slowest_apply_is_named_and_small_models_do_not_count(bench):
     assert goals.slowest_goal({"cnn-few-steps-1": pairs["cnn-few-steps-1"]}) == []
 
 
+def test_speed_is_of_pairs_of_a_megabyte_and_more_one_by_one(bench, tmp_path, monkeypatch):
+    pairs = bench("delta_pairs")
+    sizes = {"cnn-pruned-1": 10, "mobilenet-pruned-1": 1_000_000, "large-23": 2_000_000}
+    for name, size in sizes.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "new.onnx").write_bytes(bytes(size))
+    figures = {"size_bytes": 50_000.0, "new_mb": 1.0, "apply_s": 0.1, "encode_s": 2.0}
+    monkeypatch.setattr(pairs, "CORPUS", tmp_path)
+    monkeypatch.setattr(pairs, "_ours", lambda *_asked: figures | {"peak_mib": 9.0})
+    options = bench("measure").Options(1, 1, is_quick=False, folder=tmp_path)
+    folders = [tmp_path / name for name in sizes if name != "large-23"]
+    found = pairs._speed(folders, options, lambda _said: None)
+    assert list(found) == ["mobilenet-pruned-1", "large-23"]
+    row = pairs._speed_row("large-23", found["large-23"])
+    assert row.figures["apply_mb_s"].median == pytest.approx(10)
+    assert row.figures["diff_mb_s"].median == pytest.approx(0.5)
+    assert {column.name for column in pairs.SPEED_COLUMNS} == row.figures.keys()
+
+
 def test_what_must_cost_nothing_costs_next_to_nothing(bench):
     faults = bench("delta_faults")
     old = faults.firmware()
