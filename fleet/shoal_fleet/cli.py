@@ -51,9 +51,7 @@ app.add_typer(trust_app, name="trust")
 cli_identity.add_to(cli_nodes.nodes_app)
 cli_registry.add_to(cli_nodes.nodes_app)
 app.command(epilog="Example: shoal backup /mnt/backup/controller.tar")(cli_backup.backup)
-app.command(epilog="Example: shoal --state-dir /srv/shoal restore /mnt/backup/controller.tar")(
-    cli_backup.restore
-)
+app.command(epilog="Example: shoal restore /mnt/backup/controller.tar")(cli_backup.restore)
 app.command(epilog="Example: shoal running --drift")(cli_registry.running)
 app.command(epilog="Example: shoal want press-4 digits=digits@1.0.0")(cli_nodes.want)
 app.command(epilog="Example: shoal send press-4 device.set device=valve channel=2 value=1")(

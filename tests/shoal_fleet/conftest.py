@@ -71,7 +71,7 @@ class Site:
             self.controller, self.url = controller, url
             token = read_token(self.state_dir / "token")
             async with httpx.AsyncClient(
-                base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=10
+                base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=60
             ) as self.api:
                 await controller.session.wait_connected(5)
                 yield self
