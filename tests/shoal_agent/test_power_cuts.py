@@ -27,8 +27,13 @@ KNOWN = (V1, V2)
 
 def pipelines(version: int) -> bytes:
     """A document that wants one pipeline, of a topic of its own."""
-    topic = {"filter": f"meters/{version}", "values": ["$.v"], "units": "grey level 0..16"}
-    table = {"model": "digits", "topic": topic, "publish": {"topic": "out"}}
+    topic = {
+        "filter": f"meters/{version}",
+        "values": ["$.v"],
+        "units": ["grey level 0..16"],
+        "encoding": "u5",
+    }
+    table = {"stream": "read", "model": "digits", "topic": topic, "publish": {"topic": "out"}}
     return messages.encode(Pipelines(version, 1, [PipelineWanted("read", table)]))
 
 

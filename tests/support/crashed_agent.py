@@ -7,6 +7,7 @@ the two children, whose work is done in this process.
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -37,6 +38,7 @@ from shoal_delta import cli as delta_cli
 NODE = "board-1"
 _TOPICS = Topics()
 _WANTED = _TOPICS.wanted(NODE)
+_delta = functools.cache(shoal_delta.diff)
 
 
 class EngineOfFiles:
@@ -116,9 +118,7 @@ class Fleet:
             deltas = []
             if base is not None:
                 digests = (hashlib.sha256(one.model).digest() for one in (base, release))
-                deltas.append(
-                    DeltaOffer(*digests, self.publish(shoal_delta.diff(base.model, release.model)))
-                )
+                deltas.append(DeltaOffer(*digests, self.publish(_delta(base.model, release.model))))
             files = [self.publish(data) for data in release.files.values()]
             manifest = self.publish(release.manifest)
             models.append(ModelWanted(release.spec.name, release.id, manifest, files, deltas))
