@@ -205,8 +205,9 @@ def _apply(tree: Tree, steps: Sequence[Step]) -> bool:  # noqa: C901 - one case 
                 tree.folders.setdefault(node, {})
                 names[name] = node
             case Rename(folder, name, to_folder, to_name):
-                names, there = tree.folders.get(folder), tree.folders.get(to_folder)
-                if names is None or there is None or name not in names:
+                names = tree.folders.setdefault(folder, {})
+                there = tree.folders.setdefault(to_folder, {})
+                if name not in names:
                     return False
                 there[to_name] = names.pop(name)
             case Unlink(folder, name):
