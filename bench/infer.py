@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import exported_minilm
 import infer_models
-import minilm
 import processes
 from infer_child import CALLERS, MAX_BATCH, SWAP_CALLERS, SWAPS
 from measure import BenchError, Column, Figure, Goal, Options, Rounds, Row, Table
@@ -46,8 +46,8 @@ def run(options: Options, say: Callable[[str], None]) -> Table:
         infer_models.write(directory, name)
         infer_models.write(directory / "next", name, seed=1)
     large, text = LARGE, ()
-    if asked := minilm.wanted():
-        directories["minilm"] = minilm.make(options.folder, asked, say).release
+    if asked := exported_minilm.wanted():
+        directories["minilm"] = exported_minilm.make(options.folder, asked, say).release
         large, text = (*LARGE, "minilm"), ("minilm",)
     capacity = {name: _capacity(directories[name], name, say) for name in ("micro", "cnn")}
     rounds = Rounds(options)

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+import exported_minilm
 import infer_textures
-import minilm
 import processes
 import release_building
 from measure import BenchError, Column, Figure, Goal, Options, Rounds, Row, Table
@@ -54,8 +54,8 @@ def run(options: Options, say: Callable[[str], None]) -> Table:
     preset = release_building.preset()
     skipped: tuple[str, ...] = ()
     pairs = [_cnn(options.folder / "int8-cnn", preset, say)]
-    if wanted := minilm.wanted():
-        made = minilm.make(options.folder, wanted, say)
+    if wanted := exported_minilm.wanted():
+        made = exported_minilm.make(options.folder, wanted, say)
         pairs.append(
             Pair(
                 "minilm", made.floats, made.int8, made.inputs, made.way, "cosine", 0.27, 0.60, 0.99
