@@ -14,6 +14,9 @@ from shoal_agent.errors import ConfigError
 from shoal_agent.local_api.errors import FORBIDDEN, UNAUTHORIZED, ApiError
 
 MIN_TOKEN: Final = 16
+CREDENTIALS: Final = Path("/run/credentials")
+"""Where systemd lays the credentials of services: nobody else gets into a service's folder there, and the mode
+of a file shows the mask of its access list in the place of the group's rights (systemd 254 and later)."""
 _MAX_TOKEN_FILE_BYTES: Final = 4096
 _CHALLENGE: Final = (("WWW-Authenticate", "Bearer"),)
 
@@ -68,7 +71,8 @@ def read_token(path: Path) -> str:
             text = file.read(_MAX_TOKEN_FILE_BYTES)
     except OSError as exc:
         raise ConfigError(f"{where} cannot be read: {exc.strerror}") from exc
-    if not stat.S_ISREG(mode) or mode & 0o077:
+    others = 0o007 if path.is_relative_to(CREDENTIALS) else 0o077
+    if not stat.S_ISREG(mode) or mode & others:
         raise ConfigError(f"{where} must be a file that its owner alone may read: chmod 600 it")
     try:
         token = text.decode("ascii").strip()

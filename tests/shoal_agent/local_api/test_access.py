@@ -5,6 +5,7 @@ import pytest
 
 from shoal_agent.config import load
 from shoal_agent.errors import ConfigError
+from shoal_agent.local_api import access
 from shoal_agent.local_api.access import Access, is_loopback, read_token
 from shoal_agent.local_api.errors import ApiError
 
@@ -106,3 +107,10 @@ def test_other_addresses_than_loopback_need_a_token(tmp_path, host):
         load(path)
     path.write_text(board + table + 'token_file = "t"\n')
     assert load(path).local_api.host == host
+
+
+def test_a_credential_of_systemd_may_show_the_mask_of_its_access_list(tmp_path, monkeypatch):
+    monkeypatch.setattr(access, "CREDENTIALS", tmp_path)
+    assert read_token(token_file(tmp_path, mode=0o440)) == WORD
+    with pytest.raises(ConfigError, match="chmod 600"):
+        read_token(token_file(tmp_path, mode=0o444))
