@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-long test-board bench bench-bus bench-broker bench-delta bench-trust delta-corpus delta-test-pairs peers lock digits picture ansible-env quantize-env bench-infer bench-infer-http bench-rollout serving-peers clean
+.PHONY: help setup demo test check test-long test-board bench bench-bus bench-broker bench-delta bench-trust delta-corpus delta-test-pairs peers lock digits picture ansible-env quantize-env bench-infer bench-infer-http bench-rollout serving-peers dist clean
 
 PY := .venv/bin/python
 
@@ -82,6 +82,10 @@ serving-peers:
 
 lock: ## resolve requirements/*.txt anew (needs uv)
 	@sh tools/lock
+
+dist: setup ## build what is shipped: wheel, sdist, collection, SBOM, checksums (into dist/)
+	@sh tools/setup-ansible
+	@$(PY) -m tools.dist $(ARGS)
 
 clean: ## remove .venv and caches
 	rm -rf .venv .venv-ansible .venv-peers .venv-serving-peers .venv-bench-delta .venv-quantize .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
