@@ -10,7 +10,6 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COLLECTION = REPOSITORY / "deploy/ansible"
-ROLE = COLLECTION / "roles/agent"
 BIN = REPOSITORY / ".venv-ansible/bin"
 
 needs_ansible = pytest.mark.skipif(
@@ -18,7 +17,7 @@ needs_ansible = pytest.mark.skipif(
 )
 
 _RENDER = """
-import json, sys, jinja2
+import importlib.util, json, sys, jinja2
 from ansible.plugins.filter.core import FilterModule
 given = json.load(sys.stdin)
 environment = jinja2.Environment(
@@ -26,6 +25,10 @@ environment = jinja2.Environment(
 )
 filters = FilterModule().filters()
 environment.filters.update({name: filters[name] for name in ("bool", "to_json")})
+spec = importlib.util.spec_from_file_location("to_toml", given["to_toml"])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+environment.filters["shoal.edge.to_toml"] = module.to_toml
 print(environment.from_string(given["template"]).render(given["variables"]), end="")
 """
 
@@ -49,12 +52,14 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
-def run(*command: object, home: Path, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+def run(
+    *command: object, home: Path, timeout_s: float = 60, **more: str
+) -> subprocess.CompletedProcess[str]:
     """Run a program of .venv-ansible."""
     program, *arguments = command
     return subprocess.run(
         [str(BIN / str(program)), *(str(word) for word in arguments)],
-        env=environment(home),
+        env={**environment(home), **more},
         cwd=home,
         capture_output=True,
         text=True,
@@ -75,7 +80,14 @@ def install_collection(home: Path) -> None:
 def render(template: Path, variables: dict[str, object]) -> str:
     """A template as Ansible renders it."""
     return _python(
-        _RENDER, given=json.dumps({"template": template.read_text(), "variables": variables})
+        _RENDER,
+        given=json.dumps(
+            {
+                "template": template.read_text(),
+                "variables": variables,
+                "to_toml": str(COLLECTION / "plugins/filter/to_toml.py"),
+            }
+        ),
     )
 
 

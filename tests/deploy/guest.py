@@ -1,7 +1,7 @@
-"""A Debian that boots with systemd as PID 1 beside the tests: systemd-nspawn on its own network link.
+"""Debians that boot with systemd as PID 1 beside the tests: systemd-nspawn on a network of their own.
 
-For the deployment test only. The guest's root is a shared folder that stays untouched (its changes go
-to memory and are gone with it); its one link leads to this host, it has no route further. Needs root.
+For the deployment tests only. The guests' root is a shared folder that stays untouched (their changes go
+to memory and are gone with them); their network is they and this host, with no route further. Needs root.
 """
 
 import os
@@ -39,7 +39,7 @@ Name=host0
 LinkLocalAddressing=no
 ConfigureWithoutCarrier=yes
 [Address]
-Address={address}/30
+Address={address}/28
 DuplicateAddressDetection=none
 """
 
@@ -101,61 +101,79 @@ def why_no_guest() -> str | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A bridge on this host that guests are plugged into."""
+
+    bridge: str
+    block: int
+
+    def address(self, number: int) -> str:
+        """Of this host (0) and of the guests (1 to 13)."""
+        value = self.block + 1 + number
+        return f"169.254.{value >> 8}.{value & 255}"
+
+
 @contextmanager
-def booted(root: Path, scratch: Path) -> Iterator[Guest]:
+def network() -> Iterator[Network]:
+    """A link-local /28 and a name of our own, so that runs beside each other do not meet."""
+    found = Network(f"shoal{os.getpid()}", (os.getpid() % 4032) * 16 + 256)
+    _do("ip", "link", "add", found.bridge, "type", "bridge")
+    try:
+        _do("ip", "address", "add", f"{found.address(0)}/28", "dev", found.bridge)
+        _do("ip", "link", "set", found.bridge, "up")
+        yield found
+    finally:
+        _do("ip", "link", "delete", found.bridge)
+
+
+@contextmanager
+def booted(root: Path, scratch: Path, link: Network, number: int) -> Iterator[Guest]:
     """Boot `root` (see tools/nspawn-root); the guest has ended, and left nothing, when this returns.
 
     Args:
         root: a folder with a Debian that has openssh-server and enables systemd-networkd.
         scratch: an empty folder for the key and the console log.
+        link: what it is plugged into.
+        number: which of its addresses it has.
 
     Raises:
         GuestError: it did not come up; the message carries the end of its console.
     """
-    # A link-local /30 and a name of our own, so that runs beside each other do not meet.
-    block = (os.getpid() % 16128) * 4 + 256
-    host_address, address = (f"169.254.{n >> 8}.{n & 255}" for n in (block + 1, block + 2))
-    name = f"shoal{os.getpid()}"
+    address = link.address(number)
+    name = f"shoal{os.getpid()}-{number}"
     key = scratch / "key"
     _do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key))
     known_hosts = scratch / "known_hosts"
     host_key = (root / "etc/ssh/ssh_host_ed25519_key.pub").read_text()
     known_hosts.write_text(f"{address} {host_key}")
-    network = scratch / "host0.network"
-    network.write_text(_NETWORK.format(address=address))
+    settings = scratch / "host0.network"
+    settings.write_text(_NETWORK.format(address=address))
     console = scratch / "console.log"
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, console.open("wb") as log:
-        ready.bind(f"\0shoal-guest-{os.getpid()}")
+        ready.bind(f"\0{name}")
         process = subprocess.Popen(
             [
                 *("unshare", "--mount", "--propagation", "private"),
                 *("sh", "-euc", _LAUNCH, "sh"),
-                *(
-                    "systemd-nspawn",
-                    "--boot",
-                    "--quiet",
-                    f"--directory={root}",
-                    f"--machine={name}",
-                ),
+                *("systemd-nspawn", "--boot", "--quiet"),
+                *(f"--directory={root}", f"--machine={name}"),
                 *("--volatile=overlay", "--register=no", "--keep-unit", "--notify-ready=yes"),
-                *("--network-veth", "--console=read-only", "--link-journal=no"),
+                *(f"--network-bridge={link.bridge}", "--console=read-only", "--link-journal=no"),
                 *("--resolv-conf=off", f"--hostname={name}"),
                 f"--bind-ro={key}.pub:/root/.ssh/authorized_keys",
-                f"--bind-ro={network}:/etc/systemd/network/10-shoal-test.network",
+                f"--bind-ro={settings}:/etc/systemd/network/10-shoal-test.network",
             ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "NAME": name, "NOTIFY_SOCKET": f"@shoal-guest-{os.getpid()}"},
+            env={**os.environ, "NAME": name, "NOTIFY_SOCKET": f"@{name}"},
         )
         try:
-            _await(ready, b"X_NSPAWN_LEADER_PID=", process, console)
-            _do("ip", "address", "add", f"{host_address}/30", "dev", f"ve-{name}")
-            _do("ip", "link", "set", f"ve-{name}", "up")
             _await(ready, b"READY=1", process, console)
             _await_ssh(address)
-            yield Guest(name, address, host_address, key, known_hosts)
+            yield Guest(name, address, link.address(0), key, known_hosts)
         finally:
             _stop(process)
             _remove_cgroup(name)

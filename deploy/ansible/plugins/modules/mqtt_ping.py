@@ -2,13 +2,14 @@
 # Copyright: The Shoal authors
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: EXE001 - Ansible asks for the first line and runs the file by itself
-"""Ansible module: waits until a node's retained presence says that it is online.
+"""Ansible module: waits until a node is online, runs a release and serves models, by its own word.
 
 Synchronous by nature: one connection, one subscription, one answer. Publishes nothing and changes nothing.
 """
 
 from __future__ import annotations
 
+import secrets
 import time
 import traceback
 
@@ -26,7 +27,7 @@ try:
     from shoal_broker.tls_socket import TlsSocket
     from shoal_contract import messages
     from shoal_contract.errors import ContractError
-    from shoal_contract.messages import Presence
+    from shoal_contract.messages import Presence, Reported
     from shoal_contract.topics import Topics
 except ImportError:
     IMPORT_ERROR: str | None = traceback.format_exc()
@@ -35,10 +36,11 @@ else:
 
 DOCUMENTATION = r"""
 module: mqtt_ping
-short_description: Wait until a Shoal node is online on the broker
+short_description: Wait until a Shoal node is online, runs a release and serves
 version_added: 0.1.0
 description:
-  - Connects to the broker and waits until the node's retained presence says that it is online.
+  - Connects to the broker and waits until the node's retained presence says that it is online, and its retained state, of the same
+    run of the agent, what it runs and serves.
   - Publishes nothing and changes nothing. It is to run on the control machine.
 options:
   node:
@@ -88,6 +90,13 @@ options:
       - A run of the agent that does not count, as returned in RV(boot) before.
       - With it the module waits for the run that follows a restart.
     type: str
+  version:
+    description: The version, or release tree, that the agent is to report.
+    type: str
+  models:
+    description: Models that are to serve, or are ready to be loaded again. An empty list asks only which do.
+    type: list
+    elements: str
 requirements:
   - paho-mqtt >= 2.1
   - shoal
@@ -121,6 +130,17 @@ since_ms:
   returned: success
   type: int
   sample: 1795248000000
+version:
+  description: The release that the agent says it runs.
+  returned: with O(version) or O(models)
+  type: str
+  sample: 0.1.0+rc.1
+models:
+  description: Models that serve, or are ready to be loaded again.
+  returned: with O(version) or O(models)
+  type: list
+  elements: str
+  sample: [digits]
 waited_s:
   description: How long it took, in seconds.
   returned: success
@@ -131,24 +151,33 @@ waited_s:
 CONNECT_TIMEOUT_S = 5.0
 LOOP_S = 0.2
 RETRY_S = 0.5
+MAX_STATE_BYTES = 64 * 1024
 
 
-class PresenceWatch:
-    """Follows one node's presence over one MQTT connection.
+class NodeWatch:
+    """Follows what one node says of itself over one MQTT connection.
 
     Attributes:
-        found: the presence that was waited for, once it came.
+        found: presence and, where it was asked for, state that are as wanted, once they came.
         last: what is known so far, in words, for the message of a timeout.
         fatal: the broker's refusal, which no waiting will change.
     """
 
-    def __init__(self, topic: str, not_boot: str | None) -> None:
-        """Watch `topic`; `not_boot` is the run that does not count."""
-        self.found: Presence | None = None
+    def __init__(self, topics: Topics, wanted: dict) -> None:
+        """Watch the node `wanted["node"]`; `not_boot`, `version` and `models` say what is waited for."""
+        self.found: tuple[Presence, Reported | None] | None = None
         self.last = "the broker was not reached"
         self.fatal: str | None = None
-        self._topic = topic
-        self._not_boot = not_boot
+        self._presence_topic = topics.presence(wanted["node"])
+        self._state_topic = topics.state(wanted["node"])
+        self._wanted = wanted
+        self._presence: Presence | None = None
+        self._state: Reported | None = None
+
+    @property
+    def needs_no_state(self) -> bool:
+        """Whether to be online is all that is asked."""
+        return self._wanted["version"] is None and self._wanted["models"] is None
 
     def on_broken(self, failure: OSError, tls: TlsFiles | None) -> None:
         """Note what a connection broke of; a certificate that is refused stays refused."""
@@ -168,32 +197,58 @@ class PresenceWatch:
             self.fatal = f"the broker refuses the connection: {reason}"
             return
         self.last = "the node has published no presence"
-        client.subscribe(self._topic, qos=1)
+        client.subscribe([(self._presence_topic, 1), (self._state_topic, 1)])
 
     def on_subscribe(
         self, _client: object, _data: object, _mid: int, reasons: list[ReasonCode], _more: object
     ) -> None:
         """Note a refusal."""
-        if reasons and reasons[0].is_failure:
-            self.fatal = f"the broker refuses to show {self._topic}: {reasons[0]}"
+        for topic, reason in zip((self._presence_topic, self._state_topic), reasons, strict=False):
+            if reason.is_failure:
+                self.fatal = f"the broker refuses to show {topic}: {reason}"
 
     def on_message(self, _client: object, _data: object, message: mqtt.MQTTMessage) -> None:
         """Look whether this is what is waited for."""
         try:
-            presence = messages.decode_as(message.payload, Presence, max_bytes=256)
+            if message.topic == self._presence_topic:
+                self._presence = messages.decode_as(message.payload, Presence, max_bytes=256)
+            else:
+                self._state = messages.decode_as(
+                    message.payload, Reported, max_bytes=MAX_STATE_BYTES
+                )
         except ContractError as exc:
-            self.last = f"its presence cannot be read: {exc}"
+            what = "presence" if message.topic == self._presence_topic else "state"
+            self.last = f"its {what} cannot be read: {exc}"
+            return
+        self._judge()
+
+    def _judge(self) -> None:
+        presence, state = self._presence, self._state
+        if presence is None:
             return
         if not presence.online:
             self.last = "it is offline"
-        elif presence.boot.hex() == self._not_boot:
+        elif presence.boot.hex() == self._wanted["not_boot"]:
             self.last = "it has not restarted yet"
+        elif self.needs_no_state:
+            self.found = presence, None
+        elif state is None or state.boot != presence.boot:
+            self.last = "it is online and has not said what it runs"
+        elif self._wanted["version"] not in (None, state.version):
+            self.last = f"it runs {state.version}"
+        elif missing := sorted(set(self._wanted["models"] or ()) - set(serving(state))):
+            self.last = f"it does not serve {', '.join(missing)}"
         else:
-            self.found = presence
+            self.found = presence, state
 
 
-def wait_online(params: dict, deadline: float) -> PresenceWatch:
-    """Watch until the node is online, the broker refuses or the deadline (monotonic) has passed.
+def serving(state: Reported) -> list[str]:
+    """Models that answer requests: in memory, or loaded again when they are asked."""
+    return sorted(one.model for one in state.models if one.residence in {"serving", "evicted"})
+
+
+def wait_for(params: dict, deadline: float) -> NodeWatch:
+    """Watch until the node is as wanted, the broker refuses or the deadline (monotonic) has passed.
 
     Raises TlsFilesError, PlaintextError.
     """
@@ -205,9 +260,11 @@ def wait_online(params: dict, deadline: float) -> PresenceWatch:
     )
     files = {key: params[key] for key in ("ca_file", "cert_file", "key_file")}
     tls = configured(server_name=None, **files)
-    watch = PresenceWatch(Topics(params["root"]).presence(params["node"]), params["not_boot"])
+    watch = NodeWatch(Topics(params["root"]), params)
     while not (watch.found or watch.fatal) and time.monotonic() < deadline:
-        client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+        # Mosquitto as rendered takes nobody without an id, and then puts the certificate's name in its place.
+        name = f"ansible-{secrets.token_hex(6)}"
+        client = mqtt.Client(CallbackAPIVersion.VERSION2, name, protocol=mqtt.MQTTv5)
         client.connect_timeout = CONNECT_TIMEOUT_S
         client.on_connect = watch.on_connect
         client.on_subscribe = watch.on_subscribe
@@ -257,6 +314,8 @@ def main() -> None:
             "plaintext": {"type": "bool", "default": False},
             "timeout_s": {"type": "int", "default": 60},
             "not_boot": {"type": "str"},
+            "version": {"type": "str"},
+            "models": {"type": "list", "elements": "str"},
         },
         supports_check_mode=True,
     )
@@ -270,18 +329,23 @@ def main() -> None:
         module.fail_json(msg="timeout_s must be at least 1")
     started = time.monotonic()
     try:
-        watch = wait_online(params, started + params["timeout_s"])
+        watch = wait_for(params, started + params["timeout_s"])
     except (ContractError, TlsFilesError, PlaintextError) as exc:
         module.fail_json(msg=str(exc))
     where = f"{params['node']} on {params['host']}:{params['port']}"
     if watch.fatal:
         module.fail_json(msg=f"{where}: {watch.fatal}")
     if watch.found is None:
-        module.fail_json(msg=f"{where}: not online after {params['timeout_s']} s: {watch.last}")
+        module.fail_json(
+            msg=f"{where}: not {'online' if watch.needs_no_state else 'as wanted'} after {params['timeout_s']} s: {watch.last}"
+        )
+    presence, state = watch.found
     module.exit_json(
         changed=False,
-        boot=watch.found.boot.hex(),
-        since_ms=watch.found.since_ms,
+        boot=presence.boot.hex(),
+        since_ms=presence.since_ms,
+        version=None if state is None else state.version,
+        models=None if state is None else serving(state),
         waited_s=round(time.monotonic() - started, 3),
     )
 
