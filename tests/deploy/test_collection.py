@@ -40,6 +40,7 @@ def yaml() -> dict[str, object]:
     return {path.relative_to(COLLECTION).as_posix(): content for path, content in loaded.items()}
 
 
+@pytest.mark.timeout(90)
 def test_the_linter_finds_nothing_at_its_strictest_profile(installed: Path) -> None:
     lint = subprocess.run(
         [ansible_venv.BIN / "ansible-lint", "--nocolor"],

@@ -88,7 +88,12 @@ def ask(home: Path, folder: Path, url: str, **more: Any):
 def listed(home: Path, folder: Path, controller: Controller, **more: Any) -> dict:
     done = ask(home, folder, f"http://127.0.0.1:{controller.server_port}", **more)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(done.stdout, object_hook=spoken)
+
+
+def spoken(value: dict) -> Any:
+    """The fleet's words come marked as what is never taken for a template; here they are only compared."""
+    return value["__ansible_unsafe"] if set(value) == {"__ansible_unsafe"} else value
 
 
 def test_labels_are_groups_and_revoked_nodes_are_none(home, tmp_path, controller):

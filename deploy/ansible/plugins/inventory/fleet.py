@@ -71,7 +71,7 @@ SUFFIXES = ("shoal.yml", "shoal.yaml")
 UNAUTHORIZED = 401
 
 
-class InventoryPlugin(BaseInventoryPlugin, Constructable):
+class InventoryModule(BaseInventoryPlugin, Constructable):
     """The plugin."""
 
     NAME = "shoal.edge.fleet"
