@@ -238,7 +238,7 @@ def _digest(digests: dict[str, str]) -> str:
 
 
 def _pack(files: dict[str, Path], target: Path) -> None:
-    """A tar whose bytes depend on nothing but the files."""
+    """A tar whose bytes depend on nothing but the files; release.json first, for those who read it alone."""
     with (
         target.open("wb") as raw,
         gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=6, mtime=0) as packed,
@@ -249,7 +249,7 @@ def _pack(files: dict[str, Path], target: Path) -> None:
             entry = tarfile.TarInfo(name)
             entry.type, entry.mode = tarfile.DIRTYPE, 0o755
             archive.addfile(entry)
-        for name in sorted(files):
+        for name in sorted(files, key=lambda name: (name.split("/")[1] != "release.json", name)):
             content = files[name].read_bytes()
             entry = tarfile.TarInfo(name)
             entry.mode = 0o755 if name.split("/")[1] == "bin" else 0o644

@@ -128,6 +128,8 @@ def _built(folder: Path, out: Path, roles: list[str] | None = None) -> Path:
 def _unpacked(folder: Path, roles: list[str] | None = None) -> tuple[dict, Path]:
     with tarfile.open(_built(folder, folder / "tree.tar.gz", roles)) as packed:
         assert {name.split("/")[0] for name in packed.getnames()} == {"0.1.0"}
+        # First of the files: who asks only what it is reads no further.
+        assert next(entry.name for entry in packed if entry.isfile()) == "0.1.0/release.json"
         packed.extractall(folder / "releases", filter="data")
     tree = folder / "releases/0.1.0"
     return json.loads((tree / "release.json").read_text()), tree
