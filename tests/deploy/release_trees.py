@@ -17,12 +17,20 @@ _LEFT_OUT = re.compile(
 )
 
 
-def build(out: Path, *roles: str, version: str | None = None, without: str | None = None) -> Path:
+def wheel(scratch: Path) -> Path:
+    """Shoal's wheel, made from this checkout."""
+    return release_tree._build_wheel(scratch)
+
+
+def build(
+    out: Path, *roles: str, wheel: Path, version: str | None = None, without: str | None = None
+) -> Path:
     """The archive `out` for this machine.
 
     Args:
         out: ends in .tar.gz.
         roles: what is to run from it.
+        wheel: Shoal's.
         version: another name for the same content.
         without: a pattern for names below the tree that are left out: a release that is broken.
     """
@@ -41,5 +49,5 @@ def build(out: Path, *roles: str, version: str | None = None, without: str | Non
         mock.patch.object(release_tree, "_version", lambda wheel: version or _version(wheel)),
         mock.patch.object(release_tree, "gzip", SimpleNamespace(GzipFile=packed)),
     ):
-        release_tree.build(out, roles=roles, python=PYTHON, arch=platform.machine())
+        release_tree.build(out, roles=roles, python=PYTHON, arch=platform.machine(), wheel=wheel)
     return out
