@@ -295,7 +295,7 @@ def test_a_million_mutated_packets_end_as_packets_or_typed_errors(capfd):
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_bytes_end_as_packets_or_typed_errors(data):
     assert verdict(data) in (None, *range(0x80, 0xA3))
 
@@ -304,7 +304,7 @@ def test_any_bytes_end_as_packets_or_typed_errors(data):
     first_byte=st.integers(0x10, 0xFF),
     body=st.binary(max_size=100),
 )
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_any_body_in_a_true_frame_ends_as_a_packet_or_a_typed_error(first_byte, body):
     assert verdict(framed(first_byte, body)) in (None, *range(0x80, 0xA3))
 
@@ -323,7 +323,7 @@ TOPIC = TEXT.filter(lambda t: t and "+" not in t and "#" not in t)
     correlation=st.none() | st.binary(max_size=40),
     properties=st.lists(st.tuples(TEXT, TEXT), max_size=4),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_message_survives_the_wire(
     topic, payload, packet_id, expiry, content_type, response_topic, correlation, properties
 ):

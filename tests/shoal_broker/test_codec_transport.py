@@ -397,7 +397,7 @@ REAL = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     greeted=st.booleans(),
     which=st.sampled_from(REAL),

@@ -86,7 +86,7 @@ NAMED = TEXT.filter(bool)
     user=st.none() | TEXT,
     password=st.none() | st.binary(max_size=40),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_connect_says_the_same_in_both_versions(
     client_id, clean, keep_alive, will, user, password
 ):
@@ -135,7 +135,7 @@ def message(topic, payload, qos, retain, duplicate, packet_id, **properties) -> 
 
 
 @given(**MESSAGE)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_message_is_the_same_in_both_versions_and_back(**fields):
     packet = message(**fields)
     data = paho_wire.publish(
@@ -151,7 +151,7 @@ def test_a_message_is_the_same_in_both_versions_and_back(**fields):
 
 
 @given(packet_id=PACKET_ID, wanted=st.lists(st.tuples(FILTER, QUALITY), min_size=1, max_size=5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_subscribe_asks_for_the_plain_delivery_of_3_1_1(packet_id, wanted):
     data = paho_wire.subscribe(packet_id, *((pattern, int(qos)) for pattern, qos in wanted))
     filters = [
@@ -161,7 +161,7 @@ def test_a_subscribe_asks_for_the_plain_delivery_of_3_1_1(packet_id, wanted):
 
 
 @given(packet_id=PACKET_ID, patterns=st.lists(FILTER, min_size=1, max_size=5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_an_unsubscribe_is_the_same_in_both_versions(packet_id, patterns):
     data = paho_wire.unsubscribe(packet_id, *patterns)
     assert read_all(data) == [UnsubscribePacket(packet_id, patterns)]
@@ -177,7 +177,7 @@ def test_an_unsubscribe_is_the_same_in_both_versions(packet_id, patterns):
     ],
 )
 @given(packet_id=PACKET_ID)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_an_acknowledgement_is_the_same_in_both_versions_and_back(kind, packet, packet_id):
     data = paho_wire.acknowledge(kind, packet_id)
     assert read_all(data) == [packet(packet_id)]
@@ -233,7 +233,7 @@ def test_a_stream_of_3_1_1_may_be_cut_anywhere():
         },
     ),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_delivery_has_everything_but_properties(properties, **fields):
     packet = message(**fields, **properties)
     assert heard(packet) == Heard(
@@ -249,7 +249,7 @@ def test_a_delivery_has_everything_but_properties(properties, **fields):
 
 
 @given(PACKET_ID, st.lists(st.sampled_from([0, 1, 2, 0x80, 0x87, 0x97, 0xA2])))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_failure_of_a_subscription_is_0x80(packet_id, codes):
     packet = SubAckPacket(packet_id, [SubAckReasonCode(code) for code in codes])
     expected = tuple(code if code <= 2 else 0x80 for code in codes)
@@ -446,7 +446,7 @@ def test_a_million_mutated_packets_of_3_1_1_end_as_packets_or_typed_errors(capfd
 
 
 @given(first_byte=st.integers(0, 0xFF), body=st.binary(max_size=100))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_body_in_a_true_frame_of_3_1_1_ends_as_a_packet_or_a_typed_error(first_byte, body):
     assert verdict(framed(first_byte, body)) in (None, *range(0x80, 0xA3))
 

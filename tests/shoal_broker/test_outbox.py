@@ -244,7 +244,7 @@ async def test_a_batch_respects_the_byte_budget_but_is_never_empty(tmp_path):
         assert len(await payloads(outbox, size_bytes=1)) == 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(
         st.tuples(st.integers(0, 2), st.sampled_from([None, "a", "b"]), st.integers(0, 3)),
@@ -600,7 +600,7 @@ async def test_a_table_of_the_first_version_is_taken_over(tmp_path):
         assert await payloads(outbox) == [b"old", b"1"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 9)), max_size=40))
 async def test_whatever_happens_a_reading_is_there_until_its_receipt(tmp_path_factory, plan):
     path = tmp_path_factory.mktemp("outbox") / "o.db"

@@ -31,7 +31,7 @@ def decoded(packed, size, side):
 
 
 @given(st.binary(min_size=1, max_size=400), st.booleans(), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_bytes_come_back(data, is_signed, has_side):
     symbols = np.frombuffer(data, np.uint8)
     side = (symbols[::-1] & 31).copy() if has_side else None

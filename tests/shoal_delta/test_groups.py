@@ -28,7 +28,7 @@ def known_of(side):
 
 
 @given(st.binary(min_size=1, max_size=300), st.integers(1, groups.MAX_BITS), st.booleans())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_any_numbers_come_back_in_groups_of_any_size(data, bits, has_side):
     data += b"\1"
     side = np.frombuffer(data, np.uint8) & np.uint8(0x83) if has_side else None

@@ -214,7 +214,7 @@ def test_the_scales_of_biases_are_products_and_biases_follow_their_scales():
 
 
 @given(st.integers(2, 20), st.integers(1, 30), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_rows_kept_in_order_are_found_again(rows, columns, data):
     old = np.random.default_rng(rows * 31 + columns).normal(0, 1, (rows, columns + 20))
     kept = sorted(data.draw(st.sets(st.integers(0, rows - 1), min_size=1)))
@@ -224,7 +224,7 @@ def test_any_rows_kept_in_order_are_found_again(rows, columns, data):
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_change_of_axes_round_trips(data):
     dims = [data.draw(st.integers(1, 7)) for _ in range(data.draw(st.integers(1, 4)))]
     levels = np.random.default_rng(sum(dims)).integers(-128, 128, dims).astype(np.int8)

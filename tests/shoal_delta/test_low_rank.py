@@ -51,7 +51,7 @@ def product(lefts, rights, shifts, exponent):
 
 
 @given(factored(), st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_an_update_is_the_exact_product_of_its_factors_wherever_it_begins(parts, data):
     lefts, rights, shifts, width, exponent = parts
     block, update = block_of(lefts, rights, shifts, width)

@@ -73,7 +73,7 @@ def test_what_is_too_short_or_shares_nothing_gives_no_match():
 
 
 @given(st.binary(max_size=600), st.binary(max_size=300), st.integers(0, 600))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_matches_never_overlap_nor_leave_their_files(old, put, at):
     new = edited(old, min(at, len(old)), 20, put) + old[:200]
     position = 0

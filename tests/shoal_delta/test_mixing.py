@@ -14,13 +14,13 @@ NEW = OLD.replace(b"layer", b"model/block").replace(b"_out", b":0")
 
 
 @given(st.binary(max_size=60), st.binary(max_size=60))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_text_is_given_back(text, prime):
     assert mixing.decode(mixing.encode(text, prime), len(text), prime) == text
 
 
 @given(st.binary(max_size=30), st.integers(0, 60))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_any_bytes_stand_for_as_many_bytes_as_are_asked_for(packed, size):
     assert len(mixing.decode(packed, size, b"prime")) == size
 

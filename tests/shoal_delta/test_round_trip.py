@@ -41,14 +41,14 @@ def round_trip(old: bytes, new: bytes) -> bytes:
 
 
 @given(st.binary(max_size=300), st.binary(max_size=300))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_two_files_round_trip(old, new):
     delta = round_trip(old, new)
     assert len(delta) <= len(new) + HEADER_BYTES
 
 
 @given(st.binary(min_size=50, max_size=400), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_file_edited_anywhere_round_trips(old, data):
     at = data.draw(st.integers(0, len(old)))
     gone = data.draw(st.integers(0, 40))
@@ -106,7 +106,7 @@ def model_pairs(draw):
 
 @pytest.mark.slow
 @given(model_pairs())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_any_two_models_round_trip(pair):
     round_trip(*pair)
 

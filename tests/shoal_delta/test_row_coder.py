@@ -45,7 +45,7 @@ def entropy_bytes(numbers):
     st.booleans(),
     st.data(),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_bytes_come_back_in_any_matrices(pieces, is_expected, data):
     numbers = np.frombuffer(b"".join(piece for piece, _ in pieces), np.uint8)
     sizes = [(len(piece), columns) for piece, columns in pieces]

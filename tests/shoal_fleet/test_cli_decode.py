@@ -169,7 +169,7 @@ def test_device_frames_are_decoded_all_that_stand_on_a_line():
     assert (code, "checksum" in error["error"]) == (1, True)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.binary(max_size=60))
 def test_any_payload_is_one_line(payload):
     for topic in (TOPICS.results("n1"), TOPICS.door("ha", "n1", Channel.COMMANDS)):

@@ -14,7 +14,7 @@ from shoal_agent.local_api.errors import ApiError
 X = {"name": "x", "shape": [2], "datatype": "UINT8", "data": [1, 2]}
 AS_BYTES = {"name": "x", "shape": [2], "datatype": "UINT8", "parameters": {"binary_data_size": 2}}
 # However slow the machine is at the moment.
-patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+patient = settings(suppress_health_check=[HealthCheck.too_slow])
 
 
 def request(*inputs: dict, **more) -> bytes:

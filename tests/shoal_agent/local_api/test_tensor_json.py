@@ -24,7 +24,7 @@ WHOLE = {
     "int64": (-(2**63), 2**63 - 1, "q"),
 }
 # However slow the machine is at the moment.
-patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+patient = settings(suppress_health_check=[HealthCheck.too_slow])
 
 
 def raw(value: object) -> msgspec.Raw:

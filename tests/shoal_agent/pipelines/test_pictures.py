@@ -329,7 +329,7 @@ def seeds() -> dict[str, bytes]:
     changes=st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=12),
     kept=st.floats(0.01, 1.0),
 )
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 def test_a_damaged_picture_is_a_picture_or_unusable_and_nothing_else(seeds, form, changes, kept):
     data = bytearray(seeds[form])
     for place, value in changes:

@@ -168,7 +168,7 @@ filters_of = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(granted=filters_of, asked=filters_of, topic=topics_of)
 def test_a_filter_is_judged_as_its_topics_would_be(granted, asked, topic):
     rules = AccessRules(policy=Policy.RULES, rule=(Rule(topic=granted, access="read"),))

@@ -17,7 +17,7 @@ def test_a_bucket_gives_a_seconds_worth_at_once_and_then_so_much_a_second():
     assert bucket.is_full(102.0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     per_s=st.integers(1, 1000),
     steps=st.lists(st.tuples(st.floats(0, 2), st.integers(0, 300)), max_size=50),

@@ -38,7 +38,7 @@ def retained(topic):
 
 
 @given(st.lists(FILTERS, max_size=8, unique=True), TOPICS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_a_topic_finds_exactly_the_filters_that_match(filters, topic):
     tree = SubscriptionTree()
     for topic_filter in filters:
@@ -49,7 +49,7 @@ def test_a_topic_finds_exactly_the_filters_that_match(filters, topic):
 
 
 @given(st.lists(TOPICS, max_size=8, unique=True), FILTERS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_a_filter_finds_exactly_the_retained_topics_that_match(topics, topic_filter):
     store = RetainedStore(max_messages=100, max_bytes=10_000)
     for topic in topics:
@@ -59,7 +59,7 @@ def test_a_filter_finds_exactly_the_retained_topics_that_match(topics, topic_fil
 
 
 @given(st.lists(st.tuples(FILTERS, st.sampled_from("ab"), st.booleans()), max_size=20), TOPICS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_what_was_removed_leaves_no_trace(changes, topic):
     tree, expected = SubscriptionTree(), {}
     for topic_filter, client_id, adds in changes:
@@ -82,7 +82,7 @@ def test_what_was_removed_leaves_no_trace(changes, topic):
 
 
 @given(st.lists(st.tuples(TOPICS, st.booleans()), max_size=20))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_cleared_retained_topics_leave_no_trace(changes):
     store, expected = RetainedStore(max_messages=100, max_bytes=1_000_000), set()
     for topic, keeps in changes:

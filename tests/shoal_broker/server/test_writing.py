@@ -46,7 +46,7 @@ def deliveries(draw):
 
 
 @given(deliveries())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_every_packet_is_the_codecs_own(case):
     message, ways = case
     writer = PublishWriter()
@@ -121,7 +121,7 @@ def test_a_plain_packet_goes_on_as_it_came(level, qos, retain):
     st.binary(min_size=0, max_size=12),
     st.sampled_from([4, 5]),
 )
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 def test_the_short_way_of_the_reader_ends_as_the_long_one_does(first_byte, body, level):
     packet = bytes((first_byte, len(body))) + body
 

@@ -42,7 +42,7 @@ def wanted_table(classes=5):
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     encoding=st.sampled_from(["u5", "u8", "f32"]),
     scale=st.floats(1e-3, 100),
@@ -100,7 +100,7 @@ def test_a_model_whose_answers_are_all_alike_has_no_golden_inputs(tmp_path):
         golden_of(tmp_path / "model.onnx", given_table(), wanted_table(), calibration((96,), 20))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(text=st.text(st.characters(codec="utf-8"), max_size=30), value=st.floats(0, 1))
 def test_any_text_in_a_release_survives_its_toml(text, value):
     spec = BuildSpec(

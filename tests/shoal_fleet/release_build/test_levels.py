@@ -78,7 +78,7 @@ def test_a_channel_that_shrank_far_below_its_range_gets_a_new_scale():
     assert list(np.flatnonzero(~made.kept)) == [5]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 1000),
     factor=st.floats(0.5, 2.0),
@@ -97,7 +97,7 @@ def test_no_channel_is_noisier_than_the_bound_says(seed, factor, drift, bound):
     assert made.levels.min() >= -127
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 1000), tau=st.floats(0.01, 1.0))
 def test_with_a_dead_band_no_weight_is_further_off_than_it_and_fewer_bytes_change(seed, tau):
     weight = weights(seed)

@@ -65,7 +65,7 @@ def test_further_attempts_leave_out_more_and_more_then_quantise_weights_only_the
     ]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.dictionaries(st.text(min_size=1, max_size=3), st.integers(1, 10**6), min_size=1),
     st.randoms(use_true_random=False),

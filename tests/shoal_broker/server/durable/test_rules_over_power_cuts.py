@@ -33,7 +33,6 @@ def explore(conversations: int, **options) -> None:
         settings=settings(
             max_examples=conversations,
             stateful_step_count=40,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
             **options,
         ),
