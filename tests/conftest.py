@@ -1,5 +1,7 @@
 """Options every test run knows."""
 
+import signal
+
 import pytest
 import structlog
 from hypothesis import settings
@@ -7,6 +9,11 @@ from hypothesis import settings
 # How long an example takes on a busy machine says nothing; a test that hangs meets its own timeout.
 settings.register_profile("shoal", deadline=None)
 settings.load_profile("shoal")
+
+
+def pytest_configure() -> None:
+    # A shell has what it starts in the background ignore Ctrl-C, and so would the programs under test.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -341,7 +341,7 @@ async def send(stranger: Session, topic: str, payload: bytes) -> None:
 
 
 async def everything_arrives(board: Board, shoal) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             _, out, _ = await shoal("readings", "summary", "--json")
             rows = {row["node"]: row for row in json.loads(out)["devices"]}

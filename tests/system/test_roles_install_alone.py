@@ -35,7 +35,8 @@ ROLES = {
     "bridge": ("shoal_contract,shoal_firmware_bridge", "shoal_contract.signatures"),
     "fleet": (
         "shoal_contract,shoal_delta,shoal_fleet,shoal_broker",
-        "shoal_broker.server.websocket,"
+        # Alembic alone runs what stands around the revisions.
+        "shoal_broker.server.websocket,shoal_fleet.migrations.env,"
         + ",".join(f"shoal_fleet.release_build.{name}" for name in WORKERS),
     ),
 }

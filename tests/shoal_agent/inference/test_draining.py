@@ -198,10 +198,11 @@ async def test_two_neighbours_that_update_at_once_are_never_away_both(tmp_path):
         async def bring(here: Node) -> None:
             for attempt in range(100):
                 try:
-                    await update(here, tmp_path / "v2")
+                    await here.engine.admit(second, tmp_path / "v2", replaces="tiny")
                 except NoRoomError:
                     await asyncio.sleep(0.02 + attempt * len(here.name) * 0.001)
                 else:
+                    await here.engine.switch("tiny", second)
                     return
 
         async with asked(a, seeds) as by_a, asked(b, seeds) as by_b:
