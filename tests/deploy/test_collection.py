@@ -317,7 +317,10 @@ def test_the_units_that_hand_revocations_on_are_accepted_without_a_word(tmp_path
 def test_the_bridge_accepts_its_configuration(tmp_path: Path) -> None:
     devices = [
         {"name": "meter", "link": "serial", "path": "/dev/ttyUSB0", "baud": 9600},
-        {"name": "pump", "link": "tcp", "host": "10.0.0.9", "port": 4000},
+        {
+            **{"name": "pump", "link": "tcp", "host": "10.0.0.9", "port": 4000},
+            "allow_unauthenticated": True,
+        },
     ]
     path = tmp_path / "bridge.toml"
     path.write_text(_rendered("bridge", "bridge.toml", shoal_bridge_devices=devices))
