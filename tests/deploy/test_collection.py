@@ -318,7 +318,10 @@ def test_the_bridge_accepts_its_configuration(tmp_path: Path) -> None:
     devices = [
         {"name": "meter", "link": "serial", "path": "/dev/ttyUSB0", "baud": 9600},
         {
-            **{"name": "pump", "link": "tcp", "host": "10.0.0.9", "port": 4000},
+            "name": "pump",
+            "link": "tcp",
+            "host": "10.0.0.9",
+            "port": 4000,
             "allow_unauthenticated": True,
         },
     ]
