@@ -6,9 +6,7 @@ round. The CPU time a request comes first: unlike the rest it says much on a bus
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,7 @@ import exported_minilm
 import infer_models
 import processes
 from infer_child import CALLERS, MAX_BATCH, SWAP_CALLERS, SWAPS
-from measure import BenchError, Column, Figure, Goal, Options, Rounds, Row, Table
+from measure import Column, Figure, Goal, Options, Rounds, Row, Table
 
 TIMEOUT_S = 600.0  # a swap on a machine where much else runs: what loads is nicer
 CAPACITY_TRIES = 3
@@ -227,18 +225,11 @@ def _sample(
     subject: str, directory: Path, model: str, seconds: float, rate: float = 0.0
 ) -> Mapping[str, float]:
     script = Path(__file__).with_name("infer_child.py")
-    with processes.child(
-        [processes.PYTHON, script, subject, directory, model, f"{seconds:g}", f"{rate:g}"],
-        stdout=subprocess.PIPE,
-        # numpy's BLAS would start a thread that spins for a while and is counted.
-        env={"OPENBLAS_NUM_THREADS": "1"},
-    ) as child:
-        try:
-            said, _ = child.communicate(timeout=TIMEOUT_S)
-            took: dict[str, float] = json.loads(said)
-        except (subprocess.TimeoutExpired, ValueError) as exc:
-            raise BenchError(f"{subject} ({model}) did not say what it took") from exc
-    return took
+    return processes.asked(
+        [script, subject, directory, model, f"{seconds:g}", f"{rate:g}"],
+        what=f"{subject} ({model})",
+        timeout_s=TIMEOUT_S,
+    )
 
 
 def _row(name: str, rounds: Rounds) -> Row:

@@ -5,8 +5,6 @@ A CNN that is fitted on the spot; with MINILM=1 (or the path of an environment t
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +17,7 @@ import exported_minilm
 import infer_textures
 import processes
 import release_building
-from measure import BenchError, Column, Figure, Goal, Options, Rounds, Row, Table
+from measure import Column, Figure, Goal, Options, Rounds, Row, Table
 from shoal_fleet.release_build.builder import Request
 from shoal_fleet.release_build.presets import Preset
 
@@ -135,16 +133,9 @@ def _cnn(folder: Path, preset: Preset, say: Callable[[str], None]) -> Pair:
 
 def _sample(model: Path, inputs: Path, seconds: float) -> Mapping[str, float]:
     script = Path(__file__).with_name("infer_int8_child.py")
-    with processes.child(
-        [processes.PYTHON, script, model, inputs, f"{seconds:g}"],
-        stdout=subprocess.PIPE,
-        env={"OPENBLAS_NUM_THREADS": "1"},
-    ) as child:
-        try:
-            said, _ = child.communicate(timeout=TIMEOUT_S)
-            took: dict[str, float] = json.loads(said)
-        except (subprocess.TimeoutExpired, ValueError) as exc:
-            raise BenchError(f"{model} did not say what it took") from exc
+    took = processes.asked(
+        [script, model, inputs, f"{seconds:g}"], what=str(model), timeout_s=TIMEOUT_S
+    )
     return took | {"mib": model.stat().st_size / (1 << 20)}
 
 

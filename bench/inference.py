@@ -6,8 +6,6 @@ loops are the floor: inputs decoded beforehand, no queue, no second process.
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +13,7 @@ from pathlib import Path
 import measure
 import processes
 from inference_child import BATCH, WAITING
-from measure import BenchError, Column, Figure, Options, Rounds, Row, Table
+from measure import Column, Figure, Options, Rounds, Row, Table
 
 TIMEOUT_S = 60.0
 ENGINE_MANY = "Engine, saturated"
@@ -90,18 +88,7 @@ def run(options: Options, say: Callable[[str], None]) -> Table:
 
 def _sample(kind: str, requests: int) -> Mapping[str, float]:
     script = Path(__file__).with_name("inference_child.py")
-    with processes.child(
-        [processes.PYTHON, script, kind, str(requests)],
-        stdout=subprocess.PIPE,
-        # numpy's BLAS would start a thread that spins for a while and is counted.
-        env={"OPENBLAS_NUM_THREADS": "1"},
-    ) as child:
-        try:
-            said, _ = child.communicate(timeout=TIMEOUT_S)
-            took: dict[str, float] = json.loads(said)
-        except (subprocess.TimeoutExpired, ValueError) as exc:
-            raise BenchError(f"{kind} did not say what it took") from exc
-    return took
+    return processes.asked([script, kind, str(requests)], what=kind, timeout_s=TIMEOUT_S)
 
 
 def _row(name: str, rounds: Rounds) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -21,6 +22,19 @@ PYTHON = sys.executable
 
 # Linux: the clock of another process's CPU time (clock_getcpuclockid(3)).
 _CPU_CLOCK_OF_PROCESS = 2
+
+
+def asked(arguments: list[str | Path], *, what: str, timeout_s: float) -> dict[str, float]:
+    """What a script prints as one JSON object, in a process of its own. Raises BenchError, which names `what`."""
+    # numpy's BLAS would start a thread that spins for a while and is counted.
+    env = {"OPENBLAS_NUM_THREADS": "1"}
+    with child([PYTHON, *arguments], stdout=subprocess.PIPE, env=env) as started:
+        try:
+            said, _ = started.communicate(timeout=timeout_s)
+            took: dict[str, float] = json.loads(said)
+        except (subprocess.TimeoutExpired, ValueError) as exc:
+            raise BenchError(f"{what} did not say what it took") from exc
+    return took
 
 
 @contextlib.contextmanager
