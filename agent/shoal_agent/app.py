@@ -211,8 +211,7 @@ async def running(
             config.pipelines,
             on_change=reporter.note,
         )
-        # At once: a sample that comes before its pipeline is one that nobody wants. With what ran last; what is
-        # wanted follows when it is known which releases serve.
+        # With what ran last; what is wanted follows when it is known which releases serve.
         await roster.open(config.pipeline, fleet.first)
         agent.reload = partial(_reload, roster, config)
         built_in = BuiltIn(

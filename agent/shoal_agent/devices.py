@@ -65,6 +65,7 @@ class DeviceLink:
         self._in_hand: set[tuple[int, int]] = set()
         self._done: OrderedDict[tuple[int, int], None] = OrderedDict()
         self._last_beat: tuple[Scalar, ...] = ()
+        self._refuses_unknown = False
         self.samples = 0
         self.damaged: dict[str, int] = {}
 
@@ -90,6 +91,13 @@ class DeviceLink:
         """Samples of this channel do not go to `handler` any more; another one stays."""
         if self._handlers.get(channel) == handler:
             del self._handlers[channel]
+
+    def refuse_unknown(self) -> None:
+        """Whoever wants samples has said so: those of other channels are refused, and the device drops them.
+
+        Until then they are left unanswered, and come again.
+        """
+        self._refuses_unknown = True
 
     def describe(self) -> dict[str, object]:
         """For an operator."""
@@ -212,7 +220,8 @@ class DeviceLink:
         elif key in self._in_hand or len(self._in_hand) >= MAX_AT_ONCE:
             return
         elif (handler := self._handlers.get(channel)) is None:
-            self._reply(sample.seq, sample.boot, Status.UNKNOWN_OP)
+            if self._refuses_unknown:
+                self._reply(sample.seq, sample.boot, Status.UNKNOWN_OP)
         else:
             self._in_hand.add(key)
             tasks.create_task(self._handle(handler, sample), name=f"device.{self.name}.sample")

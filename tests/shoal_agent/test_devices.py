@@ -106,6 +106,25 @@ async def test_a_sample_is_answered_when_its_handler_is_done_and_not_before(tmp_
         assert await bridge.replies(1) == [(5, Status.OK)]
 
 
+async def test_a_sample_that_comes_before_it_is_known_who_reads_it_is_not_refused(tmp_path):
+    taken = []
+
+    async def handle(sample):
+        taken.append(sample.seq)
+
+    async with linked(tmp_path) as (bridge, link):
+        bridge.sample(5)
+        bridge.sample(6, channel=9)
+        bridge.say(Frame(Kind.EVENT, 7, Op.SAMPLE, ("nonsense",)))
+        assert await bridge.replies(1) == [(7, Status.BAD_ARGS)], "the two before it have no answer"
+        link.on_sample(1, handle)
+        link.refuse_unknown()
+        bridge.sample(5)
+        bridge.sample(6, channel=9)
+        assert sorted(await bridge.replies(2)) == [(5, Status.OK), (6, Status.UNKNOWN_OP)]
+    assert taken == [5]
+
+
 async def test_a_repeat_is_answered_and_not_handled_again(tmp_path):
     async with linked(tmp_path) as (bridge, link):
         seen = []
@@ -138,7 +157,8 @@ async def test_a_sample_that_cannot_be_handled_now_stays_unanswered(tmp_path):
 
 
 async def test_a_sample_nobody_reads_or_of_a_wrong_shape_is_answered_so(tmp_path):
-    async with linked(tmp_path) as (bridge, _):
+    async with linked(tmp_path) as (bridge, link):
+        link.refuse_unknown()
         bridge.sample(5, channel=9)
         bridge.say(Frame(Kind.EVENT, 6, Op.SAMPLE, (1, "boot")))
         assert await bridge.replies(2) == [(5, Status.UNKNOWN_OP), (6, Status.BAD_ARGS)]

@@ -100,9 +100,11 @@ class Roster:
         return states
 
     async def open(self, own: Sequence[PipelineTable], fleets: Sequence[PipelineWanted]) -> None:
-        """The first pipelines; from now on messages of their topics flow."""
+        """The first pipelines; from now on messages of their topics flow, and samples that none reads are refused."""
         await self.follow_file(own)
         await self.follow_fleet(fleets)
+        for device in self._around.devices.values():
+            device.refuse_unknown()
         self._around.subscribed.open(self._around.session, self._around.tasks)
 
     async def follow_file(self, tables: Sequence[PipelineTable]) -> None:
