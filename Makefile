@@ -13,14 +13,15 @@ demo: setup ## a small fleet on this machine does the main job, end to end
 	@.venv/bin/shoal demo $(ARGS)
 
 test: setup ## the tests, and the whole demo (no root, about ten minutes)
-	@$(PY) -m pytest -m "not root and not long and not packaging and not slow" $(ARGS)
+	@$(PY) -m pytest -n auto --dist loadfile -m "not root and not long and not packaging and not slow" $(ARGS)
 
 check: setup ## what a change must pass: ruff, mypy --strict, import-linter, all tests without root
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
-	@$(PY) -m pytest -m "not root and not long" $(ARGS)
+	@$(PY) -m pytest -n auto --dist loadfile -m "not root and not long and not packaging and not slow" $(ARGS)
+	@$(PY) -m pytest -m "not root and not long and (packaging or slow)" $(ARGS)
 
 test-long: setup ## the full counts (long) and the tests that need root
 	@$(PY) -m pytest -m "long or root" $(ARGS)
