@@ -89,4 +89,4 @@ dist: setup ## build what is shipped: wheel, sdist, collection, SBOM, checksums 
 	@$(PY) -m tools.dist $(ARGS)
 
 clean: ## remove .venv and caches
-	rm -rf .venv .venv-ansible .venv-peers .venv-serving-peers .venv-bench-delta .venv-quantize .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	rm -rf .venv .venv-ansible .venv-audit .venv-peers .venv-serving-peers .venv-bench-delta .venv-quantize .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
