@@ -23,7 +23,7 @@ FAT_TYPES = {
     "C12A7328-F81F-11D2-BA4B-00A0C93EC93B",
     "EBD0A0A2-B9E5-4433-87C0-68B6B72699C7",
 }
-TOOLS = ("sfdisk", "mkfs.vfat", "mcopy", "mmd", "mtype")
+TOOLS = ("sfdisk", "mkfs.vfat", "mcopy", "mdir", "mmd", "mtype")
 
 
 class DiskError(Exception):
@@ -86,6 +86,20 @@ def boot_partition(image: Path) -> int:
         if partition["type"] in FAT_TYPES or partition["type"].upper() in FAT_TYPES:
             return partition["start"] * SECTOR_BYTES
     raise DiskError(f"{image.name} has no FAT partition to put the seed on: use the form cidata")
+
+
+def check_reads_seed(image: Path, start: int) -> None:
+    """Raises DiskError when a stock image would not look at a seed on its boot partition, and the board would never appear.
+
+    Images with cloud-init bring its files there as examples (Raspberry Pi OS since Debian 13, Ubuntu for Raspberry Pi).
+    """
+    said = _run("mdir", "-b", "-i", f"{image}@@{start}", "::/")
+    names = {line.rpartition("/")[2].strip().lower() for line in said.splitlines()}
+    if "user-data" not in names:
+        raise DiskError(
+            f"the boot partition of {image.name} has no user-data: it is an image without cloud-init, and"
+            " would not enrol by itself. Take a newer one, or install the agent over SSH (site.yml)"
+        )
 
 
 def seed_partition(image: Path) -> int:

@@ -273,6 +273,7 @@ def _make(
         board_disk.copy_stock(stock, common)
         if params["form"] == "bootfs":
             start = board_disk.boot_partition(common)
+            board_disk.check_reads_seed(common, start)
         else:
             seed_bytes = max(sum(map(len, seed.values())) for seed in seeds.values())
             seed_bytes += sum(path.stat().st_size for path in copies.values())
