@@ -39,6 +39,8 @@ COMMANDS: Final = {
     "bridge": {"shoal-bridge": "shoal_firmware_bridge"},
     "broker": {"shoal-broker": "shoal_broker"},
     "fleet": {"shoal": "shoal_fleet", "shoal-broker": "shoal_broker"},
+    # Beside `fleet`, for a controller on PostgreSQL; no command of its own.
+    "postgres": {},
 }
 # Wheels for every glibc up to 2.28 (Debian 10): pip does not derive the older tags by itself.
 GLIBC_MINORS: Final = range(5, 29)

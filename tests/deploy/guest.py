@@ -101,6 +101,20 @@ def why_no_guest() -> str | None:
     return None
 
 
+def debian_root() -> Path:
+    """The folder that tools/nspawn-root makes once and keeps."""
+    done = subprocess.run(
+        [Path(__file__).resolve().parents[2] / "tools/nspawn-root"],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    if done.returncode:
+        raise GuestError(done.stdout + done.stderr)
+    return Path(done.stdout.strip())
+
+
 @dataclass(frozen=True, slots=True)
 class Network:
     """A bridge on this host that guests are plugged into."""

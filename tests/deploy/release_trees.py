@@ -23,14 +23,20 @@ def wheel(scratch: Path) -> Path:
 
 
 def build(
-    out: Path, *roles: str, wheel: Path, version: str | None = None, without: str | None = None
+    out: Path,
+    *roles: str,
+    wheel: Path,
+    arch: str = platform.machine(),
+    version: str | None = None,
+    without: str | None = None,
 ) -> Path:
-    """The archive `out` for this machine.
+    """The archive `out`, for this kind of machine if no other is named.
 
     Args:
         out: ends in .tar.gz.
         roles: what is to run from it.
         wheel: Shoal's.
+        arch: the machine it is for, as `uname -m` says it.
         version: another name for the same content.
         without: a pattern for names below the tree that are left out: a release that is broken.
     """
@@ -49,5 +55,5 @@ def build(
         mock.patch.object(release_tree, "_version", lambda wheel: version or _version(wheel)),
         mock.patch.object(release_tree, "gzip", SimpleNamespace(GzipFile=packed)),
     ):
-        release_tree.build(out, roles=roles, python=PYTHON, arch=platform.machine(), wheel=wheel)
+        release_tree.build(out, roles=roles, python=PYTHON, arch=arch, wheel=wheel)
     return out

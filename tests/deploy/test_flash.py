@@ -63,6 +63,7 @@ def flash(folder: Path, *options: str, **given: object) -> subprocess.CompletedP
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(90)
 def test_every_board_gets_its_image_and_a_second_run_changes_nothing(folder: Path) -> None:
     looked = flash(folder, "--check")
     assert looked.returncode == 0, looked.stdout

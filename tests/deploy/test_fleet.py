@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from tests.deploy import ansible_venv, release_trees
 from tests.deploy.ansible_venv import REPOSITORY, needs_ansible
-from tests.deploy.guest import Guest, booted, network, why_no_guest
+from tests.deploy.guest import Guest, booted, debian_root, network, why_no_guest
 
 BOARDS = ("press-1", "press-2", "press-3")
 SECTION = (
@@ -136,7 +136,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     scratch = tmp_path_factory.mktemp("fleet")
     (scratch / "control").mkdir(mode=0o700)
     (scratch / "fleet").symlink_to(REPOSITORY / "fleet")
-    root = Path(_output(REPOSITORY / "tools/nspawn-root"))
+    root = debian_root()
     trees = scratch / "dist"
     trees.mkdir()
     wheel = release_trees.wheel(scratch)
@@ -159,11 +159,12 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
             guests.append(stack.enter_context(booted(root, folder, link, number)))
         hub, *boards = guests
         found = Fleet(hub, dict(zip(BOARDS, boards, strict=True)), scratch)
-        (scratch / "inventory.yml").write_text(json.dumps(_inventory(found, sockets)))
+        (scratch / "inventory.yml").write_text(json.dumps(inventory(found, sockets)))
         yield found
 
 
-def _inventory(fleet: Fleet, sockets: str) -> dict:
+def inventory(fleet: Fleet, sockets: str) -> dict:
+    """What inventory.yml says of the guests."""
     control = fleet.scratch / "control"
     trees = fleet.scratch / "dist"
 
@@ -252,7 +253,7 @@ def test_a_model_serves_on_every_board(fleet: Fleet) -> None:
         done = fleet.typed(line)
         assert done.status == 0, done.output
     for board in BOARDS:
-        _until(lambda board=board: _residence(fleet.node(board)) == "serving", 60)
+        until(lambda board=board: _residence(fleet.node(board)) == "serving", 60)
         assert fleet.serves(board)
 
 
@@ -270,6 +271,24 @@ def test_the_agent_is_confined_and_its_unit_stands_in_the_release(fleet: Fleet) 
     )
     assert guest.run("stat -c '%a %U' /etc/shoal/local-api-token").strip() == "600 root"
     assert API_TOKEN not in guest.run("cat /opt/shoal/current/etc/*")
+
+
+def test_an_agent_that_is_killed_comes_back_and_serves(fleet: Fleet) -> None:
+    guest = fleet.boards["press-1"]
+    main = "systemctl show -P MainPID shoal-agent.service"
+    killed = guest.run(main).strip()
+    killed_ms = int(guest.run(f"kill -9 {killed} && date +%s%3N"))
+
+    def is_back() -> bool:
+        """By the word of the new process: what the old one said last is still retained."""
+        node = fleet.node("press-1")
+        said = node["online"] and node["reported"]["at_ms"] > killed_ms
+        return said and _residence(node) == "serving"
+
+    until(is_back, 60)
+    assert guest.run(main).strip() not in {killed, "0"}
+    assert guest.run("systemctl show -P NRestarts shoal-agent.service").strip() == "1"
+    assert fleet.serves("press-1")
 
 
 def test_the_controllers_inventory_reaches_boards_by_their_labels(fleet: Fleet) -> None:
@@ -360,7 +379,7 @@ def test_a_retired_board_is_out_of_the_fleet_and_keeps_nothing(fleet: Fleet) -> 
     assert node["identity"]["revoked_ms"]
     # The broker has the list, through systemd: the controller may not touch it.
     lists = "/var/lib/shoal-fleet/ca/ca.crl /etc/mosquitto/certs/revoked.pem"
-    _until(lambda: fleet.hub.run(f"cmp {lists} && echo same || true").strip() == "same", 20)
+    until(lambda: fleet.hub.run(f"cmp {lists} && echo same || true").strip() == "same", 20)
     assert fleet.serves("press-1")
 
 
@@ -383,21 +402,9 @@ def _residence(node: dict) -> str:
     return next((model["residence"] for model in models if model["model"] == "digits"), "")
 
 
-def _until(holds, timeout_s: float) -> None:
+def until(holds, timeout_s: float) -> None:
+    """Return once it holds."""
     deadline = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < deadline, "it does not come to pass"
         time.sleep(0.3)
-
-
-def _output(*command: object, **environment: str) -> str:
-    done = subprocess.run(
-        [str(word) for word in command],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.strip()

@@ -58,8 +58,13 @@ def unprivileged() -> list[str]:
 
 
 @contextmanager
-def running_postgres() -> Iterator[Postgres]:
-    """A server with nothing in it; skips where there is none."""
+def running_postgres(*, address: str = "", network: str = "") -> Iterator[Postgres]:
+    """A server with nothing in it; skips where there is none.
+
+    Args:
+        address: also listen there, on the port of PostgreSQL.
+        network: whose addresses may come in there, with a password.
+    """
     bin_dir = programs()
     if bin_dir is None:
         pytest.skip("needs PostgreSQL (apt-get install postgresql)")
@@ -72,7 +77,10 @@ def running_postgres() -> Iterator[Postgres]:
             folder.chmod(0o755)
         data = str(folder / "data")
         server.run("initdb", "-D", data, "-U", USER, "-A", "trust", "--no-sync", "-E", "UTF8")
-        options = f"-c listen_addresses='' -k {folder} -c fsync=off -c max_connections=200"
+        if network:
+            access = Path(data) / "pg_hba.conf"
+            access.write_text(access.read_text() + f"host all all {network} scram-sha-256\n")
+        options = f"-c listen_addresses='{address}' -k {folder} -c fsync=off -c max_connections=200"
         server.run("pg_ctl", "-D", data, "-w", "-l", str(folder / "log"), "-o", options, "start")
         try:
             yield server
