@@ -26,7 +26,7 @@ check: setup ## what a change must pass: ruff, mypy --strict, import-linter, all
 test-long: setup ## the full counts (long) and the tests that need root
 	@$(PY) -m pytest -m "long or root" $(ARGS)
 
-test-board: setup ## an arm64 board that QEMU emulates: flashed, booted, enrolled, updated (nightly, about 10 minutes)
+test-board: setup ## an arm64 board that QEMU emulates: flashed, booted, enrolled, converged, updated, upgraded (nightly, half an hour)
 	@sh tools/setup-ansible
 	@$(PY) -m pytest -s -m long tests/board $(ARGS)
 

@@ -42,6 +42,7 @@ class FleetSide:
         broker.write_text(
             f"[[listener]]\nport = {fleet.broker_port}\ncert_file = 'broker.crt'\nkey_file = 'broker.key'\n"
             "client_ca_file = 'ca/ca.crt'\ncrl_file = 'ca/ca.crl'\n"
+            "[access]\npolicy = 'table'\nobservers = ['ansible']\n"
         )
         controller = folder / "shoal.toml"
         controller.write_text(

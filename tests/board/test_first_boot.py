@@ -3,84 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from tests.board.emulated import HOST, EmulatedBoard
+from tests.board import first_boot as card
 from tests.board.fleet_side import FleetSide
-from tests.deploy import ansible_venv
 from tests.support.board import short_folder
 
-import shoal_fleet.digits
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-PROGRAMS = (
-    "qemu-system-aarch64",
-    "mmdebstrap",
-    "mke2fs",
-    "sfdisk",
-    "mcopy",
-    "mkfs.vfat",
-    "depmod",
-    "cpio",
-)
-MISSING = [
-    program
-    for program in PROGRAMS
-    if shutil.which(program, path="/usr/sbin:/sbin:/usr/bin:/bin") is None
-]
-NODE = "press-4"
-# What the board said on its serial line outlives the test.
-KEPT = REPOSITORY / "build/board"
-DIGITS = Path(shoal_fleet.digits.__file__).parent
-# Emulation is slow, and slower beside other work: what takes so long is broken.
-BOOT_TIMEOUT_S = 1200.0
-STEP_TIMEOUT_S = 600.0
-
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.timeout(3600),
-    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
-    ansible_venv.needs_ansible,
-]
-
-# On the board and here: what ONNX Runtime makes of the same made-up pictures of grey levels, as bytes.
-OUTPUTS = """
-import hashlib, json, platform, sys
-import numpy, onnxruntime
-session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
-pictures = (numpy.arange(64 * 64) * 7919 % 8191 % 17 / 16).astype(numpy.float32).reshape(64, 1, 8, 8)
-out = session.run(None, {session.get_inputs()[0].name: pictures})[0]
-print(json.dumps({"machine": platform.machine(), "runtime": onnxruntime.__version__, "shape": out.shape,
-    "sha256": hashlib.sha256(out.tobytes()).hexdigest(), "rows": out.tolist()}))
-"""
+pytestmark = card.MARKS
 
 
 @pytest.fixture(scope="module")
 def stock() -> Path:
-    """The folder of the stock image, its kernel and first stage."""
-    shutil.rmtree(KEPT, ignore_errors=True)
-    KEPT.mkdir(parents=True)
-    made = subprocess.run(
-        [REPOSITORY / "tests/board/make-stock-image"],
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=1500,
-        check=True,
-    )
-    return Path(made.stdout.strip())
+    return card.stock_image()
 
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tree") / "agent-aarch64.tar.gz"
     words = ("--python", "3.11", "--arch", "aarch64", "--role", "agent", out)
-    subprocess.run([REPOSITORY / "tools/release-tree", *words], timeout=600, check=True)
+    subprocess.run([card.REPOSITORY / "tools/release-tree", *words], timeout=600, check=True)
     return out
 
 
@@ -89,213 +33,51 @@ async def test_a_bare_board_enrols_by_itself_serves_and_survives_a_power_cut_in_
 ) -> None:
     with short_folder() as folder:
         async with FleetSide.open(folder) as fleet:
-            await asyncio.to_thread(_make_key, folder / "key")
-            (folder / "counts").mkdir()
-            await fleet.shoal("token", "create", "--node", NODE, "--out", folder / "token")
-            token = (folder / "token").read_text().split()[0]
-            (folder / "boards.csv").write_text(f"node,token\n{NODE},{token}\n")
-            flashing_s = time.monotonic()
-            image = await asyncio.to_thread(_flash, folder, fleet, stock, release)
-            _say(f"flash.yml wrote {image.name} in {time.monotonic() - flashing_s:.0f} s")
-            with _powered(image, stock, folder, fleet, cpu="cortex-a72") as board:
-                await _first_boot(board, fleet)
-                await asyncio.to_thread(_is_closed_in, board, fleet)
-                assert "uptime_s" in await fleet.shoal("send", NODE, "ping")
-                await _serves(fleet, "v1")
-                await asyncio.to_thread(_computes_the_same, board)
-                await asyncio.to_thread(_weigh, board, release)
+            image = await card.flashed(folder, fleet, stock, release)
+            with card.powered(image, stock, folder, fleet, cpu="cortex-a72") as board:
+                await card.first_boot(board, fleet)
+                await asyncio.to_thread(card.is_closed_in, board, fleet)
+                assert "uptime_s" in await fleet.shoal("send", card.NODE, "ping")
+                await card.serves(fleet, "v1")
+                await asyncio.to_thread(card.computes_the_same, board)
+                await asyncio.to_thread(card.weigh, board, release)
                 # As if the first boot had been cut off before its last line: it is to be done again.
                 await asyncio.to_thread(board.run, "rm /opt/shoal/seeded && sync")
                 # The plug is pulled while the board takes v2, a delta from v1.
-                before_bytes = _sent_bytes(folder)
-                _say(f"sent to the board from power on to v1: {before_bytes} bytes")
-                second = await fleet.serve(NODE, DIGITS / "v2")
+                before_bytes = card.sent_bytes(folder)
+                card.say(f"sent to the board from power on to v1: {before_bytes} bytes")
+                second = await fleet.serve(card.NODE, card.DIGITS / "v2")
                 taking = await fleet.until_node(
-                    NODE,
+                    card.NODE,
                     lambda node: (
-                        _model(node)["phase"] != "serving" or _model(node)["release"] == second
+                        card.model(node)["phase"] != "serving"
+                        or card.model(node)["release"] == second
                     ),
-                    timeout_s=STEP_TIMEOUT_S,
+                    timeout_s=card.STEP_TIMEOUT_S,
                 )
-                assert _model(taking)["release"] != second, "it was through before the plug was out"
-                _say(f"power cut while it was {_model(taking)['phase']}")
+                assert card.model(taking)["release"] != second, (
+                    "it was through before the plug was out"
+                )
+                card.say(f"power cut while it was {card.model(taking)['phase']}")
                 board.cut_power()
             # The same card in an older board: ARMv8.0, as in a Raspberry Pi 3.
-            with _powered(image, stock, folder, fleet, cpu="cortex-a53") as board:
+            with card.powered(image, stock, folder, fleet, cpu="cortex-a53") as board:
                 started_s = time.monotonic()
                 node = await fleet.until_node(
-                    NODE,
-                    lambda node: node["online"] and _model(node).get("release") == second,
-                    timeout_s=BOOT_TIMEOUT_S,
+                    card.NODE,
+                    lambda node: node["online"] and card.model(node).get("release") == second,
+                    timeout_s=card.BOOT_TIMEOUT_S,
                 )
-                _say(f"v2 serves {time.monotonic() - started_s:.0f} s after the power came back")
-                cost_bytes = _sent_bytes(folder) - before_bytes
-                model_bytes = (DIGITS / "v2/model.onnx").stat().st_size
-                _say(f"sent for v2, with a new session after the cut: {cost_bytes} bytes")
+                card.say(
+                    f"v2 serves {time.monotonic() - started_s:.0f} s after the power came back"
+                )
+                cost_bytes = card.sent_bytes(folder) - before_bytes
+                model_bytes = (card.DIGITS / "v2/model.onnx").stat().st_size
+                card.say(f"sent for v2, with a new session after the cut: {cost_bytes} bytes")
                 assert cost_bytes < model_bytes, f"no delta: the model has {model_bytes} bytes"
-                assert _model(node)["residence"] == "serving"
-                await asyncio.to_thread(_computes_the_same, board, "v2")
+                assert card.model(node)["residence"] == "serving"
+                await asyncio.to_thread(card.computes_the_same, board, "v2")
                 await asyncio.to_thread(
-                    board.until, "test -e /opt/shoal/seeded", timeout_s=STEP_TIMEOUT_S
+                    board.until, "test -e /opt/shoal/seeded", timeout_s=card.STEP_TIMEOUT_S
                 )
-                assert "uptime_s" in await fleet.shoal("send", NODE, "ping")
-
-
-def _sent_bytes(folder: Path) -> int:
-    """To the board, over all its connections but SSH."""
-    return sum(int(path.read_text() or 0) for path in (folder / "counts").iterdir())
-
-
-def _make_key(key: Path) -> None:
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-
-
-def _flash(folder: Path, fleet: FleetSide, stock: Path, release: Path) -> Path:
-    """Run the playbook as a person does, twice: the second time there is nothing to do."""
-    ansible_venv.install_collection(folder)
-    settings = {
-        "shoal_flash_image": str(stock / "disk.img"),
-        "shoal_flash_checksum": (stock / "disk.img.sha256").read_text().split()[0],
-        "shoal_flash_boards": str(folder / "boards.csv"),
-        "shoal_flash_release": str(release),
-        "shoal_flash_out": str(folder / "images"),
-        "shoal_flash_keys": [(folder / "key.pub").read_text().strip()],
-        "shoal_flash_broker_host": HOST,
-        "shoal_flash_broker_port": fleet.broker_port,
-        "shoal_flash_enrol_url": f"https://{HOST}:{fleet.door_port}",
-        "shoal_flash_ca_pin": fleet.pin,
-    }
-    (folder / "flash.json").write_text(json.dumps(settings))
-    for changed in (1, 0):
-        done = ansible_venv.run(
-            *("ansible-playbook", "shoal.edge.flash", "--inventory", "localhost,"),
-            *("--extra-vars", f"@{folder}/flash.json"),
-            home=folder,
-            timeout_s=600,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert f"changed={changed} " in done.stdout, done.stdout
-    return folder / f"images/{NODE}.img"
-
-
-def _powered(image: Path, stock: Path, folder: Path, fleet: FleetSide, *, cpu: str):
-    return EmulatedBoard.open(
-        image,
-        kernel=stock / "vmlinuz",
-        initrd=stock / "initrd",
-        cpu=cpu,
-        key=folder / "key",
-        console=KEPT / f"console-{cpu}.log",
-        ports=(fleet.broker_port, fleet.door_port),
-        counts=folder / "counts",
-    )
-
-
-async def _first_boot(board: EmulatedBoard, fleet: FleetSide) -> None:
-    """Nobody touches the board until it is in the fleet; then look at it by SSH."""
-    started_s = time.monotonic()
-    try:
-        await fleet.until_node(
-            NODE, lambda node: node["online"] and node["reported"], timeout_s=BOOT_TIMEOUT_S
-        )
-    except AssertionError as exc:
-        raise AssertionError(f"{exc}; its console: {board.tail()}") from exc
-    _say(f"power on -> in `shoal nodes`: {time.monotonic() - started_s:.0f} s here, 0 hand steps")
-    up = await asyncio.to_thread(
-        board.until, "cut -d' ' -f1 /proc/uptime", timeout_s=STEP_TIMEOUT_S
-    )
-    _say(f"the board's own clock, a moment later: {float(up):.0f} s since its start")
-    await asyncio.to_thread(
-        board.until,
-        "test -e /opt/shoal/seeded && systemctl is-active shoal-agent",
-        timeout_s=STEP_TIMEOUT_S,
-    )
-    used = await asyncio.to_thread(board.run, "systemctl show -P CPUUsageNSec shoal-agent")
-    _say(f"processor time of the agent by then: {int(used) / 1e9:.1f} s, enrolment included")
-    # The script's last act is to take the card's partition away.
-    left = await asyncio.to_thread(
-        board.until,
-        "! mountpoint -q /run/shoal-seed && mkdir -p /mnt/card && mount -o ro /dev/vda2 /mnt/card"
-        " && ls /mnt/card/shoal && umount /mnt/card && ls /var/lib/shoal && hostname",
-        timeout_s=STEP_TIMEOUT_S,
-    )
-    assert "release.tar.gz" in left.split()
-    assert "token" not in left.split(), left
-    assert NODE in left.split()
-
-
-def _is_closed_in(board: EmulatedBoard, fleet: FleetSide) -> None:
-    """The board reaches the two ports that it was given, and nothing else: no name server, not even this machine's address."""
-    program = (
-        "import socket\n"
-        "def reached(host, port):\n"
-        "    try: socket.create_connection((host, port), 5).close()\n"
-        "    except OSError: return False\n"
-        "    return True\n"
-        f"print(reached('{HOST}', {fleet.door_port}), reached('10.0.2.2', {fleet.door_port}), reached('10.0.2.3', 53))"
-    )
-    assert board.run(f'python3 -c "{program}"').split() == ["True", "False", "False"]
-
-
-async def _serves(fleet: FleetSide, name: str) -> None:
-    wanted = await fleet.serve(NODE, DIGITS / name)
-    started_s = time.monotonic()
-    node = await fleet.until_node(
-        NODE, lambda node: _model(node).get("release") == wanted, timeout_s=STEP_TIMEOUT_S
-    )
-    _say(f"{name} serves {time.monotonic() - started_s:.0f} s after it was wanted")
-    assert _model(node)["residence"] == "serving"
-
-
-def _model(node: dict) -> dict:
-    models = (node.get("reported") or {}).get("models") or []
-    models = models if isinstance(models, list) else list(models.values())
-    return models[0] if models else {}
-
-
-def _computes_the_same(board: EmulatedBoard, name: str = "v1") -> None:
-    """INT8 outputs by the board's wheel and by ours."""
-    model = DIGITS / name / "model.onnx"
-    here = subprocess.run(
-        [sys.executable, "-c", OUTPUTS, model], capture_output=True, text=True, check=True
-    )
-    ours = json.loads(here.stdout)
-    board.send(model, "model.onnx")
-    board.send(OUTPUTS.encode(), "outputs.py")
-    theirs = json.loads(
-        board.run(
-            "PYTHONPATH=/opt/shoal/current/lib python3 outputs.py model.onnx",
-            timeout_s=STEP_TIMEOUT_S,
-        )
-    )
-    assert (theirs["machine"], theirs["shape"]) == ("aarch64", ours["shape"])
-    assert theirs["runtime"] == ours["runtime"]
-    gap = max(
-        abs(a - b)
-        for x, y in zip(ours["rows"], theirs["rows"], strict=True)
-        for a, b in zip(x, y, strict=True)
-    )
-    _say(
-        f"{name}, onnxruntime {theirs['runtime']}: outputs {'equal bit for bit' if ours['sha256'] == theirs['sha256'] else f'differ by at most {gap:.3g}'}"
-    )
-    assert [_best(row) for row in theirs["rows"]] == [_best(row) for row in ours["rows"]]
-    assert gap <= 1e-4
-
-
-def _best(row: list[float]) -> int:
-    return row.index(max(row))
-
-
-def _weigh(board: EmulatedBoard, release: Path) -> None:
-    """What the agent takes on arm64, with one small model."""
-    for part, module in (("core", "shoal_agent --config"), ("worker", "worker_main")):
-        pss_kib = board.run(
-            f"awk '/^Pss:/ {{ print $2 }}' /proc/$(pgrep -o -u shoal -f '{module}')/smaps_rollup"
-        )
-        _say(f"PSS of the {part}: {int(pss_kib) / 1024:.1f} MiB")
-    mib = int(board.run("du -sm /opt/shoal/releases | cut -f1"))
-    _say(f"a release tree: {release.stat().st_size / 1e6:.1f} MB on the card, {mib} MiB unpacked")
-
-
-def _say(line: str) -> None:
-    print(f"board: {line}", flush=True)
+                assert "uptime_s" in await fleet.shoal("send", card.NODE, "ping")
