@@ -1,18 +1,21 @@
 """`make bench-trust`: what attackers tried and got, in one table; 1 when a goal is missed.
 
-Counts come from the tests that trust_rows.py names, which are run here; costs from trust_cost.py. Loopback
-only, no root; Mosquitto and faketime have to be installed for three of the rows.
+Counts come from the tests that trust_rows.py names, which are run here, a row a process and as many side by side as
+there are cores; costs from trust_cost.py, alone. Loopback only, no root; Mosquitto and faketime have to be
+installed for three of the rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +24,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 import measure
-from trust_rows import IDLE_TEST, ROWS, Line, judged, of, read
+from trust_rows import IDLE_TEST, ROWS, Line, Outcome, judged, of, read
 
 ROOT = Path(__file__).resolve().parents[1]
 VERIFY_MS, OVERHEAD_BYTES = 2.0, 80
@@ -71,22 +74,38 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _counted(folder: Path, *, is_full: bool) -> list[Line]:
-    tests = [test for row in ROWS for test in row.tests(is_full=is_full)]
+    # Those that take longest first: else the last core would work long after the others.
+    rows = sorted(ROWS, key=lambda row: -row.weight)
+    runs = [row.tests(is_full=is_full) for row in rows] + [(IDLE_TEST,)]
+    outcomes: dict[str, Outcome] = {}
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        try:
+            places = [folder / f"row-{number}" for number in range(len(runs))]
+            for found in pool.map(_run, places, runs):
+                outcomes |= found
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    lines = [judged(row, of(row.tests(is_full=is_full), outcomes)) for row in ROWS]
+    idle_bytes = of((IDLE_TEST,), outcomes).idle_bytes
+    told = "not measured" if idle_bytes is None else f"{idle_bytes} bytes"
+    return [*lines, Line("metadata that a board fetches when nothing is new", told, "-", None)]
+
+
+def _run(folder: Path, tests: Sequence[str]) -> dict[str, Outcome]:
+    """What these tests recorded, by id."""
+    folder.mkdir()
     report = folder / "tests.xml"
     ran = subprocess.run(
         [
             sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "junit_family=xunit1",
-            f"--junitxml={report}", f"--basetemp={folder / 'tests'}", *tests, IDLE_TEST,
+            f"--junitxml={report}", f"--basetemp={folder / 'tests'}", *tests,
         ],
         cwd=ROOT, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     if ran.returncode not in RAN or not report.exists():
         raise measure.BenchError(f"pytest ended with {ran.returncode}: {ran.stdout[-2000:]}")
-    outcomes = read(report.read_bytes())
-    lines = [judged(row, of(row.tests(is_full=is_full), outcomes)) for row in ROWS]
-    idle_bytes = of((IDLE_TEST,), outcomes).idle_bytes
-    told = "not measured" if idle_bytes is None else f"{idle_bytes} bytes"
-    return [*lines, Line("metadata that a board fetches when nothing is new", told, "-", None)]
+    return read(report.read_bytes())
 
 
 def _costs(folder: Path) -> list[Line]:

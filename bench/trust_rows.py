@@ -47,6 +47,7 @@ class Row:
         short: pytest's ids; `full`: those of the full counts, else the same.
         tries: so many at least.
         within_s: the slowest that was recorded must not take longer.
+        weight: how long it takes beside the others, roughly.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Row:
     full: tuple[str, ...] = ()
     tries: int = 1
     within_s: float | None = None
+    weight: int = 1
 
     def tests(self, *, is_full: bool) -> tuple[str, ...]:
         """The ids to run."""
@@ -67,14 +69,16 @@ ROWS = (
         "executed",
         (f"{_COMMAND_TEST}[full]",),
         tries=100_000,
+        weight=9,
     ),
-    Row("hostile wanted states", "followed", (f"{_WANTED_TEST}[bench]",), tries=14_000),
+    Row("hostile wanted states", "followed", (f"{_WANTED_TEST}[bench]",), tries=14_000, weight=4),
     Row(
         "single bits flipped in metadata, manifest, delta, model",
         "accepted",
         (f"{_FLIP_TEST}[bench]",),
         (f"{_FLIP_TEST}[long]",),
         tries=10_000,
+        weight=5,
     ),
     Row(
         "metadata files zeroed, every subset, then an old timestamp",
@@ -82,8 +86,11 @@ ROWS = (
         (f"{_ZEROED_TEST}[zeroed]",),
         tuple(f"{_ZEROED_TEST}[{damage}]" for damage in ("zeroed", "removed", "halved")),
         tries=64,
+        weight=4,
     ),
-    Row("certificates that are not good", "let in", (MATRIX,), tries=54, within_s=ALARM_S),
+    Row(
+        "certificates that are not good", "let in", (MATRIX,), tries=54, within_s=ALARM_S, weight=6
+    ),
     Row(
         "one token raced by 50 boards",
         "winners but one",
@@ -111,6 +118,7 @@ ROWS = (
         (CLOCKS, FAKETIME),
         tries=5,
         within_s=RECOVERY_S,
+        weight=3,
     ),
     Row(
         "mutated CBOR, COSE, messages, manifests, frames at their decoders",
@@ -119,6 +127,7 @@ ROWS = (
         (f"{_FUZZ_TEST}[ten]",),
         tries=1_000_000,
         within_s=HANG_S,
+        weight=8,
     ),
 )
 

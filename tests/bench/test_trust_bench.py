@@ -57,6 +57,12 @@ def test_what_got_through_was_too_little_too_late_failed_or_was_not_run_is_a_mis
     assert says in found.measured
 
 
+def test_no_test_is_counted_by_two_rows(rows):
+    for is_full in (False, True):
+        named = [test for row in rows.ROWS for test in row.tests(is_full=is_full)]
+        assert len(named) == len(set(named))
+
+
 def test_every_row_names_tests_that_are_there(rows):
     for row in rows.ROWS:
         for test in {*row.short, *row.full, rows.IDLE_TEST}:
