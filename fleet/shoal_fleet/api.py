@@ -127,7 +127,12 @@ async def list_nodes(parts: Parts, where: Where = "") -> list[Answer]:
     """Every node by name, or those for which a label expression holds."""
     audience = Audience.parse(where=where)
     nodes = sorted(parts.registry.nodes.items())
-    return [parts.node_view(node) for _, node in nodes if audience.has(node)]
+    held = await parts.held()
+    return [
+        {**parts.node_view(node), "held": held.get(name, {})}
+        for name, node in nodes
+        if audience.has(node)
+    ]
 
 
 @router.get("/api/nodes/{node}")

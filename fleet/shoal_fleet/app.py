@@ -241,6 +241,7 @@ async def _open(
     registry.on_new = lambda _: wanted.changed()
     blobs_wanted = asyncio.Event()
     freezes, release_needs = await Freezes.load(database), ReleaseNeeds(releases)
+    distribution = Distribution(state_dir, session, topics)
     rollouts = Rollouts(
         database,
         registry=registry,
@@ -251,6 +252,7 @@ async def _open(
         is_listening=lambda: session.connected,
         needs=release_needs,
         freezes=freezes,
+        listed=distribution.listed,
     )
     await rollouts.load()
     sources = (wanted.pending, rollouts.expecting)
@@ -325,7 +327,7 @@ async def _open(
         pipelines=pipelines,
         pipeline_check=PipelineCheck(pipelines, releases, wanted),
         update_costs=update_costs,
-        distribution=Distribution(state_dir, session, topics),
+        distribution=distribution,
         inventory=inventory,
         identity=identity,
     )
@@ -349,7 +351,7 @@ async def _open(
             wanted=wanted,
             mirror=door.mirror,
             policies=policies,
-            distribution=controller.distribution,
+            distribution=distribution,
         )
     )
     return controller

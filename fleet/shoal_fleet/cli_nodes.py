@@ -70,6 +70,8 @@ def show(context: typer.Context, node: str, *, as_json: AsJson = False) -> None:
             typer.echo(printable(f"  {cost}"))
     for model, release in found["wanted"].items():
         typer.echo(f"wanted: {model} {release[:12]}")
+    for model, why in found.get("held", {}).items():
+        typer.echo(printable(f"held: {model} {why}"))
 
 
 @nodes_app.command("label", epilog="Example: shoal nodes label press-4 site=oslo line-")
@@ -167,13 +169,17 @@ def _node_row(node: dict[str, Any]) -> tuple[str, ...]:
     hardware = reported.get("hardware", {})
     temperature = hardware.get("temperature_c")
     throttled = hardware.get("throttled")
+    models = [f"{m['model']} {_model_text(m)}" for m in reported.get("models", [])]
     online = "yes" if node["online"] else "no"
     if (node.get("identity") or {}).get("revoked_ms") is not None:
         online = "revoked"
     return (
         node["node"],
         f"{online} (silent)" if node["silent"] else online,
-        ", ".join(f"{m['model']} {_model_text(m)}" for m in reported.get("models", [])) or "-",
+        ", ".join(
+            [*models, *(f"{model} held ({why})" for model, why in node.get("held", {}).items())]
+        )
+        or "-",
         hardware.get("model") or "?",
         hardware.get("os") or "?",
         size(hardware.get("disk_free_bytes")),

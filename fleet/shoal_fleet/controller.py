@@ -87,7 +87,27 @@ class Controller:
         return {
             **self.node_view(node),
             "wanted": {model: release.hex() for model, release in wanted.items()},
+            "held": (await self.held()).get(name, {}),
         }
+
+    async def held(self) -> dict[str, dict[str, str]]:
+        """Node -> model -> why the board would refuse what is wanted of it, or what an open rollout has for it."""
+        listed = await self.distribution.listed()
+        if listed is None:
+            return {}
+        found: dict[str, dict[str, str]] = {}
+        meant = await self.wanted.everything() + [
+            (name, opened.release.name, opened.release.id)
+            for opened in self.rollouts.open.values()
+            for name in opened.roster.members
+            if opened.waits(name)
+        ]
+        for name, model, release in meant:
+            node = self.registry.nodes.get(name)
+            group = None if node is None else node.labels.get(GROUP_LABEL)
+            if why := listed.why_not(model, release, group):
+                found.setdefault(name, {})[model] = f"{release.hex()[:12]}: {why}"
+        return found
 
     async def label(self, name: str, changes: Mapping[str, str | None]) -> Node:
         """Set labels, or take away those whose value is None.
@@ -254,7 +274,8 @@ class Controller:
 
         Raises:
             NotFoundError: no such node.
-            RequestError: the release is of another model.
+            RequestError: the release is of another model, a pipeline there could not read it, or it is not signed
+                for the node's group.
             ConflictError: a rollout waits for this node.
         """
         node = self.registry.get(name if release is None else self.commandable(name))
@@ -266,6 +287,7 @@ class Controller:
             raise RequestError(f"{release.title} is not a release of {model}")
         if release is not None:
             await self.pipeline_check.check_release(release, [node])
+            await self.distribution.check_listed(release, [node.labels.get(GROUP_LABEL)])
             # Told before the delta is built, which may take long, and looked at again behind it.
             async with self.rollouts.unclaimed(name, model):
                 pass

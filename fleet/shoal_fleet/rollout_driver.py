@@ -7,7 +7,7 @@ that it changes are one transaction, and only then is anything sent: a restart a
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Final, NoReturn
 
@@ -49,6 +49,7 @@ from shoal_fleet.rollout_state import (
     Status,
     Tick,
 )
+from shoal_fleet.signed_list import SignedList
 from shoal_fleet.tables import RolloutRow
 from shoal_fleet.wanted import WantedStates
 
@@ -80,8 +81,10 @@ class RolloutDriver:
         is_listening: Callable[[], bool],
         needs: ReleaseNeeds,
         freezes: Freezes,
+        listed: Callable[[], Awaitable[SignedList | None]],
     ) -> None:
         self._needs = needs
+        self._listed = listed
         self._freezes = freezes
         self._database = database
         self._registry = registry
@@ -120,12 +123,12 @@ class RolloutDriver:
                 await self._needs.of(release),
             )
 
-    def waiting(self, rollout_id: int) -> dict[str, int]:
+    async def waiting(self, rollout_id: int) -> dict[str, int]:
         """What the waiting nodes of an open rollout wait for, and how many of them for each."""
         opened = self.open.get(rollout_id)
         if opened is None:
             return {}
-        admission = Admission(opened, self.open.values(), now_ms())
+        admission = Admission(opened, self.open.values(), now_ms(), await self._listed())
         known = self._registry.nodes
         nodes = [known[name] for name in opened.roster.members if name in known]
         return dict(admission.waiting(nodes).most_common())
@@ -235,7 +238,8 @@ class RolloutDriver:
             now = now_ms()
             if not opened.has_room_at(now):
                 return
-            if ready := Admission(opened, self.open.values(), now).ready(nodes):
+            admission = Admission(opened, self.open.values(), now, await self._listed())
+            if ready := admission.ready(nodes):
                 await self.step(opened, Ready(ready))
 
     async def feed(self, opened: OpenRollout, event: Event) -> None:

@@ -105,7 +105,7 @@ class RolloutViews:
         return {
             **await self._summary(row, counts[rollout_id]),
             "options": msgspec.to_builtins(state.options),
-            "waits": self._rollouts.waiting(rollout_id),
+            "waits": await self._rollouts.waiting(rollout_id),
             "gate": self._rollouts.gate(rollout_id),
             "waves": waves,
             "claimed": len(in_wave),

@@ -136,6 +136,12 @@ class WantedStates:
             rows = await session.scalars(select(WantedRow).where(WantedRow.node == node))
             return {row.model: row.release for row in rows}
 
+    async def everything(self) -> list[tuple[str, str, bytes]]:
+        """(node, model, release) for all that is wanted."""
+        async with self._database.read() as session:
+            rows = await session.execute(select(WantedRow.node, WantedRow.model, WantedRow.release))
+            return [(node, model, release) for node, model, release in rows]
+
     async def pending(self) -> set[tuple[str, bytes]]:
         """(node, release) for every release that a node neither serves nor has given up."""
         async with self._database.read() as session:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_contract.messages import Hardware, ModelState, Phase, Reported
+from shoal_contract.release_targets import path_of
 from shoal_contract.requirements import Requirement, parse_requirements
 from shoal_fleet.admission import Admission
 from shoal_fleet.audience import Audience
@@ -31,6 +32,7 @@ from shoal_fleet.rollout_state import (
     Status,
     Tick,
 )
+from shoal_fleet.signed_list import SignedList
 from shoal_fleet.windows import parse_window, zone_of
 
 MONDAY_MS = round(datetime(2026, 11, 30, 3, 0, tzinfo=UTC).timestamp() * 1000)
@@ -243,3 +245,33 @@ def test_whatever_happens_no_lease_breaks_a_rule(moves, first, second):
                     rival.waits(name) and not Admission(rival, [rival], now_ms).why_not(given_to)
                     for rival in rivals
                 )
+
+
+def test_a_node_waits_until_the_release_is_signed_for_its_group():
+    opened = rollout(1, ["a"])
+    path = path_of("oslo", "model-1", b"r" * 32)
+
+    def unsigned(labels: dict[str, str], digest: bytes = b"r" * 32, **groups) -> str:
+        digests = {"bergen": {}, "oslo": {path: digest}, **groups}
+        admission = Admission(opened, [opened], MONDAY_MS, SignedList(digests))
+        return admission.why_not(node("a", labels=labels))
+
+    assert unsigned({"group": "oslo"}) == ""
+    assert unsigned({"group": "bergen"}) == "nobody has signed it for bergen"
+    assert unsigned({"group": "a group/with a slash"}).startswith("nobody has signed it for")
+    assert (
+        unsigned({"group": "bergen"}, all={path_of("all", "model-1", b"r" * 32): b"r" * 32}) == ""
+    )
+    # Another release under the same path: what counts is the whole digest.
+    assert unsigned({"group": "oslo"}, b"r" * 31 + b"x") == "nobody has signed it for oslo"
+    # What a board without a label takes, its own configuration says.
+    assert unsigned({}) == ""
+    assert unsigned({}, b"x" * 32) == "nobody has signed it for all"
+
+
+def test_nobody_is_offered_a_release_while_the_list_cannot_be_read():
+    opened = rollout(1, ["a"])
+    listed = SignedList(unreadable="targets.json: no metadata")
+    assert Admission(opened, [opened], MONDAY_MS, listed).why_not(node("a")) == (
+        "the update metadata cannot be read: targets.json: no metadata"
+    )

@@ -22,6 +22,7 @@ from shoal_fleet.access import read_token
 from shoal_fleet.config import BrokerTable, FleetConfig, ListenTable
 from shoal_fleet.release_directory import pack, read_spec
 from shoal_fleet.release_manifest import manifest_of
+from shoal_fleet.rollout_state import Freeze
 from shoal_fleet.trust import distribution, installing, keys, places
 from shoal_fleet.trust.repository import Repository
 
@@ -67,6 +68,27 @@ class Site:
     async def want(self, release: str) -> None:
         answer = await self.api.put(f"/api/nodes/{NODE}/models/digits", json={"release": release})
         assert answer.status_code == 200, answer.text
+
+    async def want_unsigned(self, release: str) -> None:
+        """As a controller does that does not look at the list."""
+        async with self.controller.database.write() as session:
+            await self.controller.wanted.want(
+                session, NODE, "digits", bytes.fromhex(release), rollout=None
+            )
+        self.controller.wanted.changed()
+        await self.controller.rollouts.observe(NODE)
+
+    async def label(self, group: str) -> None:
+        labels = {"labels": {"group": group}}
+        answer = await self.api.patch(f"/api/nodes/{NODE}/labels", json=labels)
+        assert answer.status_code == 200, answer.text
+
+    async def held(self) -> dict[str, str]:
+        (listed,) = (await self.api.get("/api/nodes")).json()
+        shown = (await self.api.get(f"/api/nodes/{NODE}")).json()
+        assert listed["held"] == shown["held"]
+        found: dict[str, str] = shown["held"]
+        return found
 
     async def state(self) -> dict[str, Any]:
         reported = (await self.api.get(f"/api/nodes/{NODE}")).json().get("reported") or {}
@@ -117,7 +139,7 @@ async def site(monkeypatch):
                 httpx.AsyncClient(
                     base_url=url,
                     headers={"Authorization": f"Bearer {token}"},
-                    timeout=30,
+                    timeout=90,
                     trust_env=False,
                 )
             )
@@ -154,8 +176,11 @@ async def test_what_is_signed_for_the_board_runs_and_what_is_not_does_not(site):
     site.sign("oslo", 1)
     site.install()
     await site.until(lambda state: state.get("release") == first and state["phase"] == "serving")
-    # The next one is signed by nobody: refused, and the old one serves on.
-    await site.want(second)
+    # The next one is signed by nobody: the controller refuses, and so does the board. The old one serves on.
+    answer = await site.api.put(f"/api/nodes/{NODE}/models/digits", json={"release": second})
+    assert answer.status_code == 400
+    assert "nobody has signed digits@1.1.0 for all" in answer.json()["error"]
+    await site.want_unsigned(second)
     state = await site.until(lambda state: state.get("phase") == "failed")
     assert "nobody has signed" in state["reason"]
     assert (state["release"], state["target"]) == (first, second)
@@ -188,6 +213,50 @@ async def test_an_old_timestamp_stops_the_next_release_and_says_why(site):
     state = await site.until(lambda state: "cannot be relied on" in state.get("reason", ""))
     assert "is older than" in state["reason"]
     assert state["release"] == first
+
+
+async def test_a_wanted_release_is_held_visibly_when_its_board_moves_to_a_group_without_it(site):
+    first = await site.add(1)
+    site.sign("oslo", 1)
+    site.install()
+    await site.label("oslo")
+    await site.want(first)
+    await site.until(lambda state: state.get("phase") == "serving")
+    assert await site.held() == {}
+    await site.label("bergen")
+    assert await site.held() == {"digits": f"{first[:12]}: nobody has signed it for bergen"}
+    answer = await site.api.put(f"/api/nodes/{NODE}/models/digits", json={"release": first})
+    assert answer.status_code == 400
+    site.sign("bergen", 1)
+    site.install()
+    assert await site.held() == {}
+
+
+async def test_a_board_that_moves_during_a_rollout_waits_for_the_signature_of_its_group(site):
+    first = await site.add(1)
+    site.sign("oslo", 1)
+    site.install()
+    await site.label("oslo")
+    await site.controller.rollouts.freeze(Freeze(reason="the board is to move first"))
+    answer = await site.api.post("/api/rollouts", json={"release": first, "group": ""})
+    assert answer.status_code == 201, answer.text
+    number = answer.json()["id"]
+    await site.label("bergen")
+    await site.controller.rollouts.thaw()
+    why = "nobody has signed it for bergen"
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            found = (await site.api.get(f"/api/rollouts/{number}")).json()
+            if found["status"] == "running" and found["waits"] == {why: 1}:
+                break
+            await asyncio.sleep(0.05)
+    assert await site.held() == {"digits": f"{first[:12]}: {why}"}
+    assert (await site.api.get(f"/api/nodes/{NODE}")).json()["wanted"] == {}
+    # Its own configuration says oslo: the board would run it, and the controller offers it from now on.
+    site.sign("bergen", 1)
+    site.install()
+    await site.until(lambda state: state.get("release") == first and state["phase"] == "serving")
+    assert await site.held() == {}
 
 
 async def test_a_rollout_of_what_nobody_signed_for_a_group_there_is_refused(site):

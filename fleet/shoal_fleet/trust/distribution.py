@@ -8,6 +8,7 @@ handed to the bus stands in a file.
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,9 +19,10 @@ import structlog
 from shoal_broker.bus_errors import BusError
 from shoal_broker.durable import write_durably
 from shoal_broker.session import Session
-from shoal_contract.topics import Topics
-from shoal_fleet.errors import FleetError, StateError
+from shoal_contract.topics import EVERYBODY, Topics
+from shoal_fleet.errors import FleetError, RequestError, StateError
 from shoal_fleet.releases import Release
+from shoal_fleet.signed_list import SignedList
 from shoal_fleet.trust.places import metadata_dir, online_key_file, published_file
 
 log = structlog.get_logger(__name__)
@@ -29,6 +31,7 @@ LOOK_S: Final = 2.0
 EVERY: Final = timedelta(minutes=1)
 """Whatever stands in the directory is read so often; at once when it changed."""
 ALARM_EVERY_S: Final = 86400.0
+SETTLED_NS: Final = 1_000_000_000
 
 
 class Distribution:
@@ -50,6 +53,8 @@ class Distribution:
         self._is_forgotten = False
         self._looked: tuple[int, ...] = ()
         self._looked_at: datetime | None = None
+        self._listed: SignedList | None = None
+        self._listed_stamp = 0
 
     def forget(self) -> None:
         """The broker may have lost what it retained: say it all once more."""
@@ -62,11 +67,39 @@ class Distribution:
             RequestError: they would not; the message says what to do.
             StateError: the metadata cannot be read.
         """
-        directory = metadata_dir(self._state_dir)
-        if directory.is_dir():
-            from shoal_fleet.trust.listing import check_listed  # noqa: PLC0415 - as in `sync`
+        listed = await self.listed()
+        if listed is None:
+            return
+        if listed.unreadable:
+            raise StateError(listed.unreadable)
+        missing = sorted(
+            {
+                group or EVERYBODY
+                for group in groups
+                if not listed.has(release.name, release.id, group)
+            }
+        )
+        if missing:
+            raise RequestError(
+                f"nobody has signed {release.title} for {', '.join(missing[:5])}: the boards would refuse it;"
+                f" shoal trust sign DIR --key KEY --group {missing[0]} --add RELEASE, then shoal trust install DIR"
+            )
 
-            await asyncio.to_thread(check_listed, directory, release, groups)
+    async def listed(self) -> SignedList | None:
+        """Which releases are signed for whom, read anew when something was put there; None: this fleet signs none."""
+        directory = metadata_dir(self._state_dir)
+        try:
+            stamp = directory.stat().st_mtime_ns
+        except OSError:
+            return None
+        if self._listed is None or self._listed.unreadable or stamp != self._listed_stamp:
+            from shoal_fleet.trust.listing import read_signed_list  # noqa: PLC0415 - as in `sync`
+
+            # A change within one tick of the file system's clock shows no other time: looked at again.
+            is_settled = time.time_ns() - stamp > SETTLED_NS
+            self._listed = await asyncio.to_thread(read_signed_list, directory)
+            self._listed_stamp = stamp if is_settled else 0
+        return self._listed
 
     async def run(self) -> NoReturn:
         """Look, sign and publish for ever; what fails is said and tried again."""
