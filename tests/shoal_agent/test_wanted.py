@@ -53,7 +53,10 @@ async def test_what_was_signed_for_this_node_is_followed_and_kept(tmp_path):
 
 @pytest.mark.parametrize(
     "tries",
-    [pytest.param(700, id="short"), pytest.param(14_000, id="bench", marks=pytest.mark.long)],
+    [
+        pytest.param(700, id="short"),
+        pytest.param(14_000, id="bench", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
+    ],
 )
 async def test_nothing_that_was_not_signed_for_here_and_now_is_followed(
     tmp_path, tries, record_property
