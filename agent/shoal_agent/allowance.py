@@ -97,6 +97,11 @@ class Allowance:
         self._free_at_s = starts_s + size_bytes / self._bytes_per_s
         return max(0.0, starts_s - now_s)
 
+    def give_back(self, size_bytes: int) -> None:
+        """So many bytes that were taken did not come."""
+        if self._bytes_per_s:
+            self._free_at_s -= size_bytes / self._bytes_per_s
+
     async def wait(self, size_bytes: int) -> None:
         """Return when so many bytes may be asked for."""
         self.waiting += 1

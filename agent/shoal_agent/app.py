@@ -36,6 +36,7 @@ from shoal_agent.peers.client import PeerClient
 from shoal_agent.peers.credentials import Credentials
 from shoal_agent.peers.permission import known_as, permitted
 from shoal_agent.peers.server import PeerServer
+from shoal_agent.peers.sharing import Sharing
 from shoal_agent.pipelines.assembly import Surroundings
 from shoal_agent.pipelines.fleet import FleetPipelines
 from shoal_agent.pipelines.ledger import Ledger
@@ -44,6 +45,7 @@ from shoal_agent.pipelines.subscribed import Subscribed
 from shoal_agent.policies import Policies
 from shoal_agent.probation import Probation
 from shoal_agent.reporter import Reporter
+from shoal_agent.sources.choice import choose
 from shoal_agent.staging import Staging
 from shoal_agent.trust import Trust
 from shoal_agent.update import Updater
@@ -55,6 +57,7 @@ from shoal_broker.bus_errors import BrokerTableError
 from shoal_broker.durable import sync_directory
 from shoal_broker.link import Connect
 from shoal_broker.logs import RecentLines
+from shoal_broker.loopback import is_loopback
 from shoal_broker.outbox import Outbox
 from shoal_broker.session import Session, SessionConfig
 from shoal_broker.store import Store
@@ -151,7 +154,7 @@ async def running(
                 ),
             )
         )
-        router, discovery, peer_port = await _open_peers(stack, config, engine)
+        router, client, discovery, peer_port = await _open_peers(stack, config, engine, content)
         agent = Agent(peer_port=peer_port, stop=stop)
 
         inbox = Inbox(topics, config.node, trust)
@@ -180,7 +183,14 @@ async def running(
             )
         )
         stack.push_async_callback(reporter.say_goodbye, session)
-        fetcher = BlobFetcher(session, topics, config.node, content, config.allowance)
+        fetcher = BlobFetcher(
+            session,
+            topics,
+            config.node,
+            content,
+            config.allowance,
+            **choose(config, client, discovery)._asdict(),
+        )
         signed = await _signed_releases(config, state_dir, store, session, notices)
         updater = Updater(
             journal=journal,
@@ -299,8 +309,8 @@ async def running(
 
 
 async def _open_peers(
-    stack: AsyncExitStack, config: AgentConfig, engine: Engine
-) -> tuple[Router, Discovery | None, int | None]:
+    stack: AsyncExitStack, config: AgentConfig, engine: Engine, content: ContentStore
+) -> tuple[Router, PeerClient, Discovery | None, int | None]:
     """The router and, unless peers are switched off, everything that makes it more than local."""
     identity = known_as(config)
     credentials = None if identity is None else Credentials(identity)
@@ -316,13 +326,21 @@ async def _open_peers(
             client=client,
             upstream=config.upstream if asks else None,
         )
-        return router, None, None
+        return router, client, None, None
 
     # zeroconf is 3 MiB, most of them of the files it is compiled to.
     from shoal_agent.peers.discovery import Discovery  # noqa: PLC0415
 
     async def answer(request: InferRequest) -> InferReply:
         return await router.answer(request)
+
+    # What the fleet's boards run is for boards that can prove that they are of it.
+    shares = config.peers.share and (identity is not None or is_loopback(config.peers.host))
+    sharing = Sharing(
+        content,
+        bytes_per_s=config.peers.share_bytes_per_s,
+        is_strained=lambda: any(facts.waiting for facts in engine.describe()),
+    )
 
     try:
         server = await stack.enter_async_context(
@@ -333,6 +351,7 @@ async def _open_peers(
                 root=config.root,
                 node=config.node,
                 credentials=credentials,
+                share=sharing.answer if shares else None,
             )
         )
     except OSError as exc:
@@ -346,6 +365,7 @@ async def _open_peers(
             role=config.role,
             interfaces=config.peers.interfaces or None,
             tls=identity is not None,
+            shares=shares,
         )
     )
     router = Router(
@@ -355,7 +375,7 @@ async def _open_peers(
         client=client,
         upstream=config.upstream if asks else None,
     )
-    return router, discovery, server.port
+    return router, client, discovery, server.port
 
 
 async def _signed_releases(

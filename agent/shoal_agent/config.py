@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -12,6 +13,7 @@ from shoal_agent.identity.config import check as check_enrolment
 from shoal_agent.inference.settings import WorkerSettings
 from shoal_broker.broker_table import BrokerTable
 from shoal_broker.bus_errors import BrokerTableError, TopicError
+from shoal_broker.loopback import is_loopback
 from shoal_broker.pipeline_topics import check_topics
 from shoal_contract import envelope, pipelines, release_targets, toml, topics
 from shoal_contract.errors import ContractError, KeyTextError
@@ -25,6 +27,7 @@ class PeersTable(toml.Table, frozen=True, kw_only=True):
 
     With an identity neighbours are asked and answered over mutual TLS; `plaintext` allows to do without
     one. `ca_file`: their authority, where it is not the broker's. `crl_file`: certificates that count no more.
+    `share`: hand out chunks of releases to them, no faster than `share_bytes_per_s` (0: any).
     """
 
     enabled: bool = True
@@ -35,6 +38,8 @@ class PeersTable(toml.Table, frozen=True, kw_only=True):
     plaintext: bool = False
     ca_file: str | None = None
     crl_file: str | None = None
+    share: bool = True
+    share_bytes_per_s: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 4194304
 
 
 class TrustTable(toml.Table, frozen=True, kw_only=True):
@@ -89,13 +94,18 @@ class InferenceTable(toml.Table, frozen=True, kw_only=True):
 
 
 class UpdatesTable(toml.Table, frozen=True, kw_only=True):
-    """[updates]: when releases are fetched, and how fast.
+    """[updates]: when releases are fetched, how fast, and from whom.
 
     `bytes_per_s`: on the average; 0: as fast as they come. `window`: such as "22:00-05:30", local time; none: always.
+    `sources`: in their order. `https`: addresses below which blobs lie, named by their sha256; `https_ca_file`: who
+    vouches for those servers; none: whom the system believes.
     """
 
     bytes_per_s: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 0
     window: str | None = None
+    sources: tuple[Literal["peers", "broker", "https"], ...] = ("peers", "broker", "https")
+    https: tuple[str, ...] = ()
+    https_ca_file: str | None = None
 
 
 class DeviceTable(toml.Table, frozen=True, kw_only=True):
@@ -213,6 +223,7 @@ def _check(config: AgentConfig) -> None:
         raise ConfigError(f"[trust] command_keys: {exc}") from exc
     _check_releases(config.trust)
     _ = config.allowance
+    _check_sources(config.updates)
     names = [device.name for device in config.device]
     for name in names:
         topics.check_leaf(name)
@@ -248,6 +259,24 @@ def _check_releases(table: TrustTable) -> None:
         raise ConfigError("[trust] release_groups and metadata say nothing without root_file")
 
 
+def _check_sources(table: UpdatesTable) -> None:
+    if "broker" not in table.sources or len(set(table.sources)) != len(table.sources):
+        raise ConfigError("[updates] sources must name each source once, and broker among them")
+    for address in table.https:
+        try:
+            parts = urlsplit(address)
+            host, _ = parts.hostname or "", parts.port
+        except ValueError as exc:
+            raise ConfigError(f"[updates] https {address!r} is no address") from exc
+        is_safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
+        has_more = parts.query or parts.fragment or parts.username or parts.password
+        is_plain = address.isascii() and address.isprintable() and " " not in address
+        if not host or not is_safe or has_more or not is_plain:
+            raise ConfigError(
+                f"[updates] https {address!r} must be like https://host/path, without user and query"
+            )
+
+
 def _check_broker(config: AgentConfig) -> None:
     broker = config.broker
     if config.enrolment is not None:
@@ -266,7 +295,7 @@ def _check_broker(config: AgentConfig) -> None:
 def _check_local_api(table: LocalApiTable | None) -> None:
     if table is None or table.token_file is not None:
         return
-    from shoal_agent.local_api.access import is_loopback  # noqa: PLC0415 - only where it is configured
+    from shoal_agent.local_api import access  # noqa: PLC0415 - only where it is configured
 
-    if not is_loopback(table.host):
+    if not access.is_loopback(table.host):
         raise ConfigError(f"[local_api] host {table.host} is not loopback: set token_file, too")

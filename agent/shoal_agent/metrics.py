@@ -85,6 +85,14 @@ class AgentCollector(Collector):
         yield _counter(
             "chunk_bytes", "bytes of model chunks received", self._fetcher.received_bytes
         )
+        came_from = CounterMetricFamily(
+            "shoal_agent_chunk_bytes_from",
+            "bytes of model chunks received, by the kind of their source",
+            labels=["source"],
+        )
+        for source, size_bytes in self._fetcher.received_from.items():
+            came_from.add_metric([source], size_bytes)
+        yield came_from
         yield _counter("commands", "commands received", self._commands.stats.received)
         refused = CounterMetricFamily(
             "shoal_agent_commands_refused",

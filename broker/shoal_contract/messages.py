@@ -315,6 +315,23 @@ class InferReply(_Part, frozen=True, tag=11):
     tensors: list[TensorPart] = []
 
 
+class ChunkRequest(_Part, frozen=True, tag=18):
+    """Between neighbours: so many bytes of a blob, beginning at an offset."""
+
+    id: CommandId
+    blob: Digest
+    offset_bytes: Size
+    size_bytes: Annotated[int, msgspec.Meta(ge=1, le=96 * 1024)]
+
+
+class ChunkReply(_Part, frozen=True, tag=19):
+    """Either the bytes that were asked for, or a reason why there are none."""
+
+    id: CommandId
+    data: bytes
+    reason: Text = ""
+
+
 class FileEntry(_Part, frozen=True):
     """One file of a release."""
 
@@ -399,6 +416,8 @@ Message = (
     | Receipt
     | Policy
     | Pipelines
+    | ChunkRequest
+    | ChunkReply
 )
 
 _BY_KIND: Final[dict[int, type[Message]]] = {

@@ -1,6 +1,6 @@
 """What a node says of itself in mDNS TXT records (RFC 6763), built and strictly parsed. Pure.
 
-Keys: v=1, root, node, role, models (comma-joined), tls=1 where mutual TLS is spoken. All of it is a rumour:
+Keys: v=1, root, node, role, models (comma-joined), tls=1 where mutual TLS is spoken, chunks=1 where chunks are handed out. All of it is a rumour:
 anybody may say anything.
 """
 
@@ -32,7 +32,13 @@ def host_name(*, node: str, root: str) -> str:
 
 
 def build(
-    *, node: str, root: str, role: str, models: Iterable[str], tls: bool = False
+    *,
+    node: str,
+    root: str,
+    role: str,
+    models: Iterable[str],
+    tls: bool = False,
+    shares: bool = False,
 ) -> dict[str, str]:
     """The TXT entries; models that do not fit into one entry (255 bytes) are left out."""
     fitting = ""
@@ -42,7 +48,11 @@ def build(
             break
         fitting = longer
     said = {"v": VERSION, "root": root, "node": node, "role": role, "models": fitting}
-    return said | {"tls": "1"} if tls else said
+    if tls:
+        said["tls"] = "1"
+    if shares:
+        said["chunks"] = "1"
+    return said
 
 
 def parse(
@@ -88,7 +98,8 @@ def parse(
         raise WireError(str(exc)) from exc
     if instance.lower() != instance_name(node=node, root=root):
         raise WireError("the service's name is not the node's")
-    return Peer(node, _checked(address), _checked_port(port), role, models)
+    shares = entries.get(b"chunks") == b"1"
+    return Peer(node, _checked(address), _checked_port(port), role, models, shares)
 
 
 def _fleet_digest(*, node: str, root: str) -> str:

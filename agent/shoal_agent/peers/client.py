@@ -23,7 +23,10 @@ from shoal_agent.peers.peer import Peer
 from shoal_broker.bus_errors import TlsFilesError
 from shoal_contract import messages
 from shoal_contract.errors import ContractError
-from shoal_contract.messages import InferReply, InferRequest
+from shoal_contract.messages import ChunkReply, ChunkRequest, InferReply, InferRequest
+
+Request = InferRequest | ChunkRequest
+Reply = InferReply | ChunkReply
 
 MAX_CONNECTIONS: Final = 32
 MAX_UNDER_WAY: Final = 16
@@ -38,7 +41,7 @@ class _Link:
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
-    replies: dict[bytes, asyncio.Future[InferReply]] = field(default_factory=dict)
+    replies: dict[bytes, asyncio.Future[Reply]] = field(default_factory=dict)
     calls: int = 0
     last_heard: float = 0.0
 
@@ -99,6 +102,21 @@ class PeerClient:
             PeerUnreachableError: no reply within the time, or not in our protocol.
             PeerBusyError: too many requests are under way to it.
         """
+        reply = await self._asked(peer, request, timeout_s)
+        if not isinstance(reply, InferReply):
+            raise PeerUnreachableError("it answers something else")
+        return reply
+
+    async def ask_for_chunk(
+        self, peer: Peer, request: ChunkRequest, timeout_s: float
+    ) -> ChunkReply:
+        """The bytes, not checked, or the neighbour's reason. Arguments and errors as for `ask`."""
+        reply = await self._asked(peer, request, timeout_s)
+        if not isinstance(reply, ChunkReply):
+            raise PeerUnreachableError("it answers something else")
+        return reply
+
+    async def _asked(self, peer: Peer, request: Request, timeout_s: float) -> Reply:
         # The same connection to a node, whatever models it announces at the moment.
         peer = Peer(peer.node, peer.host, peer.port)
         link: _Link | None = None
@@ -124,7 +142,7 @@ class PeerClient:
         except ContractError as exc:
             raise PeerError(f"the request cannot be sent: {exc}") from exc
 
-    async def _ask_on(self, link: _Link, request: InferRequest) -> InferReply:
+    async def _ask_on(self, link: _Link, request: Request) -> Reply:
         if len(link.replies) >= MAX_UNDER_WAY:
             raise PeerBusyError(f"{MAX_UNDER_WAY} requests are under way to it already")
         link.calls += 1
@@ -134,7 +152,7 @@ class PeerClient:
         try:
             link.writer.write(wire.frame(body))
             await link.writer.drain()
-            answer: InferReply = await reply
+            answer: Reply = await reply
             return msgspec.structs.replace(answer, id=request.id)
         finally:
             del link.replies[call]
@@ -192,7 +210,9 @@ class PeerClient:
             while True:
                 async with asyncio.timeout(_KEEP_S):
                     body = await wire.read_frame(link.reader)
-                reply = messages.decode_as(body, InferReply)
+                reply = messages.decode(body)
+                if not isinstance(reply, InferReply | ChunkReply):
+                    raise WireError(f"a {type(reply).__name__} where a reply belongs")
                 link.last_heard = self._clock()
                 waiting = link.replies.get(reply.id)
                 if waiting is not None and not waiting.done():

@@ -54,12 +54,14 @@ class Discovery:
         role: str,
         interfaces: Sequence[str] | None,
         tls: bool = False,
+        shares: bool = False,
     ) -> None:
         self._node = node
         self._root = root
         self._port = port
         self._role = role
         self._tls = tls
+        self._shares = shares
         self._interfaces = list(interfaces) if interfaces else None
         self._models: list[str] = []
         self._changed = asyncio.Event()
@@ -78,6 +80,7 @@ class Discovery:
         role: str,
         interfaces: Sequence[str] | None,
         tls: bool = False,
+        shares: bool = False,
     ) -> AsyncIterator[Self]:
         """Look and announce until the block is left; returns at once.
 
@@ -88,8 +91,17 @@ class Discovery:
             role: "node" or "upstream".
             interfaces: IPv4 addresses of the interfaces to use; None: all, as they come and go.
             tls: we speak mutual TLS; neighbours that do not are not seen, and the other way round.
+            shares: we hand out chunks of the blobs that are here.
         """
-        discovery = cls(node=node, root=root, port=port, role=role, interfaces=interfaces, tls=tls)
+        discovery = cls(
+            node=node,
+            root=root,
+            port=port,
+            role=role,
+            interfaces=interfaces,
+            tls=tls,
+            shares=shares,
+        )
         async with Background.open() as tasks:
             tasks.start(discovery._run(tasks), name="peers.discovery")
             yield discovery
@@ -106,6 +118,10 @@ class Discovery:
     def upstream(self) -> list[Peer]:
         """Neighbours that announce themselves as upstream nodes, the one heard from last first."""
         return [peer for peer in reversed(self._peers.values()) if peer.role == "upstream"]
+
+    def sharing(self) -> list[Peer]:
+        """Neighbours that announce that they hand out chunks."""
+        return [peer for peer in self._peers.values() if peer.shares]
 
     def names(self) -> list[str]:
         """Every neighbour in sight, sorted."""
@@ -172,6 +188,7 @@ class Discovery:
                 role=self._role,
                 models=self._models,
                 tls=self._tls,
+                shares=self._shares,
             ),
             server=announcement.host_name(node=self._node, root=self._root),
             parsed_addresses=list(addresses),

@@ -15,3 +15,5 @@ class Peer:
     port: int
     role: Role = "node"
     models: frozenset[str] = frozenset()
+    shares: bool = False
+    """It says that it hands out chunks of what it holds."""

@@ -1,4 +1,4 @@
-"""Answers neighbours' inference requests over TCP. What the answer is, is the given function's matter.
+"""Answers neighbours' requests over TCP. What the answer is, is the given functions' matter.
 
 Everybody on the network may connect; with credentials only a node of the fleet gets any further, and
 without them everybody is believed. Connections, handshakes, frames, requests under way and idle time are
@@ -23,14 +23,17 @@ from shoal_agent.peers.errors import PeerError, WireError
 from shoal_broker.bus_errors import TlsFilesError
 from shoal_contract import messages
 from shoal_contract.errors import ContractError
-from shoal_contract.messages import InferReply, InferRequest
+from shoal_contract.messages import ChunkReply, ChunkRequest, InferReply, InferRequest
 
 log = structlog.get_logger()
 
 Answer = Callable[[InferRequest], Awaitable[InferReply]]
+Share = Callable[[ChunkRequest], Awaitable[ChunkReply]]
 
 MAX_CONNECTIONS: Final = 32
 MAX_UNDER_WAY: Final = 16
+MAX_CHUNKS_SENT: Final = 4
+"""At a time, to all: so much memory slow neighbours may hold."""
 GREETING_TIMEOUT_S: Final = 5.0
 IDLE_TIMEOUT_S: Final = 120.0
 WRITE_TIMEOUT_S: Final = 10.0
@@ -61,6 +64,7 @@ class PeerServer:
         me: wire.Greeting,
         tasks: Background,
         credentials: Credentials | None,
+        share: Share | None = None,
     ) -> None:
         self.port = 0
         self.stats = ServerStats()
@@ -68,6 +72,8 @@ class PeerServer:
         self._me = me
         self._tasks = tasks
         self._credentials = credentials
+        self._share = share
+        self._sending = 0
         self._open: set[asyncio.StreamWriter] = set()
         self._complaints = Complaints(time.monotonic)
 
@@ -82,6 +88,7 @@ class PeerServer:
         root: str,
         node: str,
         credentials: Credentials | None = None,
+        share: Share | None = None,
     ) -> AsyncIterator[Self]:
         """Listen.
 
@@ -92,12 +99,13 @@ class PeerServer:
             root: the fleet's topic root; others are sent away.
             node: who we are.
             credentials: for mutual TLS; None: in the clear, and everybody is believed.
+            share: answers a request for a chunk; does not raise; None: nothing is shared.
 
         Raises:
             OSError: the address cannot be used.
         """
         async with Background.open() as tasks:
-            server = cls(answer, wire.Greeting(root, node), tasks, credentials)
+            server = cls(answer, wire.Greeting(root, node), tasks, credentials, share)
             listening = await asyncio.start_server(server._connected, host, port, limit=1 << 17)
             try:
                 server.port = listening.sockets[0].getsockname()[1]
@@ -169,17 +177,22 @@ class PeerServer:
             async with asyncio.timeout(IDLE_TIMEOUT_S):
                 await room.acquire()  # no room: the client is not read from until there is
                 body = await wire.read_frame(reader)
-            request = messages.decode_as(body, InferRequest)
+            request = messages.decode(body)
+            if not isinstance(request, InferRequest | ChunkRequest):
+                raise WireError(f"a {type(request).__name__} where a request belongs")
             self.stats.requests += 1
             replies.start(self._reply(node, request, writer, room), name="peers.reply")
 
     async def _reply(
         self,
         node: str,
-        request: InferRequest,
+        request: InferRequest | ChunkRequest,
         writer: asyncio.StreamWriter,
         room: asyncio.Semaphore,
     ) -> None:
+        if isinstance(request, ChunkRequest):
+            await self._send_chunk(node, request, writer, room)
+            return
         try:
             body = messages.encode(await self._answer(request))
         except Exception:
@@ -189,10 +202,38 @@ class PeerServer:
             body = messages.encode(InferReply(request.id, self._me.node, b"", [], reason))
         finally:
             room.release()
-        writer.write(wire.frame(body))
+        await _written(writer, body)
+
+    async def _send_chunk(
+        self,
+        node: str,
+        request: ChunkRequest,
+        writer: asyncio.StreamWriter,
+        room: asyncio.Semaphore,
+    ) -> None:
+        reply = ChunkReply(request.id, b"", "busy")
+        is_sent = self._share is not None and self._sending < MAX_CHUNKS_SENT
+        self._sending += is_sent
         try:
-            async with asyncio.timeout(WRITE_TIMEOUT_S):
-                await writer.drain()
-        except OSError:
-            # It takes nothing (TimeoutError), or is gone.
-            writer.transport.abort()
+            if self._share is None:
+                reply = ChunkReply(request.id, b"", "nothing is shared here")
+            elif is_sent:
+                reply = await self._share(request)
+            await _written(writer, messages.encode(reply))
+        except Exception:
+            log.exception("a neighbour's request failed", peer=node, blob=request.blob.hex()[:12])
+            reply = ChunkReply(request.id, b"", "internal error")
+            await _written(writer, messages.encode(reply))
+        finally:
+            self._sending -= is_sent
+            room.release()
+
+
+async def _written(writer: asyncio.StreamWriter, body: bytes) -> None:
+    writer.write(wire.frame(body))
+    try:
+        async with asyncio.timeout(WRITE_TIMEOUT_S):
+            await writer.drain()
+    except OSError:
+        # It takes nothing (TimeoutError), or is gone.
+        writer.transport.abort()

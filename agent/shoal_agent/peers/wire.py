@@ -1,7 +1,7 @@
 """What two nodes say to each other over TCP: length-prefixed messages after a greeting.
 
 A frame is a 32-bit big-endian length and that many bytes. The first frame in each direction is the greeting
-`["shoal", 1, root, node]`; every other one an InferRequest (client) or InferReply (server). Reading and
+`["shoal", 1, root, node]`; every other one an InferRequest or ChunkRequest (client), an InferReply or ChunkReply (server). Reading and
 writing frames and checking greetings is all that stands here; not what to answer, not when to close.
 """
 

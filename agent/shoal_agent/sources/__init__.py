@@ -1,0 +1,1 @@
+"""Where chunks of blobs come from beside the broker: neighbours, and web servers. Nobody is trusted: chunks are hashed."""
