@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-long test-board bench bench-bus bench-broker bench-delta bench-trust delta-corpus delta-test-pairs peers lock digits picture ansible-env quantize-env bench-infer bench-infer-http bench-rollout serving-peers dist clean
+.PHONY: help setup demo test check test-long test-board bench bench-bus bench-broker bench-delta bench-trust delta-corpus delta-test-pairs peers lock digits picture ansible-env quantize-env bench-infer bench-infer-http bench-rollout bench-sources serving-peers dist clean
 
 PY := .venv/bin/python
 
@@ -47,6 +47,9 @@ bench-broker: setup peers ## measure the embedded broker beside its peers (about
 
 bench-rollout: setup ## simulate rollouts beside other engines' rules (about 5 minutes)
 	@$(PY) bench/run.py --area rollout $(ARGS)
+
+bench-sources: setup ## send a release to 10, 100 and 300 boards, and count who sends what (about 2 minutes)
+	@$(PY) bench/run.py --area sources $(ARGS)
 
 bench-infer-http: setup serving-peers ## measure the local API beside LitServe and MLServer (about 10 minutes)
 	@$(PY) bench/run.py --area infer-http $(ARGS)

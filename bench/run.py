@@ -2,7 +2,7 @@
 
 Loopback only, no root, nothing downloaded. What an area measures stands in bus.py, broker.py,
 delta.py, delta_pairs.py, inference.py, infer.py,
-infer_memory.py, infer_mqtt.py, infer_int8.py, infer_http.py and rollout.py; what the figures mean in docs/benchmarks.md.
+infer_memory.py, infer_mqtt.py, infer_int8.py, infer_http.py, rollout.py and sources.py; what the figures mean in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -38,11 +38,21 @@ PARTS: dict[str, tuple[str, ...]] = {
     "infer-memory": (),
     "infer-mqtt": (),
     "rollout": (),
+    "sources": (),
 }
 # What needs more than `make setup`, or takes long, is measured when it is asked for.
 AREAS = tuple(PARTS)
 LONG_AREAS = frozenset(
-    {"delta-pairs", "infer", "infer-http", "infer-int8", "infer-memory", "infer-mqtt", "rollout"}
+    {
+        "delta-pairs",
+        "infer",
+        "infer-http",
+        "infer-int8",
+        "infer-memory",
+        "infer-mqtt",
+        "rollout",
+        "sources",
+    }
 )
 DEFAULT_AREAS = tuple(area for area in PARTS if area not in LONG_AREAS)
 QUICK_ROUNDS = 1
@@ -94,7 +104,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--area",
         choices=AREAS,
         action="append",
-        help="default: all but delta-pairs and the infer areas; repeatable",
+        help="default: all but the long ones; repeatable",
     )
     parser.add_argument(
         "--part",
