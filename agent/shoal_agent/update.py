@@ -6,6 +6,7 @@ old release goes on serving until the new one has passed its gate.
 
 import asyncio
 import contextlib
+import random
 import time
 from collections.abc import Awaitable, Callable, Collection
 
@@ -154,9 +155,11 @@ class Updater:
             except (UpdateError, StoreError) as exc:
                 if isinstance(exc, UnverifiedReleaseError):
                     retry_s = min(retry_s, MAX_UNVERIFIED_RETRY_S)
-                log.warning("update is waiting", reason=str(exc), retry_s=retry_s)
+                # Full jitter: what stands in the way may stand in a whole fleet's.
+                wait_s = random.uniform(0, retry_s)  # noqa: S311 - no secret
+                log.warning("update is waiting", reason=str(exc), retry_s=round(wait_s, 1))
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(retry_s):
+                    async with asyncio.timeout(wait_s):
                         await self._woken_since(seen)
                 retry_s = min(retry_s * 2, MAX_RETRY_S)
 

@@ -301,6 +301,27 @@ async def test_what_cannot_be_verified_now_waits_and_is_tried_again(
         await node.until_serving(v2)
 
 
+async def test_when_it_is_tried_again_is_drawn_from_a_window_that_doubles(
+    tmp_path, hub, v1, monkeypatch
+):
+    windows = []
+
+    def draw(low, high):
+        windows.append((low, high))
+        return 0.01
+
+    monkeypatch.setattr(update.random, "uniform", draw)
+    signed = SignedSimulator(("digits", v1.id))
+    signed.lost = "the clock says 2036"
+    async with board(tmp_path, hub.port, EngineSimulator(), signed=signed) as node:
+        await hub.want(v1)
+        await until(lambda: len([w for w in windows if w[1] >= update.RETRY_S]) >= 5)
+        signed.lost = ""
+        await node.until_serving(v1)
+    seen = [window for window in windows if window[1] >= update.RETRY_S]
+    assert seen[:5] == [(0, 5), (0, 10), (0, 20), (0, 40), (0, 40)]
+
+
 async def test_a_release_with_wrong_golden_outputs_is_refused_and_the_old_one_serves_on(
     tmp_path, hub
 ):
