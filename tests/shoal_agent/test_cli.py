@@ -1,6 +1,8 @@
 """The command line as a person meets it: exit codes and one line."""
 
 import signal
+import subprocess
+import sys
 
 import pytest
 from tests.support.board import Board, short_folder
@@ -73,3 +75,19 @@ async def test_a_ready_file_of_an_earlier_run_is_gone_before_the_next_is_ready(b
     code, _, _ = await output_of("shoal_agent", "--config", path, "--ready-file", ready)
     assert code == 1
     assert not ready.exists()
+
+
+def test_a_full_collection_does_not_look_through_what_the_start_has_made():
+    program = (
+        "import gc, shoal_agent.app\n"
+        "from shoal_agent import cli\n"
+        "before = len(gc.get_objects())\n"
+        "cli._freeze()\n"
+        "print(before, len(gc.get_objects()))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    before, after = map(int, said.stdout.split())
+    assert before > 10_000
+    assert after < before / 20

@@ -8,6 +8,7 @@ the disk but optimised forms of models. It ends when the engine closes the socke
 
 import contextlib
 import ctypes
+import gc
 import os
 import resource
 import signal
@@ -176,6 +177,7 @@ def _main(arguments: list[str]) -> int:
         confinement.limit(cpu_s=settings.trial_cpu_s)
         confinement.forbid_network_and_programs()
     segments = [Segment(int(descriptor)) for descriptor in memory]
+    gc.freeze()  # a collection that looks through all that numpy is holds a batch up by milliseconds
     with socket.socket(fileno=int(fd)) as engine, contextlib.suppress(ConnectionError):
         Server(engine, runner_of(settings), segments, settings).serve()
     return 0
