@@ -67,7 +67,7 @@ def run(options: Options, say: Callable[[str], None]) -> Table:
             )
     for subject in ("tight", "paced", "paced-thread", "loop-paced"):
         subjects[f"mlp: {subject}"] = partial(_sample, subject, directories["mlp"], "mlp", seconds)
-    for subject in ("swap", "swap-thread", "steady"):
+    for subject in ("swap", "swap-thread", "steady", "loop-steady"):
         subjects[f"mlp: {subject}"] = partial(_sample, subject, directories["mlp"], "mlp", seconds)
     subjects["micro: worker"] = partial(_sample, "worker", directories["micro"], "micro", seconds)
     subjects["callers"] = partial(_sample, "callers", options.folder, "micro", seconds)
@@ -95,7 +95,7 @@ def run(options: Options, say: Callable[[str], None]) -> Table:
             ),
             (
                 f"swap: {SWAP_CALLERS} callers while {SWAPS} releases are admitted, with their trial, and switched to;"
-                " steady: the same callers, and no swap"
+                " steady: the same callers, and no swap; loop-steady: loop-1 for as long"
             ),
             "worker: PSS of the worker process alone; pages that it shares with the agent count a half",
             "ONNX Runtime: 1 thread, no spinning; CPU is that of all processes involved",
@@ -194,6 +194,12 @@ def _goals(rounds: Rounds, large: Sequence[str]) -> list[Goal]:
             "the same without a swap",
             "x",
             rounds.figures("mlp: steady")["max_to_median"],
+            decimals=1,
+        ),
+        Goal(
+            "bare loop for as long, nothing beside it (the floor here)",
+            "x",
+            rounds.figures("mlp: loop-steady")["max_to_median"],
             decimals=1,
         ),
         Goal(

@@ -3,12 +3,14 @@
 Prints what it took as JSON. Subjects: loop-1, loop-best (bare ONNX Runtime), engine-thread, engine-process (64 callers
 that ask again at once), callers (the same without an engine: what asking costs by itself), open-threads, open-thread, open-process (requests at RATE a second, whether or not the last
 ones are done: a thread a request, or the engine), tight, paced, paced-thread (one at a time; 20 a second), loop-paced (the same,
-bare), swap, swap-thread, steady (four callers while releases are switched, or are not), worker (its memory).
+bare), swap, swap-thread, steady (four callers while releases are switched, or are not), loop-steady (the bare loop for as
+long as steady), worker (its memory).
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import random
@@ -63,7 +65,13 @@ def loop(directory: Path, model: str, seconds: float, *, is_best: bool) -> dict[
     cpu_before_s = time.process_time()
     rate, latencies_s, count = _rate(session, directory, model, best, seconds)
     cpu_s = time.process_time() - cpu_before_s
-    return {"rate": rate, "batch": best, "cpu_us": cpu_s / count * 1e6, **_tail(latencies_s)}
+    return {
+        "rate": rate,
+        "batch": best,
+        "cpu_us": cpu_s / count * 1e6,
+        "max_to_median": _max_to_median(latencies_s),
+        **_tail(latencies_s),
+    }
 
 
 def _rows_of(inputs: dict[str, Any]) -> list[dict[str, Any]]:
@@ -142,6 +150,8 @@ async def asked(directory: Path, model: str, kind: Any, queue: int = 4096) -> As
         for number in range(_WARM_UP):
             await subject.ask(number)
         subject.latencies_s.clear()
+        gc.collect()
+        gc.freeze()  # as the agent does once it runs
         yield subject
 
 
@@ -302,9 +312,13 @@ async def swap(
     latencies_s = subject.latencies_s
     return {
         "failed": subject.failed,
-        "max_to_median": max(latencies_s) / measure.percentile(latencies_s, 0.5),
+        "max_to_median": _max_to_median(latencies_s),
         **_tail(latencies_s),
     }
+
+
+def _max_to_median(latencies_s: list[float]) -> float:
+    return max(latencies_s) / measure.percentile(latencies_s, 0.5)
 
 
 def _tail(latencies_s: list[float]) -> dict[str, float]:
@@ -362,6 +376,8 @@ def main(arguments: list[str]) -> int:
     match subject:
         case "loop-1" | "loop-best":
             took = loop(Path(directory), model, float(seconds), is_best=subject == "loop-best")
+        case "loop-steady":
+            took = loop(Path(directory), model, STEADY_S, is_best=False)
         case "loop-paced":
             took = loop_paced(Path(directory), model, float(seconds))
         case "callers":
