@@ -26,6 +26,7 @@ SYMBOLS = 256
 Counts = npt.NDArray[np.int64]
 
 _LOG_BITS = 12
+_TABLED = 1 << 14
 _TABLE_COST = 8 << 10
 _SYMBOL_COST = 5 << 10
 # A board unpacks in two thirds of the time without activities: what gains less than 1/512 is not worth it.
@@ -157,7 +158,19 @@ def _costs(counts: Counts) -> Counts:
 
 
 def log2(values: Counts) -> Counts:
-    """log2 in 1/1024 (of 0: 0), the same on every machine."""
+    """log2 in 1/1024 (of 0: 0), the same on every machine; of integers from 0 on."""
+    # Most are small: a table is a third of the work.
+    if int(values.max(initial=0)) < _TABLED:
+        return _small_logarithms()[values]
+    return _log2(values)
+
+
+@cache
+def _small_logarithms() -> Counts:
+    return _log2(np.arange(_TABLED, dtype=np.int64))
+
+
+def _log2(values: Counts) -> Counts:
     _, bits = np.frexp(values.astype(np.float64))
     shift = bits.astype(np.int64) - 1 - _LOG_BITS
     mantissa = np.where(shift > 0, values >> np.maximum(shift, 0), values << np.maximum(-shift, 0))

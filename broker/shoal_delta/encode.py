@@ -261,6 +261,10 @@ def _cut(operations: Sequence[Operation], old_size: int) -> Iterator[_Cut]:
         while left.size:
             room = SEGMENT_BYTES - size
             room -= room % WIDTH.get(left.kind, 1)
+            if left.size <= room and len(pending) < _MAX_SEGMENT_OPERATIONS:
+                pending.append(left)
+                size += left.size
+                break
             if room == 0 or len(pending) >= _MAX_SEGMENT_OPERATIONS:
                 yield _Cut(start, size, tuple(pending), is_copy=False)
                 start, size, pending = start + size, 0, []

@@ -129,22 +129,24 @@ class _Search:
         self, start: int, end: int, shift: int, index: _Index, gain: int
     ) -> Iterator[Match]:
         position = start
-        for at in index.places(self._new, start, end):
-            if at < position:
-                continue
-            self._looks += 1
-            if self._looks > _MAX_LOOKS:
-                return
-            found = self._best(at, index.candidates(self._new, at, at + shift))
-            size = min(found.size, end - at)
-            if size < index.width:
-                continue
-            if found.shift != shift and size - self._equal(at, at + shift, size) < gain:
-                position = at + 1 + size // 8
-                continue
-            shift = found.shift
-            position = at + size
-            yield Match(at, found.source, size)
+        for places, firsts in index.places(self._new, start, end):
+            here = int(np.searchsorted(places, position))
+            while here < places.size:
+                at, position = int(places[here]), int(places[here]) + 1
+                self._looks += 1
+                if self._looks > _MAX_LOOKS:
+                    return
+                found = self._best(at, index.candidates(int(firsts[here]), at + shift))
+                size = min(found.size, end - at)
+                is_gain = found.shift == shift or (
+                    size >= index.width and size - self._equal(at, at + shift, size) >= gain
+                )
+                if size >= index.width and is_gain:
+                    shift, position = found.shift, at + size
+                    yield Match(at, found.source, size)
+                elif size >= index.width:
+                    position += size // 8
+                here += int(np.searchsorted(places[here:], position))
 
     def _best(self, at: int, sources: Positions) -> Match:
         """The longest of the candidates; of equals the first."""
@@ -264,20 +266,19 @@ class _Index:
         self._filter = np.zeros(1 << 64 - int(self._fold), dtype=np.bool_)
         self._filter[self._folded(hashes)] = True
 
-    def places(self, new: Bytes, start: int, end: int) -> Iterator[int]:
-        """Where between `start` and `end` of `new` a k-gram stands that the old file has."""
+    def places(self, new: Bytes, start: int, end: int) -> Iterator[tuple[Positions, Positions]]:
+        """Where between `start` and `end` of `new` a k-gram stands that the old file has, and its number."""
         for at in range(start, end - self.width + 1, _PIECE_BYTES):
             hashes = _grams(new[at : min(at + _PIECE_BYTES + self.width - 1, end)], self.width)
             likely = np.flatnonzero(self._filter[self._folded(hashes)])
             wanted = hashes[likely]
             found = np.minimum(np.searchsorted(self._hashes, wanted), self._hashes.size - 1)
-            yield from (at + likely[self._hashes[found] == wanted]).tolist()
+            is_there = self._hashes[found] == wanted
+            yield at + likely[is_there], found[is_there]
 
-    def candidates(self, new: Bytes, at: int, near: int) -> Positions:
-        """Places of the k-gram at `at` in the old file, those near to `near` first, not too many."""
-        wanted = _grams(new[at : at + self.width], self.width)[0]
-        first = int(np.searchsorted(self._hashes, wanted, side="left"))
-        last = int(np.searchsorted(self._hashes, wanted, side="right"))
+    def candidates(self, first: int, near: int) -> Positions:
+        """Places of k-gram number `first` in the old file, those near to `near` first, not too many."""
+        last = int(np.searchsorted(self._hashes, self._hashes[first], side="right"))
         if last - first > _MAX_CANDIDATES:
             middle = first + int(np.searchsorted(self._order[first:last], near))
             first = max(first, min(middle - _MAX_CANDIDATES // 2, last - _MAX_CANDIDATES))
