@@ -27,12 +27,14 @@ _STATE_BYTES, _WORD_BYTES = 4, 2
 _SIGNED, _MIRRORED = 0x80, 0x40
 # A lane costs one to three bytes: one for this many of the packed ones, more lanes in a long stream ...
 _LONG = 1 << 19
-_BYTES_A_LANE, _LONG_BYTES_A_LANE, _QUICK_BYTES_A_LANE = 512, 200, 128
+_BYTES_A_LANE, _LONG_BYTES_A_LANE, _QUICK_BYTES_A_LANE = 512, 200, 96
 # ... but no more steps than this, each of which costs the board the same time; without activities that
 # is half as long. What is to be quick has as many steps only where they are few for so many symbols.
 _MAX_STEPS, _MAX_PLAIN_STEPS, _MAX_QUICK_STEPS = 4096, 8192, 2048
-# Up to here the steps are few, whatever the lanes; below half a bit a symbol the lanes would be what is sent.
-_SHORT = 1 << 13
+# Up to the first the steps are few, whatever the lanes. Below half a bit a symbol the lanes would be what is
+# sent: up to the second a few bytes, but the steps as many as those of a stream ten times as large.
+_SHORT, _FEW = 1 << 13, 1 << 15
+_MAX_FEW_STEPS = 1280
 # The last symbols go in a sixteenth of the lanes; their words fill the half of a state that tells nothing.
 _MIN_TAILED_LANES, _TAIL_SHIFT = 16, 3
 
@@ -145,9 +147,12 @@ def _parts(
     bits = int(counts.sum() * ans_model.log2(counts.sum(axis=1))[0])
     bits = (bits - int((counts * ans_model.log2(counts)).sum())) >> ans_model.LOG_FRACTION_BITS
     bytes_a_lane = _LONG_BYTES_A_LANE if values.size >= _LONG else _BYTES_A_LANE
-    if not is_slow_allowed and values.size > _SHORT and bits > values.size >> 1:
-        bytes_a_lane = _QUICK_BYTES_A_LANE
-        max_steps = max_steps if values.size >= _LONG else _MAX_QUICK_STEPS
+    if not is_slow_allowed and values.size > _SHORT:
+        if bits > values.size >> 1:
+            bytes_a_lane = _QUICK_BYTES_A_LANE
+            max_steps = max_steps if values.size >= _LONG else _MAX_QUICK_STEPS
+        elif values.size <= _FEW:
+            max_steps = _MAX_FEW_STEPS
     wanted = max((bits >> 3) // bytes_a_lane, -(-values.size // max_steps), 1)
     lane_bits = min(wanted.bit_length() - 1, MAX_LANE_BITS, values.size.bit_length() - 1)
     lanes = 1 << lane_bits
