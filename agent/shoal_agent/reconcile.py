@@ -15,6 +15,7 @@ class Actual:
         manifest: the wanted release's manifest, once it is here.
         assembled: the wanted release's directory is here.
         admitted: the wanted release is loaded beside the one that serves and passed its gate.
+        shadowed: it has passed its shadow run, or needs none.
         bad_deltas: digests of deltas that did not lead to the right file.
     """
 
@@ -23,6 +24,7 @@ class Actual:
     manifest: Manifest | None = None
     assembled: bool = False
     admitted: bool = False
+    shadowed: bool = True
     bad_deltas: frozenset[bytes] = field(default_factory=frozenset)
 
 
@@ -54,6 +56,11 @@ class Admit:
 
 
 @dataclass(frozen=True, slots=True)
+class Shadow:
+    """Have the release run copies of what is asked of the one that serves, and compare."""
+
+
+@dataclass(frozen=True, slots=True)
 class Switch:
     """Let the release serve."""
 
@@ -70,7 +77,7 @@ class Impossible:
     reason: str
 
 
-Step = Fetch | Build | Assemble | Admit | Switch | Remove | Impossible
+Step = Fetch | Build | Assemble | Admit | Shadow | Switch | Remove | Impossible
 
 
 def next_step(wanted: ModelWanted | None, actual: Actual) -> Step | None:
@@ -85,7 +92,7 @@ def next_step(wanted: ModelWanted | None, actual: Actual) -> Step | None:
     if wanted.manifest.digest != wanted.release:
         return Impossible("the manifest that is offered is not the release's")
     if actual.admitted:
-        return Switch()
+        return Switch() if actual.shadowed else Shadow()
     # Before the rest, though it may all be here: the files are held against it.
     if actual.manifest is None:
         return Fetch(wanted.manifest, "manifest")

@@ -11,7 +11,7 @@ import structlog
 from shoal_agent.errors import AgentError
 from shoal_agent.files import ContentStore
 from shoal_agent.inference.engine import Engine
-from shoal_agent.inference.errors import ModelRefusedError
+from shoal_agent.inference.errors import InferenceError, ModelRefusedError
 from shoal_agent.journal import Journal, Serving
 from shoal_agent.probation import GoBack, Probation
 from shoal_agent.staging import Installed, Staging
@@ -43,6 +43,7 @@ class Slots:
     ) -> None:
         self.installed: dict[str, Installed] = {}
         self.admitted: set[bytes] = set()
+        self._shadowed: set[bytes] = set()
         self._journal = journal
         self._content = content
         self._staging = staging
@@ -86,6 +87,41 @@ class Slots:
         finally:
             await self._probation.attempt_over(release)
 
+    async def is_shadowed(self, model: str, release: bytes) -> bool:
+        """An admitted release has passed its shadow run, or needs none.
+
+        What has served here just before needs none: nothing is to delay the way back.
+
+        Raises:
+            AgentError, OSError: its description is wrong or away.
+            StoreError: the journal cannot be read.
+        """
+        if release not in self.admitted or release in self._shadowed:
+            return True
+        serving = (await self._journal.serving()).get(model)
+        if serving is None or serving.previous == release or self._engine.serving(model) is None:
+            return True
+        return self._staging.gate(release).shadow is None
+
+    async def shadow(self, model: str, release: bytes) -> None:
+        """Hold an admitted release against the one that serves, on what that is asked; the journal knows it began.
+
+        Raises:
+            ModelRefusedError: it does not agree with it; the message has the figures.
+            NotAdmittedError: the engine lost it meanwhile.
+            AgentError, OSError: its description is wrong or away.
+        """
+        table = self._staging.gate(release).shadow
+        if table is not None:
+            try:
+                outcome = await self._engine.shadow(model, release, table)
+            except InferenceError:
+                self.admitted.discard(release)
+                await self._engine.discard(release)
+                raise
+            log.info("shadow run over", model=model, release=release.hex()[:12], outcome=outcome)
+        self._shadowed.add(release)
+
     async def switch(self, model: str, release: bytes) -> None:
         """An admitted release serves from now on, on probation if another served before.
 
@@ -108,6 +144,7 @@ class Slots:
             )
         await self._journal.set_serving(model, Serving(release, previous))
         self.admitted.discard(release)
+        self._shadowed.discard(release)
         await self._engine.switch(model, release)
         self.installed[model] = installed
         log.info("model serves", model=model, release=release.hex()[:12])
@@ -125,6 +162,7 @@ class Slots:
 
     async def discard_all_but(self, wanted: Collection[bytes]) -> None:
         """Unload what was admitted and will not serve."""
+        self._shadowed.intersection_update(wanted)
         for release in self.admitted - set(wanted):
             self.admitted.discard(release)
             await self._engine.discard(release)

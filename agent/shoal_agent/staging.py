@@ -75,7 +75,9 @@ class Staging:
         self._python = python
         self._bad_deltas: set[bytes] = set()
 
-    def look(self, wanted: ModelWanted, *, serving: bytes | None, admitted: bool) -> Actual:
+    def look(
+        self, wanted: ModelWanted, *, serving: bytes | None, admitted: bool, shadowed: bool
+    ) -> Actual:
         """What is true of a wanted release; a damaged manifest is dropped, so that it comes anew.
 
         Raises:
@@ -92,6 +94,7 @@ class Staging:
             manifest=manifest,
             assembled=manifest is not None and self._content.is_assembled(wanted.release, manifest),
             admitted=admitted,
+            shadowed=shadowed,
             bad_deltas=frozenset(self._bad_deltas),
         )
 

@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from typing import Any
 
 import structlog
 
@@ -33,6 +34,7 @@ from shoal_agent.reconcile import (
     Fetch,
     Impossible,
     Remove,
+    Shadow,
     Step,
     Switch,
     next_step,
@@ -41,7 +43,7 @@ from shoal_agent.slots import Slots
 from shoal_agent.staging import Staging
 from shoal_agent.updater.signed_releases import SignedReleases
 from shoal_broker.bus_errors import StoreError
-from shoal_contract.messages import BlobRef, ModelState, ModelWanted, Phase
+from shoal_contract.messages import ModelState, ModelWanted, Phase
 from shoal_contract.release import ReleaseSpec
 
 log = structlog.get_logger()
@@ -270,7 +272,7 @@ class Updater:
             case Fetch(blob, what):
                 reason = self._staging.why_not_now() or f"fetching {what}"
                 await self._tell(model, release, Phase.FETCHING, reason)
-                await self._fetch(blob)
+                await self._while_wanted(self._staging.fetch(blob))
                 self._progress[model].fetched_bytes += blob.size_bytes
             case Build(base, delta, target):
                 await self._tell(model, release, Phase.BUILDING)
@@ -281,18 +283,21 @@ class Updater:
             case Admit():
                 await self._tell(model, release, Phase.VERIFYING)
                 await self._slots.admit(model, release)
+            case Shadow():
+                await self._tell(model, release, Phase.VERIFYING, "shadow run on live requests")
+                await self._while_wanted(self._slots.shadow(model, release))
             case Switch():
                 await self._slots.switch(model, release)
                 await self._tell(model, release, Phase.SERVING)
 
-    async def _fetch(self, blob: BlobRef) -> None:
-        """Fetch for as long as the same is wanted: chunks that never come hold nothing else up."""
+    async def _while_wanted(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do it for as long as the same is wanted: chunks or requests that never come hold nothing else up."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 watch = tasks.create_task(self._watch(), name="updater.watch")
-                await self._staging.fetch(blob)
+                await work
                 watch.cancel()
-        except* (UpdateError, StoreError, _SupersededError) as group:
+        except* (AgentError, StoreError, OSError) as group:
             raise _first(group) from None
 
     async def _watch(self) -> None:
@@ -311,6 +316,7 @@ class Updater:
             wanted,
             serving=self._engine.serving(model),
             admitted=wanted.release in self._slots.admitted,
+            shadowed=await self._slots.is_shadowed(model, wanted.release),
         )
 
     async def _fail(

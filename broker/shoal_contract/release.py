@@ -146,16 +146,36 @@ class QualityTable(toml.Table, frozen=True, kw_only=True):
     evaluated_on: str
 
 
+class ShadowTable(toml.Table, frozen=True, kw_only=True):
+    """[gate.shadow]: copies of live requests that the release runs, unseen, before it serves.
+
+    It ends after `requests` of them, or `within_s`. At least `agreement` of their rows must come out as with the release
+    that serves: by `measure`, the same label or largest value ("top-1"), or outputs whose cosine is `cosine` or more.
+    Without `measure`: "top-1" for a release of items, "cosine" for one of tensors. `without`: whether it passes where fewer than
+    `least` requests came in time, or no room is left for a shadow.
+    """
+
+    requests: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 200
+    within_s: Annotated[float, msgspec.Meta(gt=0, le=86400)] = 300.0
+    least: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 20
+    agreement: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.95
+    measure: Literal["", "top-1", "cosine"] = ""
+    cosine: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.99
+    without: Literal["pass", "refuse"] = "pass"
+
+
 class GateTable(toml.Table, frozen=True, kw_only=True):
     """[gate]: what a board asks of the release beside its golden outputs; without the table these values.
 
     `latency_factor`: p95 of one golden input is at most so many times that of the release that serves; 0: any.
     `probation_s`: so long it is watched after the switch, and must not fail more than `error_share` of its requests.
+    `shadow`: what it is held against in between; None: nothing.
     """
 
     latency_factor: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 2.0
     probation_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 60.0
     error_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
+    shadow: ShadowTable | None = None
 
 
 class ReleaseSpec(toml.Table, frozen=True, kw_only=True):
@@ -220,6 +240,7 @@ def parse_spec(data: bytes, *, source: str = SPEC_FILE) -> ReleaseSpec:
     parse_requirements(spec.requires, source=source)
     _check_tensors(spec, source)
     _check_images(spec, source)
+    _check_shadow(spec, source)
     return spec
 
 
@@ -271,6 +292,20 @@ def _check_images(spec: ReleaseSpec, source: str) -> None:
             preparation(table.shape, element, table.image)
         except PreparationError as exc:
             raise FileFormatError(f"{source}: image of {table.name!r}: {exc}") from exc
+
+
+def _check_shadow(spec: ReleaseSpec, source: str) -> None:
+    shadow = spec.gate.shadow
+    if shadow is None:
+        return
+    if shadow.least > shadow.requests:
+        raise FileFormatError(
+            f"{source}: [gate.shadow] least {shadow.least} is more than requests {shadow.requests}"
+        )
+    if spec.items is not None and shadow.measure == "cosine":
+        raise FileFormatError(
+            f"{source}: [gate.shadow] items have labels: their measure is top-1, not cosine"
+        )
 
 
 def version_key(version: str) -> tuple[int, ...]:

@@ -33,7 +33,7 @@ from shoal_broker.session import Session, SessionConfig
 from shoal_broker.store import Store
 from shoal_contract import blobs, messages
 from shoal_contract.messages import DeltaOffer, ModelWanted, Phase
-from shoal_contract.release import parse_manifest
+from shoal_contract.release import ShadowTable, parse_manifest
 from shoal_contract.topics import Topics
 from shoal_fleet import digits
 
@@ -50,6 +50,7 @@ class EngineSimulator:
         forgets: admissions that are lost again before the switch.
         is_short: of memory.
         broken: releases that do not run any more, with the reason.
+        disagrees: the reason why shadow runs do not pass.
     """
 
     refuses: dict[bytes, str] = field(default_factory=dict)
@@ -57,6 +58,8 @@ class EngineSimulator:
     forgets: int = 0
     is_short: bool = False
     broken: dict[bytes, str] = field(default_factory=dict)
+    disagrees: str = ""
+    shadowed: list[bytes] = field(default_factory=list)
     registered: list[bytes] = field(default_factory=list)
     admitted: list[bytes] = field(default_factory=list)
     _serving: dict[str, bytes] = field(default_factory=dict)
@@ -87,6 +90,14 @@ class EngineSimulator:
         assert (directory / "model.onnx").is_file()
         self.registered.append(release)
         self.admitted.append(release)
+
+    async def shadow(self, model: str, release: bytes, table: ShadowTable) -> str:
+        assert release in self.admitted
+        assert table.requests == 7
+        self.shadowed.append(release)
+        if self.disagrees:
+            raise ModelRefusedError(self.disagrees)
+        return "all agree"
 
     async def switch(self, model: str, release: bytes) -> None:
         if self.forgets:
@@ -376,6 +387,41 @@ async def test_a_worker_that_cannot_start_does_not_condemn_the_release(
         assert await node.journal.refused() == {}
         engine.worker_lost = False
         await node.until_serving(v1)
+
+
+SHADOW = "[gate.shadow]\nrequests = 7\nleast = 1\n\n[golden]"
+
+
+async def test_a_shadow_run_is_journalled_before_the_switch_and_the_way_back_needs_none(
+    tmp_path, hub
+):
+    first, second = (
+        tiny(tmp_path / f"r{seed}", seed=seed, spec={"[golden]": SHADOW}) for seed in (1, 2)
+    )
+    async with board(tmp_path, hub.port, EngineSimulator()) as node:
+        for release in (first, second, first):
+            await hub.want(release)
+            await node.until_serving(release)
+        assert node.engine.shadowed == [second.id]
+        steps = await node.steps()
+        assert steps[steps.index("shadow") + 1] == "switch"
+        assert steps.count("shadow") == 1
+
+
+async def test_a_release_that_does_not_agree_is_refused_unloaded_and_reported(tmp_path, hub):
+    first, second = (
+        tiny(tmp_path / f"r{seed}", seed=seed, spec={"[golden]": SHADOW}) for seed in (1, 2)
+    )
+    engine = EngineSimulator(disagrees="3 of 7 rows agree")
+    async with board(tmp_path, hub.port, engine) as node:
+        await hub.want(first)
+        await node.until_serving(first)
+        await hub.want(second)
+        await until(lambda: node.state("tiny").phase is Phase.FAILED)
+        assert node.state("tiny").reason == "3 of 7 rows agree"
+        assert engine.serving("tiny") == first.id
+        assert second.id not in engine.admitted
+        assert await node.journal.refused() == {second.id: "3 of 7 rows agree"}
 
 
 async def test_an_admission_that_was_lost_before_the_switch_is_made_again(

@@ -1,7 +1,7 @@
 """Brings releases in and lets them go: trial, room, load, switch, drain. Requests are `engine`'s matter."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,8 @@ from pathlib import Path
 import structlog
 
 from shoal_agent.inference.absence import Absence, FindCover, Stay, nobody
+from shoal_agent.inference.agreement import Tally, is_comparable, measure_of, without
+from shoal_agent.inference.backlog import Request
 from shoal_agent.inference.batch import Loaded
 from shoal_agent.inference.dispatch import Dispatcher
 from shoal_agent.inference.errors import (
@@ -22,8 +24,11 @@ from shoal_agent.inference.loading import Loader
 from shoal_agent.inference.room import Place, place_of_load, place_of_trial
 from shoal_agent.inference.served import Admission, Release
 from shoal_agent.inference.settings import WorkerSettings
+from shoal_agent.inference.shadow import shadow_run
 from shoal_agent.inference.signature import Forms, Signature
+from shoal_agent.inference.tensors import Tensor
 from shoal_agent.inference.trial import try_out
+from shoal_contract.release import ShadowTable
 
 log = structlog.get_logger()
 
@@ -116,11 +121,54 @@ class Releases:
         self._dispatcher.releases[release] = entry
         self._dispatcher.wake()
 
+    async def shadow(
+        self,
+        model: str,
+        release: bytes,
+        table: ShadowTable,
+        *,
+        is_memory_short: Callable[[], bool],
+    ) -> str:
+        """See `Engine.shadow`."""
+        entry = self._admitted(release)
+        old = self._dispatcher.releases.get(self.serving.get(model, b""))
+        if old is None:
+            return "nothing serves that it could be held against"
+        file_bytes = await asyncio.to_thread(_file_bytes, entry.directory)
+        room_bytes = self._rules.room_bytes()
+        impossible = None
+        if old.absence is not None:
+            impossible = "the release that serves made room for it"
+        elif place_of_trial(room_bytes, file_bytes=file_bytes) is Place.INSTEAD:
+            impossible = (
+                f"no room for a process of its own: {max(0, room_bytes) >> 20} MiB are free"
+            )
+        elif not is_comparable(old.forms.signature, entry.forms.signature):
+            impossible = "it takes or gives other tensors than the release that serves"
+        if impossible is not None:
+            if (reason := without(table, impossible)) is not None:
+                raise ModelRefusedError(reason)
+            return f"no shadow run: {impossible}"
+
+        def send_copies(to: Callable[[Request, Sequence[Tensor]], None] | None) -> None:
+            old.copies = to
+
+        measure = measure_of(table, old.forms.signature, entry.forms.signature)
+        return await shadow_run(
+            Tally(table, measure),
+            release,
+            entry.directory,
+            copies=send_copies,
+            python=self._python,
+            settings=self._settings,
+            memory_bytes=min(room_bytes, self._rules.trial_bytes or room_bytes),
+            is_busy=lambda: any(known.backlog.rows for known in self._dispatcher.releases.values()),
+            is_memory_short=is_memory_short,
+        )
+
     def switch(self, model: str, release: bytes) -> None:
         """See `Engine.switch`."""
-        entry = self._dispatcher.releases.get(release)
-        if entry is None or entry.broken is not None:
-            raise NotAdmittedError(f"release {release.hex()[:12]} is not admitted")
+        entry = self._admitted(release)
         old = self.serving.get(model)
         self.serving[model] = release
         entry.retired = False
@@ -141,6 +189,12 @@ class Releases:
             entry.retired = True
             _resume(entry)
             self._dispatcher.wake()
+
+    def _admitted(self, release: bytes) -> Release:
+        entry = self._dispatcher.releases.get(release)
+        if entry is None or entry.broken is not None:
+            raise NotAdmittedError(f"release {release.hex()[:12]} is not admitted")
+        return entry
 
     def _entry(self, release: bytes, directory: Path) -> Release:
         entry = Release(release, directory, self._rules.queue_limit, self._loader.pace(release))

@@ -40,6 +40,7 @@ from shoal_agent.inference.settings import WorkerSettings
 from shoal_agent.inference.signature import Signature
 from shoal_agent.inference.tensors import Tensor
 from shoal_contract.messages import Answer
+from shoal_contract.release import ShadowTable
 
 __all__ = ["Admission", "Engine", "EngineStats", "Inferred", "Served"]
 
@@ -181,6 +182,18 @@ class Engine:
             release, directory, trial=trial, replaces=replaces, latency_factor=latency_factor
         )
 
+    async def shadow(self, model: str, release: bytes, table: ShadowTable) -> str:
+        """Hold an admitted release against the one that serves `model`, by copies of what that is asked.
+
+        Returns what came of it. As long as it takes, what serves is neither changed nor kept waiting.
+
+        Raises:
+            ModelRefusedError: it agrees too little; the message has the figures.
+            NotAdmittedError: `admit` first.
+        """
+        short = self.is_memory_short
+        return await self._releases.shadow(model, release, table, is_memory_short=short)
+
     async def switch(self, model: str, release: bytes) -> None:
         """New requests for `model` go to this admitted release; the old one drains, then is unloaded.
 
@@ -277,6 +290,8 @@ class Engine:
             results = await done
         finally:
             self._intake.leave(release, request)
+        if release.copies is not None:
+            release.copies(request, results)
         if len(results) == 1:
             return Inferred({form.outputs[0]: results[0]}, release.id, "")
         return Inferred(dict(zip(form.outputs, results, strict=True)), release.id, "")
@@ -322,6 +337,8 @@ class Engine:
             best, confidence = await done
         finally:
             self._intake.leave(release, request)
+        if release.copies is not None:
+            release.copies(request, (best, confidence))
         return Served(_answers(best, confidence, signature.labels), release.id, "")
 
     def _release(self, model: str) -> Release:

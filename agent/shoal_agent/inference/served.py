@@ -1,7 +1,7 @@
 """The engine's values: what it answers, what it knows of a release, what it counts."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
@@ -133,6 +133,7 @@ class Release:
         is_evicted: it gave its memory back; the next request loads it again.
         used_at: when it was asked last.
         answered, failed: see `ModelFacts`.
+        copies: is given each request that was answered, and the outputs; None: nobody compares them.
         pace: how long its batches take, and how many rows are best.
     """
 
@@ -162,6 +163,7 @@ class Release:
         self.size_bytes = 0
         self.answered = 0
         self.failed = 0
+        self.copies: Callable[[Request, Sequence[Tensor]], None] | None = None
 
     def count(self, error: BaseException | None) -> None:
         """A request has ended so; what is its sender's fault, or the queue's, does not count."""
