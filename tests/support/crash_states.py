@@ -8,6 +8,7 @@ than `MANY` names are open, subsets are left out: prefixes, all but one, only on
 
 import hashlib
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from tests.support.recorded_disk import (
     DATABASE,
     ROOT,
+    SYMBOLIC,
     Commit,
     Link,
     MakeFolder,
@@ -52,6 +54,9 @@ class CrashState:
                     make(child, here)
                 elif child in made:
                     here.hardlink_to(made[child])
+                elif self.tree.files[child].startswith(SYMBOLIC):
+                    here.symlink_to(os.fsdecode(self.tree.files[child].removeprefix(SYMBOLIC)))
+                    made[child] = here
                 else:
                     here.write_bytes(self.tree.files[child])
                     made[child] = here
@@ -191,12 +196,12 @@ def _apply(tree: Tree, steps: Sequence[Step]) -> bool:  # noqa: C901 - one case 
                 old = tree.files.get(node, b"").ljust(offset, b"\0")
                 new = old[:offset] + content + old[offset + len(content) :]
                 tree.files[node] = new[:size].ljust(size, b"\0")
-            case Link(folder, name, node):
+            case Link(folder, name, node, content):
                 # A directory's names may be on the disk before its own name is.
                 names = tree.folders.setdefault(folder, {})
                 if name in names:
                     return False
-                tree.files.setdefault(node, b"")
+                tree.files.setdefault(node, content)
                 names[name] = node
             case MakeFolder(folder, name, node):
                 names = tree.folders.setdefault(folder, {})

@@ -6,6 +6,7 @@ before each of them. SQLite's files are opaque: a commit of a `Store` is one ste
 """
 
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from shoal_broker.store import Store
 
+SYMBOLIC = b"\0symbolic link to "
+"""What the content of a symbolic link begins with here."""
 ROOT = 0
 """The number of the recorded directory itself."""
 DATABASE = "agent.db"
@@ -32,11 +35,12 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A name for a file, new or not."""
+    """A name for a file, new or not. `content`: of a new symbolic link, whose bytes come with its name."""
 
     folder: int
     name: str
     node: int
+    content: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,17 +157,24 @@ class RecordedDisk:
                 full = os.path.join(top, name)
                 status = os.lstat(full)
                 node = self._numbers.get(status.st_ino)
-                is_folder = name in folders
+                is_folder = stat.S_ISDIR(status.st_mode)
+                content = b""
                 if node is None:
                     node, self._next = self._next, self._next + 1
                     self._numbers[status.st_ino] = node
+                    if stat.S_ISLNK(status.st_mode):
+                        content = SYMBOLIC + os.fsencode(os.readlink(full))
                     if not is_folder:
-                        self._contents[node] = b""
+                        self._contents[node] = content
                 seen[path] = node
                 if tell and self._paths.get(path) != node:
-                    kind = MakeFolder if is_folder else Link
-                    self.steps.append(kind(parent, name, node))
-                if not is_folder:
+                    made = (
+                        MakeFolder(parent, name, node)
+                        if is_folder
+                        else Link(parent, name, node, content)
+                    )
+                    self.steps.append(made)
+                if stat.S_ISREG(status.st_mode):
                     self._look_into(full, node, tell=tell)
         gone = set(self._paths.values()) - set(seen.values())
         for number in [inode for inode, node in self._numbers.items() if node in gone]:
@@ -294,7 +305,7 @@ def recording(folder: Path) -> Iterator[RecordedDisk]:
     disk = RecordedDisk(folder)
     wraps = {
         "fsync": _sync, "unlink": _unlink, "remove": _unlink, "rmdir": _unlink, "rename": _rename,
-        "replace": _rename, "link": _grows, "mkdir": _grows, "pwrite": _grows, "truncate": _grows,
+        "replace": _rename, "link": _grows, "symlink": _grows, "mkdir": _grows, "pwrite": _grows, "truncate": _grows,
         "ftruncate": _grows,
     }  # fmt: skip
     real = {name: getattr(os, name) for name in wraps}
