@@ -35,7 +35,7 @@ REPOSITORY: Final = Path(__file__).resolve().parent.parent
 PYTHONS: Final = ("3.11", "3.13")
 ARCHES: Final = ("aarch64", "x86_64")
 COMMANDS: Final = {
-    "agent": {"shoal-agent": "shoal_agent"},
+    "agent": {"shoal-agent": "shoal_agent", "shoal-agent-switch": "shoal_agent.self_update"},
     "bridge": {"shoal-bridge": "shoal_firmware_bridge"},
     "broker": {"shoal-broker": "shoal_broker"},
     "fleet": {"shoal": "shoal_fleet", "shoal-broker": "shoal_broker"},

@@ -44,7 +44,9 @@ from shoal_agent.pipelines.roster import Roster, filters_of
 from shoal_agent.pipelines.subscribed import Subscribed
 from shoal_agent.policies import Policies
 from shoal_agent.probation import Probation
+from shoal_agent.release_tree import running_home, running_version
 from shoal_agent.reporter import Reporter
+from shoal_agent.self_update.following import SelfUpdate
 from shoal_agent.sources.choice import choose
 from shoal_agent.staging import Staging
 from shoal_agent.trust import Trust
@@ -159,8 +161,7 @@ async def running(
 
         inbox = Inbox(topics, config.node, trust)
         notices = Notices(topics, is_followed=config.trust.root_file is not None)
-        identity = IdentityStore(state_dir)
-        keeper = _keeper(config, state_dir)
+        identity, keeper = IdentityStore(state_dir), _keeper(config, state_dir)
         fleet = await FleetPipelines.load(store, await journal.wanted())
         subscribed = await Subscribed.load(
             store, filters_of(config.pipeline, [*fleet.first, *fleet.wanted])
@@ -201,6 +202,9 @@ async def running(
             signed=signed,
             probation=await Probation.load(store),
             keep=config.inference.keep,
+        )
+        itself = _self_update(
+            config, journal, content, updater, session, signed, Staging(content, fetcher), reporter
         )
         devices = {
             device.name: await enter(DeviceLink.open(device.name, device.socket))
@@ -294,8 +298,13 @@ async def running(
             "updater": updater.run(),
             "updater.probation": updater.watch(),
             "reporter": reporter.run(
-                session, updater, discovery, lambda: (roster.states(), fleet.version)
+                session,
+                updater,
+                discovery,
+                lambda: (roster.states(), fleet.version),
+                list if itself is None else itself.states,
             ),
+            "self_update": None if itself is None else itself.run(),
             "identity": None if keeper is None else keeper.run(session.reconnect),
             "updater.signatures": None if signed is None else signed.follow(updater.wake),
             "peers.announce": None if discovery is None else _announce(discovery, engine),
@@ -392,6 +401,39 @@ async def _signed_releases(
         floors=await RememberedFloors.load(store),
         session=session,
         notices=notices,
+    )
+
+
+def _self_update(
+    config: AgentConfig,
+    journal: Journal,
+    content: ContentStore,
+    updater: Updater,
+    session: Session,
+    signed: SignedReleases | None,
+    staging: Staging,
+    reporter: Reporter,
+) -> SelfUpdate | None:
+    """None: this agent runs from no release tree, or there is nobody whose signature could move it."""
+    home = running_home()
+    if home is None or signed is None:
+        return None
+
+    def serving() -> list[str]:
+        states = updater.states()
+        return [one.model for one in states if one.release and one.residence != "broken"]
+
+    return SelfUpdate(
+        home=home,
+        tree=running_version(),
+        state_dir=Path(config.state_dir),
+        journal=journal,
+        content=content,
+        staging=staging,
+        require_signed=signed.require_for,
+        serving=serving,
+        connected=lambda: session.connected,
+        on_change=reporter.note,
     )
 
 

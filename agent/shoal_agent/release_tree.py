@@ -19,3 +19,10 @@ def running_version(package: Path = Path(shoal_agent.__file__).parent) -> str:
     tree = package.resolve().parents[1]
     is_tree = _ID.fullmatch(tree.name) is not None and (tree / "release.json").is_file()
     return tree.name if is_tree else shoal_agent.__version__
+
+
+def running_home(package: Path = Path(shoal_agent.__file__).parent) -> Path | None:
+    """The home of the release trees, such as `/opt/shoal`, when this program runs from one of them."""
+    tree = package.resolve().parents[1]
+    is_one = running_version(package) == tree.name and tree.parent.name == "releases"
+    return tree.parent.parent if is_one else None

@@ -23,7 +23,7 @@ from shoal_broker.bus_errors import BusError
 from shoal_broker.session import Session, Will
 from shoal_contract import messages
 from shoal_contract.errors import EncodeError
-from shoal_contract.messages import PipelineState, Presence, Reported
+from shoal_contract.messages import ModelState, PipelineState, Presence, Reported
 from shoal_contract.topics import Topics
 
 if TYPE_CHECKING:
@@ -79,8 +79,9 @@ class Reporter:
         updater: Updater,
         discovery: Discovery | None,
         pipelines: Callable[[], tuple[list[PipelineState], int]] = lambda: ([], 0),
+        itself: Callable[[], list[ModelState]] = list,
     ) -> NoReturn:
-        """Publish the state for ever."""
+        """Publish the state for ever; `itself`: where the agent's own update stands."""
         while True:
             board = await asyncio.to_thread(hardware.read, Path(self._config.state_dir))
             states, version = pipelines()
@@ -89,7 +90,7 @@ class Reporter:
                 boot=self._boot,
                 at_ms=time.time_ns() // 1_000_000,
                 hardware=board,
-                models=updater.states(),
+                models=[*updater.states(), *itself()],
                 devices=[device.name for device in self._config.device],
                 wanted_revision=updater.wanted_revision,
                 role=self._config.role,

@@ -39,6 +39,7 @@ from shoal_agent.reconcile import (
     Switch,
     next_step,
 )
+from shoal_agent.self_update.request import MODEL
 from shoal_agent.slots import Slots
 from shoal_agent.staging import Staging
 from shoal_agent.updater.signed_releases import SignedReleases
@@ -178,7 +179,7 @@ class Updater:
             return
         self._models = wanted.models
         self._groups = wanted.groups
-        by_model = {entry.model: entry for entry in wanted.models}
+        by_model = {entry.model: entry for entry in wanted.models if entry.model != MODEL}
         refused = await self._journal.refused()
         failures: list[UpdateError] = []
         try:

@@ -12,9 +12,9 @@ import msgspec
 from tests.support.signed_repository import SignedRepository
 
 from shoal_agent.self_update.asking import ask, say_healthy
-from shoal_agent.self_update.request import FOLDER
+from shoal_agent.self_update.request import FOLDER, GROUP, MODEL
 from shoal_agent.self_update.standing import Standing, load
-from shoal_agent.self_update.switcher import GROUP, MODEL, Surroundings, Switcher
+from shoal_agent.self_update.switcher import Surroundings, Switcher
 from shoal_contract import messages
 from shoal_contract.messages import FileEntry, Manifest
 

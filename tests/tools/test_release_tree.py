@@ -89,7 +89,11 @@ def test_a_command_runs_the_code_of_its_own_tree_whatever_the_environment_says(
 
 def test_two_roles_share_a_tree(tmp_path: Path, small_dependencies: None) -> None:
     _, tree = _unpacked(tmp_path, roles=["bridge", "agent"])
-    assert {path.name for path in (tree / "bin").iterdir()} == {"shoal-agent", "shoal-bridge"}
+    assert {path.name for path in (tree / "bin").iterdir()} == {
+        "shoal-agent",
+        "shoal-agent-switch",
+        "shoal-bridge",
+    }
 
 
 @pytest.mark.parametrize(

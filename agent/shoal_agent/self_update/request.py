@@ -22,6 +22,10 @@ import msgspec
 from shoal_agent.self_update.errors import NotNowError
 from shoal_contract.release_targets import MAX_METADATA_BYTES
 
+MODEL: Final = "shoal-agent"
+"""What a release of the agent is called where releases have a model's name."""
+GROUP: Final = "agents"
+"""The group that releases of the agent are signed for, by keys of its own: who may sign here is root on every board."""
 FOLDER: Final = "self-update"
 ASKED: Final = "asked"
 MANIFEST: Final = "manifest"

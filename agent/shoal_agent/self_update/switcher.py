@@ -18,7 +18,15 @@ import structlog
 
 from shoal_agent.self_update.errors import BadTreeError, NotNowError, SelfUpdateError
 from shoal_agent.self_update.home import Home
-from shoal_agent.self_update.request import ARCHIVE, MANIFEST, MAX_ARCHIVE_BYTES, Asked, Folder
+from shoal_agent.self_update.request import (
+    ARCHIVE,
+    GROUP,
+    MANIFEST,
+    MAX_ARCHIVE_BYTES,
+    MODEL,
+    Asked,
+    Folder,
+)
 from shoal_agent.self_update.standing import Standing, Trial, load, save
 from shoal_agent.self_update.steps import (
     GoBack,
@@ -41,10 +49,6 @@ from shoal_contract.release_targets import path_of
 
 log = structlog.get_logger()
 
-MODEL: Final = "shoal-agent"
-"""What a release of the agent is called where releases have a model's name."""
-GROUP: Final = "agents"
-"""The group that releases of the agent are signed for, by keys of its own: who may sign here is root on every board."""
 POLL_S: Final = 0.5
 
 

@@ -87,8 +87,19 @@ class SignedReleases:
             UnsignedReleaseError: nobody signed it for this node's groups.
             UnverifiedReleaseError: that cannot be said now: the metadata is expired, rolled back, forged or away.
         """
+        await self._require(groups_for(self._groups or groups), model, release)
+
+    async def require_for(self, group: str, model: str, release: bytes) -> None:
+        """The same, of this one group, whatever the node's own are.
+
+        Raises:
+            UnsignedReleaseError, UnverifiedReleaseError: as `require`.
+        """
+        await self._require((group,), model, release)
+
+    async def _require(self, groups: Iterable[str], model: str, release: bytes) -> None:
         try:
-            paths = [path_of(group, model, release) for group in groups_for(self._groups or groups)]
+            paths = [path_of(group, model, release) for group in groups]
         except ContractError as exc:
             raise UnverifiedReleaseError(str(exc)) from exc
         verdict = await self._judged(paths, release)
