@@ -126,7 +126,7 @@ class SelfUpdate:
         try:
             await self._require_signed(GROUP, MODEL, entry.release)
             while True:
-                actual = self._staging.look(entry, serving=None, admitted=False)
+                actual = self._staging.look(entry, serving=None, admitted=False, shadowed=True)
                 match next_step(entry, actual):
                     case Impossible(reason):
                         self._fail(entry, here, reason)
