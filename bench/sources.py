@@ -86,7 +86,9 @@ def run(options: Options, say: Callable[[str], None]) -> Table:
         settings=(
             "controller: its real publisher; all that it says on its TCP connection is counted",
             f"boards: real sessions, content stores and fetchers in {PROCESSES} processes; every blob is verified whole",
-            "neighbours: the boards of a process; one of each fetches first; 4 MiB/s each for the others",
+            "all chunks are at the broker before the boards start, and no board is lost or late",
+            "neighbours: the boards of a process, told of each other and without TLS; one of each fetches first",
+            "they give 4 MiB/s each, however late their common loop is",
         ),
     )
 
