@@ -161,7 +161,9 @@ async def test_without_a_neighbour_that_has_it_the_broker_gives_it(tmp_path):
         it.give_to_web()
         await it.fetcher.fetch(REF)
         assert it.is_whole()
-        assert it.came_from() == {"broker": len(BLOB)}
+        came_from = it.came_from()
+        assert came_from.pop("broker") in range(len(BLOB), 2 * len(BLOB) + 1), "some come twice"
+        assert came_from == {}
 
 
 async def test_what_the_broker_does_not_send_comes_from_the_web(tmp_path):
@@ -170,7 +172,10 @@ async def test_what_the_broker_does_not_send_comes_from_the_web(tmp_path):
         it.give_to_web()
         await it.fetcher.fetch(REF)
         assert it.is_whole()
-        assert it.came_from() == {"broker": 10 * 1024, "https": 30 * 1024}
+        came_from = it.came_from()
+        # The broker says what it retains again when the agent listens to all of them.
+        assert came_from.pop("broker") in range(10 * 1024, 20 * 1024 + 1)
+        assert came_from == {"https": 30 * 1024}
 
 
 async def test_a_web_server_alone_is_enough_when_the_broker_is_gone(tmp_path):
