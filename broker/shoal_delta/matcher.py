@@ -23,7 +23,8 @@ _GAIN, _SMALL_GAIN = 24, 6
 _UNMOVED_BYTES = 64 << 10
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _FILTER_BITS = 24
-_PIECE_BYTES = 1 << 20
+# What a match covers need not be looked up: little at once where they follow each other.
+_FIRST_PIECE_BYTES, _MAX_PIECE_BYTES = 1 << 11, 1 << 20
 # Of the old file at most so many places are indexed: more are thinned out evenly.
 _MAX_INDEXED = 1 << 21
 _MAX_CANDIDATES = 12
@@ -128,9 +129,11 @@ class _Search:
     def _in_gap(
         self, start: int, end: int, shift: int, index: _Index, gain: int
     ) -> Iterator[Match]:
-        position = start
-        for places, firsts in index.places(self._new, start, end):
-            here = int(np.searchsorted(places, position))
+        position, piece, piece_bytes = start, start, _FIRST_PIECE_BYTES
+        while piece + index.width <= end:
+            after = min(piece + piece_bytes, end - index.width + 1)
+            places, firsts = index.places(self._new, piece, after)
+            here = 0
             while here < places.size:
                 at, position = int(places[here]), int(places[here]) + 1
                 self._looks += 1
@@ -147,6 +150,10 @@ class _Search:
                 elif size >= index.width:
                     position += size // 8
                 here += int(np.searchsorted(places[here:], position))
+            is_covered = position > after
+            piece, piece_bytes = max(after, position), piece_bytes * 4
+            if is_covered or piece_bytes > _MAX_PIECE_BYTES:
+                piece_bytes = _FIRST_PIECE_BYTES if is_covered else _MAX_PIECE_BYTES
 
     def _best(self, at: int, sources: Positions) -> Match:
         """The longest of the candidates; of equals the first."""
@@ -258,27 +265,29 @@ class _Index:
         self.width = width
         self._step = -(-(old.size - width + 1) // _MAX_INDEXED)
         hashes = _grams(old, width, self._step)
-        order = np.argsort(hashes, kind="stable")
-        self._hashes = hashes[order]
-        self._order = order.astype(np.int64) * self._step
+        # Hash and place in one number: sorting those takes a quarter of the time of an argsort.
+        place_bits = np.uint64(hashes.size.bit_length())
+        self._mask = ~((np.uint64(1) << place_bits) - np.uint64(1))
+        self._keys = np.sort(hashes & self._mask | np.arange(hashes.size, dtype=np.uint64))
+        self._order = (self._keys & ~self._mask).astype(np.int64) * self._step
         # Sixteen flags a place: one k-gram in sixteen that is not there gets past them.
         self._fold = np.uint64(64 - min(_FILTER_BITS, hashes.size.bit_length() + 4))
         self._filter = np.zeros(1 << 64 - int(self._fold), dtype=np.bool_)
         self._filter[self._folded(hashes)] = True
 
-    def places(self, new: Bytes, start: int, end: int) -> Iterator[tuple[Positions, Positions]]:
-        """Where between `start` and `end` of `new` a k-gram stands that the old file has, and its number."""
-        for at in range(start, end - self.width + 1, _PIECE_BYTES):
-            hashes = _grams(new[at : min(at + _PIECE_BYTES + self.width - 1, end)], self.width)
-            likely = np.flatnonzero(self._filter[self._folded(hashes)])
-            wanted = hashes[likely]
-            found = np.minimum(np.searchsorted(self._hashes, wanted), self._hashes.size - 1)
-            is_there = self._hashes[found] == wanted
-            yield at + likely[is_there], found[is_there]
+    def places(self, new: Bytes, start: int, end: int) -> tuple[Positions, Positions]:
+        """Where from `start` to before `end` of `new` a k-gram begins that the old file has, and its number."""
+        hashes = _grams(new[start : end + self.width - 1], self.width)
+        likely = np.flatnonzero(self._filter[self._folded(hashes)])
+        wanted = hashes[likely] & self._mask
+        found = np.searchsorted(self._keys, wanted)
+        found = np.minimum(found, self._keys.size - 1)
+        is_there = self._keys[found] & self._mask == wanted
+        return start + likely[is_there], found[is_there]
 
     def candidates(self, first: int, near: int) -> Positions:
         """Places of k-gram number `first` in the old file, those near to `near` first, not too many."""
-        last = int(np.searchsorted(self._hashes, self._hashes[first], side="right"))
+        last = int(np.searchsorted(self._keys, self._keys[first] | ~self._mask, side="right"))
         if last - first > _MAX_CANDIDATES:
             middle = first + int(np.searchsorted(self._order[first:last], near))
             first = max(first, min(middle - _MAX_CANDIDATES // 2, last - _MAX_CANDIDATES))
