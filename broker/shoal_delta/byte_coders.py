@@ -24,19 +24,28 @@ _MIN_DICTIONARY_BYTES = 4096
 
 def zstd_compress(raw: bytes, dictionary: bytes = b"", level: int = LEVEL) -> bytes:
     """One zstd frame without magic number, content size, checksum or dictionary id."""
-    parameters = zstandard.ZstdCompressionParameters.from_level(
-        level,
-        source_size=len(raw),
-        dict_size=len(dictionary),
-        window_log=_window_log(len(raw) + len(dictionary)),
-        format=zstandard.FORMAT_ZSTD1_MAGICLESS,
-        write_content_size=False,
-        write_checksum=False,
-        write_dict_id=False,
-    )
+    parameters = _zstd_parameters(level, len(raw), len(dictionary))
     return zstandard.ZstdCompressor(
         compression_params=parameters, dict_data=_dictionary_data(dictionary)
     ).compress(raw)
+
+
+class ZstdSizes:
+    """How long frames with one dictionary are, which is loaded once: about, to compare them.
+
+    `max_bytes` is the longest content there will be.
+    """
+
+    def __init__(self, dictionary: bytes, level: int, max_bytes: int) -> None:
+        data = _dictionary_data(dictionary)
+        parameters = _zstd_parameters(level, max_bytes, len(dictionary))
+        if data is not None:
+            data.precompute_compress(compression_params=parameters)
+        self._compressor = zstandard.ZstdCompressor(compression_params=parameters, dict_data=data)
+
+    def size(self, raw: bytes) -> int:
+        """The frame's length in bytes."""
+        return len(self._compressor.compress(raw))
 
 
 def zstd_decompressor(dictionary: bytes = b"") -> zstandard.ZstdDecompressor:
@@ -120,6 +129,21 @@ def _dictionary_data(dictionary: bytes) -> zstandard.ZstdCompressionDict | None:
     if not dictionary:
         return None
     return zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+
+
+def _zstd_parameters(
+    level: int, size: int, dictionary_size: int
+) -> zstandard.ZstdCompressionParameters:
+    return zstandard.ZstdCompressionParameters.from_level(
+        level,
+        source_size=size,
+        dict_size=dictionary_size,
+        window_log=_window_log(size + dictionary_size),
+        format=zstandard.FORMAT_ZSTD1_MAGICLESS,
+        write_content_size=False,
+        write_checksum=False,
+        write_dict_id=False,
+    )
 
 
 def _window_log(size: int) -> int:
