@@ -51,7 +51,7 @@ def generic_plans(old: bytes, new: bytes) -> list[Plan]:
     ways = [
         [Operation(Kind.LITERAL, len(new))],
         [Operation(Kind.SUBTRACT, based), rest],
-        *(matched(old, new, found, way) for found in searches(old, new) for way in Changed),
+        *(way for found in searches(old, new) for way in _ways(old, new, found)),
     ]
 
     def around(start: int, size: int) -> list[Span]:
@@ -60,6 +60,15 @@ def generic_plans(old: bytes, new: bytes) -> list[Plan]:
         return [(first, min(MAX_DICTIONARY_BYTES, len(old) - first))] if old else []
 
     return [Plan(way, around) for way in dict.fromkeys(map(merged, ways))]
+
+
+def _ways(old: bytes, new: bytes, found: Sequence[Match]) -> list[list[Operation]]:
+    """What is matched in each way of `Changed`, in their order; the runs are looked for once."""
+    runs = matched(old, new, found, Changed.RUNS_SUBTRACTED)
+    literal = [
+        Operation(Kind.LITERAL, each.size) if each.kind is Kind.SUBTRACT else each for each in runs
+    ]
+    return [matched(old, new, found, Changed.SUBTRACTED), runs, literal]
 
 
 def stretch(old: bytes, new: bytes, source: int) -> list[Operation]:
