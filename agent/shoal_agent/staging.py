@@ -73,7 +73,8 @@ class Staging:
         self._content = content
         self._fetcher = fetcher
         self._python = python
-        self._bad_deltas: set[bytes] = set()
+        # Why each did not lead to its file.
+        self._bad_deltas: dict[bytes, str] = {}
 
     def look(
         self, wanted: ModelWanted, *, serving: bytes | None, admitted: bool, shadowed: bool
@@ -97,6 +98,11 @@ class Staging:
             shadowed=shadowed,
             bad_deltas=frozenset(self._bad_deltas),
         )
+
+    def why_no_delta(self, wanted: ModelWanted) -> str:
+        """Why a delta that is offered was of no use here; "": none was tried in vain."""
+        reasons = (self._bad_deltas.get(offer.blob.digest) for offer in wanted.deltas)
+        return next((f"a delta failed: {reason}" for reason in reasons if reason), "")
 
     def why_not_now(self) -> str:
         """Why nothing may be fetched now; "": it may."""
@@ -142,7 +148,7 @@ class Staging:
             raise UpdateError(f"a delta cannot be applied now: {reason}")
         log.warning("a delta failed", delta=delta.hex()[:12], reason=reason)
         output.unlink(missing_ok=True)
-        self._bad_deltas.add(delta)
+        self._bad_deltas[delta] = reason
 
     async def vet(self, release: bytes) -> None:
         """Hold the files of an assembled release against its manifest, in a child that may do nothing else.

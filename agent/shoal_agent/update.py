@@ -237,13 +237,15 @@ class Updater:
             failure = exc if isinstance(exc, UpdateError) else UpdateError(str(exc))
         if failure is not None:
             failures.append(failure)
-            await self._tell(model, release, Phase.FETCHING, str(failure))
+            reason = _and_before(str(failure), wanted, self._staging)
+            await self._tell(model, release, Phase.FETCHING, reason)
             return
         progress = self._progress.get(model)
         if wanted is None:
             self._progress.pop(model, None)
         elif progress is None or progress.phase is not Phase.SERVING:
-            await self._tell(model, wanted.release, Phase.SERVING)
+            reason = _and_before("", wanted, self._staging)
+            await self._tell(model, wanted.release, Phase.SERVING, reason)
 
     def _damaged(self, release: bytes) -> list[str]:
         """What was damaged of it, and is away now or will be; or why that cannot be found out."""
@@ -272,6 +274,7 @@ class Updater:
                 raise UnusableReleaseError(reason)
             case Fetch(blob, what):
                 reason = self._staging.why_not_now() or f"fetching {what}"
+                reason = _and_before(reason, wanted, self._staging)
                 await self._tell(model, release, Phase.FETCHING, reason)
                 await self._while_wanted(self._staging.fetch(blob))
                 self._progress[model].fetched_bytes += blob.size_bytes
@@ -289,7 +292,8 @@ class Updater:
                 await self._while_wanted(self._slots.shadow(model, release))
             case Switch():
                 await self._slots.switch(model, release)
-                await self._tell(model, release, Phase.SERVING)
+                reason = _and_before("", wanted, self._staging)
+                await self._tell(model, release, Phase.SERVING, reason)
 
     async def _while_wanted(self, work: Coroutine[Any, Any, None]) -> None:
         """Do it for as long as the same is wanted: chunks or requests that never come hold nothing else up."""
@@ -360,6 +364,12 @@ def _first(group: BaseExceptionGroup[Exception]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def _and_before(reason: str, wanted: ModelWanted | None, staging: Staging) -> str:
+    """The reason, and why a delta was of no use before: who sent it is to know, also when all ends well."""
+    no_delta = "" if wanted is None else staging.why_no_delta(wanted)
+    return "; ".join(filter(None, (reason, no_delta)))
 
 
 def _now_ms() -> int:

@@ -22,10 +22,12 @@ from sqlalchemy import update
 from tests.support.board import NODE, Board, short_folder
 from tests.support.hub import Hub
 
+import shoal_delta
 import shoal_fleet.app
 import shoal_fleet.releases
 from shoal_broker.server import Broker, BrokerConfig
 from shoal_contract import blobs
+from shoal_delta.container import Layout, Segment, encode_header
 from shoal_fleet import digits
 from shoal_fleet.access import read_token
 from shoal_fleet.config import BrokerTable, FleetConfig, ListenTable
@@ -270,6 +272,61 @@ async def it_fails_for_good(fleet: Fleet, release: str, words: str) -> None:
     assert rollout["status"] == "held"
     assert rollout["reason"] == f"{NODE} failed: {state['reason']}"
     await fleet.the_old_one_serves()
+
+
+def flipped(delta: bytes) -> bytes:
+    data = bytearray(delta)
+    data[len(data) // 2] ^= 1
+    return bytes(data)
+
+
+def bomb() -> bytes:
+    """4 KB that claim to become 4 GB, from the right base."""
+    base = _model(1)
+    return encode_header(
+        Layout.SEGMENTED,
+        sizes=(len(base), 4 << 30),
+        sha256=(_digest(1), bytes(32)),
+        segments=[Segment(4 << 20, 0, coded_size=1)] * 300,
+    ).ljust(4096, b"\0")
+
+
+BAD_DELTAS = pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: flipped(shoal_delta.diff(_model(1), _model(2))), "delta"),
+        (lambda: shoal_delta.diff(_model(2), _model(1)), "is not what this delta was made from"),
+        (bomb, "limit"),
+    ],
+    ids=["flipped", "wrong base", "bomb"],
+)
+
+
+@BAD_DELTAS
+async def test_a_bad_delta_is_said_while_the_whole_file_does_not_come_either(make, words):
+    async with fleet_of_one(is_asked=False) as (fleet, board):
+        v2 = await fleet.add(digits.release_dir(2))
+        await fleet.offer(make())
+        await fleet.flip_a_bit(_digest(2))
+        await fleet.want(v2)
+        state = await fleet.until(lambda state: "the whole is not" in state["reason"])
+        whole, _, delta = state["reason"].partition("; a delta failed: ")
+        assert (state["phase"], state["target"]) == ("fetching", v2)
+        assert whole == "every chunk of a blob is right but the whole is not"
+        assert words in delta
+        async with asking(board):
+            await fleet.the_old_one_serves()
+
+
+async def test_a_bomb_is_said_and_the_whole_file_serves_in_its_place():
+    async with fleet_of_one(is_asked=False) as (fleet, _):
+        v2 = await fleet.add(digits.release_dir(2))
+        await fleet.offer(bomb())
+        await fleet.want(v2)
+        state = await fleet.until(lambda state: state["release"] == v2)
+        assert state["phase"] == "serving"
+        assert state["reason"].startswith("a delta failed: ")
+        assert "limit" in state["reason"]
 
 
 def own_mounts() -> tuple[str, ...]:
