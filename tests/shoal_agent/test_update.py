@@ -179,7 +179,7 @@ class Board:
         return state.phase if state else None
 
     async def until_serving(self, release: Release) -> None:
-        await until(lambda: self.engine.serving(release.spec.name) == release.id, timeout_s=15)
+        await until(lambda: self.engine.serving(release.spec.name) == release.id, timeout_s=45)
 
     async def steps(self) -> list[str]:
         return [step for _, _, step, _ in await self.journal.steps()]
@@ -796,7 +796,7 @@ async def test_a_disk_that_is_full_while_a_delta_is_applied_is_not_the_deltas_fa
         target = node.content.part(hashlib.sha256(v2.model).digest())
         target.mkdir()
         await hub.want(v2, base=v1)
-        await until(lambda: "cannot be applied now" in node.state().reason, timeout_s=15)
+        await until(lambda: "cannot be applied now" in node.state().reason, timeout_s=45)
         assert node.engine.serving("digits") == v1.id
         target.rmdir()
         await node.until_serving(v2)

@@ -103,7 +103,7 @@ class Site:
 
         return await self.api.post("/api/releases", content=pieces())
 
-    async def until(self, holds: Callable[[], bool], *, timeout_s: float = 8) -> None:
+    async def until(self, holds: Callable[[], bool], *, timeout_s: float = 45) -> None:
         async with asyncio.timeout(timeout_s):
             while not holds():  # noqa: ASYNC110 - nobody sets an event for what is looked at here
                 await asyncio.sleep(0.005)
@@ -117,7 +117,7 @@ class Site:
                 await asyncio.sleep(0.01)
             return answer
 
-    async def rollout(self, rollout: int, *statuses: str, timeout_s: float = 10) -> dict[str, Any]:
+    async def rollout(self, rollout: int, *statuses: str, timeout_s: float = 45) -> dict[str, Any]:
         """The rollout once it has one of these statuses."""
         async with asyncio.timeout(timeout_s):
             while True:

@@ -153,7 +153,7 @@ async def test_a_renewed_certificate_is_shown_without_a_restart_and_half_a_renew
     second = registry.certify("controller.example", names=NAMES)
     unusable = "tls files unusable, the earlier ones stay"
     with structlog.testing.capture_logs() as logs:
-        async with running(config_of(broker, installed), state) as (_, url), asyncio.timeout(10):
+        async with running(config_of(broker, installed), state) as (_, url), asyncio.timeout(45):
             assert await asyncio.to_thread(shown_by, url) == first
             replace(installed[0], content(second[0]))
             while unusable not in {entry["event"] for entry in logs}:  # noqa: ASYNC110 - only looking tells

@@ -185,7 +185,7 @@ async def test_a_directory_that_is_no_release_is_refused_in_one_line(site, tmp_p
     assert "there is no release.toml in it" in error
 
 
-def run_shoal(*args, timeout_s=15):
+def run_shoal(*args, timeout_s=45):
     return subprocess.run(
         [sys.executable, "-m", "shoal_fleet", *args],
         capture_output=True,

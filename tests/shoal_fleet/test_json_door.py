@@ -54,7 +54,7 @@ class Client:
         return self.heard(Channel.RESULTS, node)
 
     async def until(self, holds):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(45):
             while not holds():
                 self.changed.clear()
                 await self.changed.wait()

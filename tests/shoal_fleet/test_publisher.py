@@ -55,7 +55,7 @@ def content_of(found, ref):
 async def until_retained(port, *refs):
     """What is at the broker, once it is exactly the chunks of these."""
     wanted = set().union(*(topics_of(ref) for ref in refs))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(45):
         while (found := await retained(port)).keys() != wanted:
             pass
     return found

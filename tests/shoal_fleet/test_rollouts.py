@@ -52,12 +52,12 @@ async def test_a_release_goes_out_in_waves_and_the_next_one_as_a_delta(site):
     two = await site.add_release(digits.release_dir(2))
     nodes = await site.nodes(3)
     first = await start(site, "digits@1.0.0", first_wave=1)
-    done = await site.rollout(first, "done", timeout_s=15)
+    done = await site.rollout(first, "done", timeout_s=45)
     assert done["counts"]["serving"] == 3
     assert [row["wave"] for row in done["nodes"]] == [1, 2, 2]
     assert all(serves(node, "1.0.0") for node in nodes)
     second = await start(site, two["title"], first_wave=3)
-    done = await site.rollout(second, "done", timeout_s=15)
+    done = await site.rollout(second, "done", timeout_s=45)
     assert all(serves(node, two["version"]) for node in nodes)
     (delta,) = done["deltas"]
     assert delta["size_bytes"] < 0.9 * done["full_bytes"]
@@ -288,7 +288,7 @@ async def test_chunks_that_were_lost_are_published_again(site):
     (node,) = await site.nodes(1)
     node.lose_chunks = 2
     rollout = await start(site, "digits@1.0.0")
-    await site.rollout(rollout, "done", timeout_s=15)
+    await site.rollout(rollout, "done", timeout_s=45)
     assert site.controller.publisher.resent_chunks >= 1
 
 
@@ -340,7 +340,7 @@ async def test_a_broker_that_takes_less_has_everything_cut_anew_and_said_anew(tm
         def cuts():
             return [ref for ref in node.wanted.models[0].files if ref.chunk_bytes <= 4096]
 
-        await site.until(lambda: bool(cuts()), timeout_s=15)
+        await site.until(lambda: bool(cuts()), timeout_s=45)
         assert node.wanted.revision > revision
         (model,) = cuts()
         assert (model.size_bytes, model.chunk_bytes) == (34_627, 3 * 1024)
@@ -348,5 +348,5 @@ async def test_a_broker_that_takes_less_has_everything_cut_anew_and_said_anew(tm
         await site.until_answer(lambda: retained_chunks(site), lambda count: count == 15)
         node.mute = False
         node._updates.put_nowait(node.wanted)
-        await site.until(lambda: serves(node, "1.0.0"), timeout_s=15)
+        await site.until(lambda: serves(node, "1.0.0"), timeout_s=45)
         await site.until_answer(lambda: retained_chunks(site), lambda count: count == 0)

@@ -153,7 +153,7 @@ class Cdn:
             del self.needed[digest]
         self.publisher.look()
 
-    async def until_published(self, *, timeout_s: float = 10.0) -> None:
+    async def until_published(self, *, timeout_s: float = 45) -> None:
         """Return when everything that is needed and has room is retained."""
         await until(
             lambda: (
@@ -164,14 +164,14 @@ class Cdn:
         )
 
 
-async def until(holds, *, timeout_s: float = 10.0) -> None:
+async def until(holds, *, timeout_s: float = 45) -> None:
     """Return when it holds; nobody sets an event for what is looked at here."""
     async with asyncio.timeout(timeout_s):
         while not holds():  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.005)
 
 
-async def retained(port: int, *, timeout_s: float = 10.0) -> dict[str, bytes]:
+async def retained(port: int, *, timeout_s: float = 45) -> dict[str, bytes]:
     """Every chunk that a client finds which connects now, by topic."""
     topics, found = Topics(), {}
     marked = asyncio.Event()

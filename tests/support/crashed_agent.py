@@ -143,7 +143,7 @@ class RunningAgent:
         """The wanted state is delivered."""
         await self.session.deliver(_WANTED)
 
-    async def until(self, true, *, timeout_s: float = 15.0) -> None:
+    async def until(self, true, *, timeout_s: float = 45) -> None:
         async with asyncio.timeout(timeout_s):
             while not true():  # noqa: ASYNC110 - nobody sets an event for what is looked at here
                 await asyncio.sleep(0.0005)

@@ -64,7 +64,7 @@ class DeviceClient:
             self._writer.write(data)
 
     async def command(
-        self, op: int, *args: Scalar, timeout_s: float = 15
+        self, op: int, *args: Scalar, timeout_s: float = 45
     ) -> tuple[Status, tuple[Scalar, ...]]:
         """Send a command once; its status and what follows it in the reply."""
         self._seq += 1

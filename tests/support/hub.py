@@ -79,7 +79,7 @@ class Hub:
             await session.wait_connected(5)
             yield hub
 
-    async def until(self, true, *, timeout_s: float = 15.0) -> None:
+    async def until(self, true, *, timeout_s: float = 45) -> None:
         """Wait until `true()` holds; it is looked at whenever the node says something."""
         async with asyncio.timeout(timeout_s):
             while not true():

@@ -37,7 +37,7 @@ class Program:
         async with asyncio.timeout(STOP_TIMEOUT_S):
             return await self.process.wait()
 
-    async def until_said(self, words: str, *, timeout_s: float = 10.0) -> None:
+    async def until_said(self, words: str, *, timeout_s: float = 45) -> None:
         """Return once its log has these words."""
         async with asyncio.timeout(timeout_s):
             while words not in self.log:

@@ -87,7 +87,7 @@ class Board:
     async def running(self):
         task = asyncio.create_task(self.keeper.run(self.renewed))
         try:
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(45):
                 await self.asleep.wait()
                 yield
         finally:

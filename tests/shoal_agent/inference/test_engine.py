@@ -314,7 +314,7 @@ async def test_an_idle_worker_that_is_killed_comes_back_by_itself(engine, tmp_pa
     os.kill(pid, signal.SIGKILL)
     await until(
         lambda: engine._dispatcher.worker is not None and engine._dispatcher.worker.pid != pid,
-        timeout_s=15,
+        timeout_s=45,
     )
     assert (await engine.classify("tiny", [tiny.item()], deadline_s=10)).answers
 

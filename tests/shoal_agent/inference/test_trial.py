@@ -124,5 +124,5 @@ async def test_a_process_that_cannot_greet_says_why(tmp_path):
     fake.write_text("#!/bin/sh\necho 'ImportError: no numpy here' >&2\nexit 3\n")
     fake.chmod(0o755)
     with pytest.raises(Exception, match=r"exit code 3.*no numpy here"):
-        async with asyncio.timeout(10), ProcessWorker.open(python=str(fake)):
+        async with asyncio.timeout(45), ProcessWorker.open(python=str(fake)):
             pass

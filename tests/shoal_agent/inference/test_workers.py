@@ -280,5 +280,5 @@ async def test_a_worker_starts_in_a_unit_that_forbids_niceness_and_affinity(tmp_
     hardened.chmod(0o755)
     settings = WorkerSettings(nice=10, cpus=(0,))
     async with ProcessWorker.open(python=str(hardened), settings=settings) as worker:
-        loaded = await worker.load(bytes(32), tmp_path / "release", timeout_s=15)
+        loaded = await worker.load(bytes(32), tmp_path / "release", timeout_s=45)
     assert loaded.golden_count == 5

@@ -70,7 +70,7 @@ async def send(port: int, data: bytes) -> None:
     try:
         writer.write(data)
         writer.write_eof()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(45):
             while await reader.read(1 << 16):
                 pass
     except ConnectionError:

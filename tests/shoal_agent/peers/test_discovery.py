@@ -97,7 +97,7 @@ async def main():
     def open(node):
         return Discovery.open(
             node=node, root="test-5", port=4711, role="node", interfaces={interfaces})
-    async with open("a") as a, open("b") as b, asyncio.timeout(10):
+    async with open("a") as a, open("b") as b, asyncio.timeout(45):
         await b.announce(["digits"])
         while not a.find("digits"):
             await asyncio.sleep(0.01)

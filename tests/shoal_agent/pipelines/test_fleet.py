@@ -164,7 +164,7 @@ async def test_a_pipeline_of_the_fleet_runs_after_a_restart_with_the_uplink_cut(
     # The broker is gone.
     async with agent(board, broker.port, more):
         scan(spool / "second.png", 0)
-        await until(lambda: len(lines.read_text().splitlines()) == 2, timeout_s=15)
+        await until(lambda: len(lines.read_text().splitlines()) == 2, timeout_s=45)
     files = [json.loads(line)["file"] for line in lines.read_text().splitlines()]
     assert files == ["first.png", "second.png"]
 
