@@ -25,6 +25,8 @@ from shoal_contract.topics import ChunkTopic, Topics
 log = structlog.get_logger()
 
 MAX_PATIENCE_S: Final = 60.0
+SLOW_LINE_BYTES_PER_S: Final = 4096
+"""What comes in may be a chunk for as long as one takes on such a line; then it is something else."""
 WINDOW: Final = 8
 """Chunks that are subscribed to at a time; hosted brokers grant ten subscriptions and more."""
 
@@ -184,7 +186,9 @@ class Collector:
             OSError: a chunk came and could not be written.
         """
         arriving = self._arriving
-        latest_s = time.monotonic() + MAX_PATIENCE_S
+        chunk_s = arriving.ref.chunk_bytes / SLOW_LINE_BYTES_PER_S
+        longest_s = min(MAX_PATIENCE_S, patience_s + chunk_s)
+        latest_s = time.monotonic() + longest_s
         wait_s = patience_s + random.uniform(0, spread_s)  # noqa: S311 - jitter
         while True:
             try:
@@ -200,7 +204,7 @@ class Collector:
             now_s, heard_s = time.monotonic(), self._session.last_inbound_s
             if heard_s is None:
                 # Nobody could have sent it, and nobody could be asked.
-                latest_s = now_s + MAX_PATIENCE_S
+                latest_s = now_s + longest_s
                 wait_s = max(patience_s, self._patience_s)
             elif now_s - heard_s >= patience_s or now_s >= latest_s:
                 return True

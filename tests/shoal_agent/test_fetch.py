@@ -252,6 +252,27 @@ async def test_on_a_slow_line_bytes_that_come_in_count_as_patience(tmp_path, mon
         await asyncio.wait({fetching})
 
 
+async def test_what_comes_in_for_longer_than_a_chunk_takes_is_no_chunk(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "PATIENCE_S", 0.1)
+    # On such a line a chunk takes half a second.
+    monkeypatch.setattr(collecting, "SLOW_LINE_BYTES_PER_S", 2 * REF.chunk_bytes)
+    async with site(tmp_path) as (hub, fetcher, _content):
+        said = asyncio.Event()
+
+        async def take(message):
+            said.set()
+
+        await fetcher._session.subscribe("other", take)
+        fetching = asyncio.create_task(fetcher.fetch(REF))
+        # A board with a device hears something all the time.
+        while not missing(hub):
+            said.clear()
+            await hub.session.publish("other", b"x", durable=False)
+            await said.wait()
+        fetching.cancel()
+        await asyncio.wait({fetching})
+
+
 async def test_a_blob_cut_anew_in_the_middle_of_a_fetch_goes_on_from_what_is_verified(tmp_path):
     old, new = blobs.describe(BLOB), blobs.describe(BLOB, chunk_bytes=48 * 1024)
     async with site(tmp_path) as (hub, fetcher, content):
