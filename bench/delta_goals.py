@@ -136,18 +136,26 @@ def speed_goals(speed: Mapping[str, Mapping[str, float]]) -> list[Goal]:
     return goals
 
 
-def slowest_goal(pairs: Mapping[str, Mapping[str, float]]) -> list[Goal]:
-    """The slowest apply of all `pairs` whose new file has a megabyte or more: what delta_child.py prints."""
-    speeds = {
-        name: found["new_mb"] / found["apply_s"]
-        for name, found in pairs.items()
-        if found["new_mb"] >= 1
-    }
-    if not speeds:
+def pair_speed_goals(pairs: Mapping[str, Mapping[str, float]]) -> list[Goal]:
+    """Of all `pairs` whose new file has a megabyte or more: what delta_child.py prints."""
+    large = {name: found for name, found in pairs.items() if found["new_mb"] >= 1}
+    if not large:
         return []
-    name = min(speeds, key=lambda each: speeds[each])
+    applies, diffs = (
+        {name: found["new_mb"] / found[key] for name, found in large.items()}
+        for key in ("apply_s", "encode_s")
+    )
+    slowest_apply, slowest_diff = (
+        min(applies, key=applies.__getitem__),
+        min(diffs, key=diffs.__getitem__),
+    )
+    of = f"of {len(large)} pairs >= 1 MB, CPU"
     return [
-        _at_least(f"slowest apply of {len(speeds)} pairs >= 1 MB, CPU, {name}", speeds[name], 10, 1)
+        _at_least(f"slowest apply {of}, {slowest_apply}", applies[slowest_apply], 10, 1),
+        _at_least(
+            f"diff speed {of}, one worker, geometric mean", mean(list(diffs.values())), 0.5, 2
+        ),
+        Goal(f"... slowest, {slowest_diff}", "MB/s", figure(diffs[slowest_diff]), decimals=2),
     ]
 
 

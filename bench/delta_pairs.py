@@ -106,7 +106,7 @@ def run(options: Options, say: Callable[[str], None]) -> Table:
     measured = {pair.name: pair.ours for pair in pairs} | speed
     goals += delta_goals.entropy_goals(_entropies(measured, say))
     goals += delta_goals.speed_goals({name: speed[name] for name in LARGE if name in speed})
-    goals += delta_goals.slowest_goal(speed)
+    goals += delta_goals.pair_speed_goals(speed)
     if pairs and not options.is_quick:
         _plot(pairs)
     return Table(
