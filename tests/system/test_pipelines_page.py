@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from PIL import Image
+from tests.shoal_agent.until import until
 from tests.shoal_fleet.conftest import Site, broker, quiet_logs, quiet_site, site
 from tests.shoal_fleet.test_cli import shoal
 from tests.support import moving_pictures
@@ -152,7 +153,8 @@ async def test_picture_files(board, broker):
         )
         assert right >= len(pictures) - 2
         await hub.until(lambda: len(hub.readings) >= len(pictures))
-        assert list(spool.iterdir()) == []
+        # A file goes when everything that follows from it is done: a moment after its reading came.
+        await until(lambda: not list(spool.iterdir()))
     lines = (board.folder / "labels.jsonl").read_text().splitlines()
     assert {json.loads(line)["file"] for line in lines} == {
         f"scan{number}.png" for number in range(len(pictures))
