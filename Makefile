@@ -12,7 +12,7 @@ setup: ## make .venv from the hashed requirements
 demo: setup ## a small fleet on this machine does the main job, end to end
 	@.venv/bin/shoal demo $(ARGS)
 
-test: setup ## the tests, and the whole demo (no root, about ten minutes)
+test: setup ## the tests, and the whole demo (no root, about seven minutes on two cores)
 	@$(PY) -m pytest -n auto --dist loadfile -m "not root and not long and not packaging and not slow" $(ARGS)
 
 check: setup ## what a change must pass: ruff, mypy --strict, import-linter, all tests without root
