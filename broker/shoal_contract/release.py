@@ -18,6 +18,7 @@ from shoal_contract.errors import DecodeError, FileFormatError
 from shoal_contract.images import ELEMENTS, ImageTable, PreparationError, preparation
 from shoal_contract.messages import OperatorSet
 from shoal_contract.requirements import parse_requirements
+from shoal_contract.texts import TextTable, misfit
 
 SPEC_FILE: Final = "release.toml"
 ONNX_DTYPES: Final = {
@@ -131,7 +132,8 @@ class GoldenTable(toml.Table, frozen=True, kw_only=True):
     """[golden]: inputs with expected outputs, and how far a value may be off.
 
     With [input]: arrays `inputs` (uint8 [n, item_bytes]) and `outputs` (float32 [n, *shape]). With [[inputs]]: one
-    array a tensor, `inputs.NAME` and `outputs.NAME`.
+    array a tensor, `inputs.NAME` and `outputs.NAME`. With [text]: `inputs.NAME` are texts (numpy's str), `outputs.NAME` what is
+    served.
     """
 
     file: str
@@ -195,14 +197,16 @@ class ReleaseSpec(toml.Table, frozen=True, kw_only=True):
     output: OutputTable | None = None
     inputs: tuple[InputTensorTable, ...] = ()
     outputs: tuple[TensorTable, ...] = ()
+    text: TextTable | None = None
     golden: GoldenTable
     quality: QualityTable
     gate: GateTable = GateTable()
 
     @property
-    def files(self) -> tuple[str, str, str]:
+    def files(self) -> tuple[str, ...]:
         """The names of the release's files."""
-        return (SPEC_FILE, self.model.file, self.golden.file)
+        tokenizer = () if self.text is None else (self.text.tokenizer,)
+        return (SPEC_FILE, self.model.file, self.golden.file, *tokenizer)
 
     @property
     def items(self) -> tuple[InputTable, OutputTable] | None:
@@ -220,6 +224,16 @@ class ReleaseSpec(toml.Table, frozen=True, kw_only=True):
         )
         return (one,), (other,)
 
+    @property
+    def served(self) -> tuple[tuple[TensorTable, ...], tuple[TensorTable, ...]]:
+        """What requests give and get: `tensors`, or texts, as rows of UTF-8 filled up with zeros, and what is pooled."""
+        if self.text is None:
+            return self.tensors
+        text = InputTensorTable(name=self.text.name, dtype="uint8", shape=[FREE], pad=0)
+        if self.text.pooling == "none":
+            return (text,), self.outputs
+        return (text,), tuple(msgspec.structs.replace(t, shape=t.shape[1:]) for t in self.outputs)
+
 
 def parse_spec(data: bytes, *, source: str = SPEC_FILE) -> ReleaseSpec:
     """The specification in a release.toml.
@@ -232,13 +246,16 @@ def parse_spec(data: bytes, *, source: str = SPEC_FILE) -> ReleaseSpec:
         raise FileFormatError(f"{source}: name {spec.name!r} must be a-z, 0-9, '.', '_', '-'")
     if not _VERSION.fullmatch(spec.version):
         raise FileFormatError(f"{source}: version {spec.version!r} must be like 1.2.3")
-    for name in (spec.model.file, spec.golden.file):
+    for name in spec.files[1:]:
         if not _NAME.fullmatch(name) or name == SPEC_FILE:
             raise FileFormatError(f"{source}: {name!r} is not a plain file name")
     if spec.model.file == spec.golden.file:
         raise FileFormatError(f"{source}: model and golden file are the same")
+    if len(set(spec.files)) != len(spec.files):
+        raise FileFormatError(f"{source}: [text] tokenizer is a file of its own")
     parse_requirements(spec.requires, source=source)
     _check_tensors(spec, source)
+    _check_text(spec, source)
     _check_images(spec, source)
     _check_shadow(spec, source)
     return spec
@@ -274,6 +291,19 @@ def _check_tensors(spec: ReleaseSpec, source: str) -> None:
         raise FileFormatError(
             f"{source}: [output] has {len(output.labels)} labels for shape {output.shape}"
         )
+
+
+def _check_text(spec: ReleaseSpec, source: str) -> None:
+    if spec.text is None:
+        return
+    if not spec.batch or any(table.pad is not None for table in spec.inputs):
+        raise FileFormatError(f"{source}: [text] goes without batch = false and without pad")
+    inputs, outputs = (
+        {table.name: (table.dtype, table.shape) for table in tables}
+        for tables in (spec.inputs, spec.outputs)
+    )
+    if reason := misfit(spec.text, inputs, outputs):
+        raise FileFormatError(f"{source}: [text]: {reason}")
 
 
 def _check_images(spec: ReleaseSpec, source: str) -> None:

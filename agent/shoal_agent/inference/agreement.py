@@ -37,11 +37,12 @@ def measure_of(table: ShadowTable, old: Signature, new: Signature) -> Measure:
 
 def is_comparable(old: Signature, new: Signature) -> bool:
     """What is asked of one may be asked of the other: they differ in labels at most."""
-    return (old.inputs, old.outputs, old.is_batched, old.item_bytes) == (
+    return (old.inputs, old.outputs, old.is_batched, old.item_bytes, bool(old.text_bytes)) == (
         new.inputs,
         new.outputs,
         new.is_batched,
         new.item_bytes,
+        bool(new.text_bytes),
     )
 
 

@@ -13,10 +13,17 @@ from shoal_agent.inference.encodings import to_tensor
 from shoal_agent.inference.model_errors import InputError, ModelError, one_line
 from shoal_agent.inference.optimised import MIN_MODEL_BYTES, OptimisedForms
 from shoal_agent.inference.pace import Point
-from shoal_agent.inference.release_files import Array, read_golden, read_model, read_spec
+from shoal_agent.inference.release_files import (
+    Array,
+    read_golden,
+    read_model,
+    read_spec,
+    read_tokenizer,
+)
 from shoal_agent.inference.session import open_optimised, open_session
 from shoal_agent.inference.settings import CPU, WorkerSettings
 from shoal_agent.inference.signature import Form, signature_of
+from shoal_agent.inference.tokenising import TextReader
 from shoal_contract.release import FREE, ONNX_DTYPES, ReleaseSpec, TensorTable
 
 _GOLDEN_ROWS: Final = 16
@@ -62,6 +69,7 @@ class Model:
         self._is_one_thread = settings.threads == 1 and self.providers == [CPU]
         self._one_by_one = _check_signature(self._session, self.spec)
         self.signature = signature_of(self.spec)
+        self._reader = _reader(directory, self.spec)
         self._golden_inputs, expected = read_golden(directory, self.spec)
         self.golden_count = len(next(iter(self._golden_inputs.values())))
         self._check_golden(expected)
@@ -135,11 +143,25 @@ class Model:
         names: Sequence[str],
         feed: Mapping[str, Array],
         options: ort.RunOptions | None = None,
+        *,
+        filling: int = 0,
+    ) -> list[Array]:
+        """What is served: of texts (with so many tokens of filling at least), or just what the model gives."""
+        if self._reader is None:
+            return self._raw_outputs(names, feed, options)
+        tokens, mask = self._reader.tokens(feed[self._reader.name], filling=filling)
+        return self._reader.pooled(self._raw_outputs(names, tokens, options), mask)
+
+    def _raw_outputs(
+        self,
+        names: Sequence[str],
+        feed: Mapping[str, Array],
+        options: ort.RunOptions | None = None,
     ) -> list[Array]:
         rows = len(next(iter(feed.values()))) if self.spec.batch else 1
         if self._one_by_one and rows > 1:
             each = [
-                self._outputs(
+                self._raw_outputs(
                     names, {name: array[n : n + 1] for name, array in feed.items()}, options
                 )
                 for n in range(rows)
@@ -156,8 +178,8 @@ class Model:
         return outputs
 
     def _check_output(self, name: str, output: Any, rows: int) -> None:
-        info = next(info for info in self.signature.outputs if info.name == name)
-        wanted = (rows, *info.shape[1:]) if self.spec.batch else info.shape
+        info = next(table for table in self.spec.tensors[1] if table.name == name)
+        wanted = (rows, *info.shape) if self.spec.batch else tuple(info.shape)
         found = output.shape
         if (
             output.dtype != info.dtype
@@ -189,7 +211,7 @@ class Model:
     def _check_padding(self, expected: Mapping[str, Array]) -> None:
         """What is filled up must not change what comes out, or answers would depend on the neighbours in a batch."""
         pads = {table.name: table.pad for table in self.spec.inputs if table.pad is not None}
-        if not pads:
+        if not pads and self._reader is None:
             return
         feed = self._golden_feed(0, 1)
         for name, pad in pads.items():
@@ -197,7 +219,7 @@ class Model:
             longer[1] = (0, _PADDING)
             feed[name] = np.pad(feed[name], longer, constant_values=pad)
         names = self._output_names
-        for name, output in zip(names, self._outputs(names, feed), strict=True):
+        for name, output in zip(names, self._outputs(names, feed, filling=_PADDING), strict=True):
             try:
                 self._compare(name, output, expected[name][:1], 0)
             except ModelError as exc:
@@ -223,6 +245,13 @@ class Model:
             raise ModelError(
                 f"golden input {start + int(agree.argmin())} is classified differently"
             )
+
+
+def _reader(directory: Path, spec: ReleaseSpec) -> TextReader | None:
+    if spec.text is None:
+        return None
+    dtypes = {table.name: table.dtype for table in spec.inputs}
+    return TextReader(read_tokenizer(directory, spec.text), spec.text, dtypes)
 
 
 def _open_and_keep(

@@ -3,7 +3,6 @@
 import os
 import stat
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from shoal_agent.inference.model_errors import ModelError, one_line
 from shoal_contract import toml
 from shoal_contract.errors import FileFormatError
 from shoal_contract.release import MAX_FILE_BYTES, SPEC_FILE, ReleaseSpec, TensorTable, parse_spec
+from shoal_contract.texts import MAX_TOKENIZER_BYTES, TextTable
 
 Array = npt.NDArray[Any]
 
@@ -34,8 +34,15 @@ def read_model(directory: Path, spec: ReleaseSpec) -> bytes:
     return _read(directory / spec.model.file, MAX_FILE_BYTES)
 
 
+def read_tokenizer(directory: Path, text: TextTable) -> bytes:
+    """The tokenizer.json. Raises ModelError."""
+    return _read(directory / text.tokenizer, MAX_TOKENIZER_BYTES)
+
+
 def read_golden(directory: Path, spec: ReleaseSpec) -> tuple[dict[str, Array], dict[str, Array]]:
     """Golden inputs and the outputs expected, by name, one a row; encoded items have the name "".
+
+    Texts are rows of UTF-8 filled up with zeros.
 
     Raises:
         ModelError: the file is not what release.toml promises.
@@ -43,13 +50,17 @@ def read_golden(directory: Path, spec: ReleaseSpec) -> tuple[dict[str, Array], d
     path = directory / spec.golden.file
     _read(path, MAX_GOLDEN_BYTES)  # type and size of the file
     arrays = _unpack(path)
+    if spec.text is not None and (key := f"inputs.{spec.text.name}") in arrays:
+        arrays[key] = _text_rows(path.name, key, arrays[key], spec.text.max_bytes)
     if spec.items is not None:
         table, output = spec.items
         inputs = {"": ("inputs", _promise(table.name, "uint8", [table.item_bytes]))}
         outputs = {output.name: ("outputs", _promise(output.name, output.dtype, output.shape))}
     else:
-        inputs = {t.name: (f"inputs.{t.name}", t) for t in spec.inputs}
-        outputs = {t.name: (f"outputs.{t.name}", t) for t in spec.outputs}
+        inputs, outputs = (
+            {t.name: (f"{what}.{t.name}", t) for t in tables}
+            for what, tables in zip(("inputs", "outputs"), spec.served, strict=True)
+        )
     try:
         first = arrays[next(iter(inputs.values()))[0]]
         count = len(first) if first.ndim else 0
@@ -82,7 +93,21 @@ def _check(file: str, key: str, array: Array, count: int, table: TensorTable) ->
         )
 
 
-def _unpack(path: Path) -> Mapping[str, Array]:
+def _text_rows(file: str, key: str, texts: Array, max_bytes: int) -> Array:
+    if texts.dtype.kind != "U" or texts.ndim != 1:
+        raise ModelError(f"{file}: {key} are {texts.dtype} {texts.shape}, not texts (str) [n]")
+    try:
+        encoded = np.array([text.encode() for text in texts.tolist()], dtype=np.bytes_)
+    except UnicodeEncodeError as exc:
+        raise ModelError(f"{file}: {key}: {one_line(exc)}") from exc
+    if encoded.itemsize > max_bytes:
+        raise ModelError(
+            f"{file}: {key}: a text of {encoded.itemsize} bytes, more than {max_bytes}"
+        )
+    return encoded.view(np.uint8).reshape(len(texts), -1)
+
+
+def _unpack(path: Path) -> dict[str, Array]:
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > MAX_GOLDEN_BYTES:

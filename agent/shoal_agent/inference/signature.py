@@ -69,6 +69,7 @@ class Signature:
         is_batched: the first dimension of every tensor is the batch: requests may run together.
         item_bytes: length of an encoded item; 0: the release takes tensors only.
         labels: what the answers to items are; empty with item_bytes 0.
+        text_bytes: the one input is texts, rows of UTF-8 that are filled up with zeros, of at most so many bytes; 0: it is not.
     """
 
     inputs: tuple[TensorInfo, ...]
@@ -76,6 +77,7 @@ class Signature:
     is_batched: bool = True
     item_bytes: int = 0
     labels: tuple[str, ...] = ()
+    text_bytes: int = 0
 
     def form(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> tuple[Form, int]:
         """What a request may run together with, and how many rows it has.
@@ -101,6 +103,10 @@ class Signature:
                 if row_count not in {FREE, shape[0]}:
                     raise BadInputError(f"input {info.name!r} has {shape[0]} rows, not {row_count}")
                 row_count, shape = shape[0], shape[1:]
+            if self.text_bytes and shape[0] > self.text_bytes:
+                raise BadInputError(
+                    f"a text of {shape[0]} bytes; the model takes at most {self.text_bytes}"
+                )
             if info.pad is not None:
                 shape = (bucket(shape[0]), *shape[1:])
             shapes.append(TensorInfo(info.name, info.dtype, shape, info.pad))
@@ -127,10 +133,11 @@ def signature_of(spec: ReleaseSpec) -> Signature:
 
     inputs, outputs = (
         tuple(TensorInfo(t.name, t.dtype, whole(t), getattr(t, "pad", None)) for t in tables)
-        for tables in spec.tensors
+        for tables in spec.served
     )
     if spec.items is None:
-        return Signature(inputs, outputs, spec.batch)
+        text_bytes = 0 if spec.text is None else spec.text.max_bytes
+        return Signature(inputs, outputs, spec.batch, text_bytes=text_bytes)
     table, output = spec.items
     return Signature(inputs, outputs, spec.batch, table.item_bytes, tuple(output.labels))
 
