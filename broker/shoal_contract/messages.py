@@ -272,7 +272,10 @@ class Reading(_Part, frozen=True, tag=9):
 
 # ------------------------------------------------------------------ inference requests
 class TensorPart(_Part, frozen=True):
-    """A tensor by name: elements in C order, little-endian, as many as type and shape say."""
+    """A tensor by name: elements in C order, little-endian, as many as type and shape say.
+
+    In requests `dtype` may be "text", with shape [n]: UTF-8, each text behind its length in four bytes.
+    """
 
     name: Name
     dtype: Name

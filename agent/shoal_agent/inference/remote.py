@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
+from shoal_agent.inference import texts
 from shoal_agent.inference.errors import BadInputError
 from shoal_agent.inference.served import Inferred, Served
 from shoal_agent.inference.signature import FREE, Signature
@@ -29,15 +30,21 @@ def as_parts(tensors: Mapping[str, Tensor]) -> list[TensorPart]:
 
 
 def as_tensors(parts: Sequence[TensorPart]) -> dict[str, Tensor]:
-    """Tensors by name that have travelled.
+    """Tensors by name that have travelled; those of the type "text" as the texts that a model takes.
 
     Raises:
         BadInputError: one is none, or two have one name.
     """
-    tensors = {part.name: Tensor.of(part.dtype, part.shape, part.data) for part in parts}
+    tensors = {part.name: _tensor(part) for part in parts}
     if len(tensors) != len(parts):
         raise BadInputError("two tensors have one name")
     return tensors
+
+
+def _tensor(part: TensorPart) -> Tensor:
+    if part.dtype != texts.TEXT:
+        return Tensor.of(part.dtype, part.shape, part.data)
+    return texts.text_tensor(texts.split(part.data, texts.count_in(part.shape)))
 
 
 def answers_in(reply: InferReply, *, items: int) -> Served | None:

@@ -95,9 +95,9 @@ class Signature:
                 raise BadInputError(f"no input {info.name!r}; the model has {self._names()}")
             shape = tensor.shape
             if tensor.dtype != info.dtype or not _fits(shape, info.shape):
+                wanted = "texts" if self.text_bytes else f"{info.dtype} {list(info.shape)}"
                 raise BadInputError(
-                    f"input {info.name!r} is {tensor.dtype} {list(shape)},"
-                    f" not {info.dtype} {list(info.shape)}"
+                    f"input {info.name!r} is {tensor.dtype} {list(shape)}, not {wanted}"
                 )
             if self.is_batched:
                 if row_count not in {FREE, shape[0]}:

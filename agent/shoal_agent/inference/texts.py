@@ -38,6 +38,17 @@ def text_tensor(texts: Sequence[bytes]) -> Tensor:
     return Tensor("uint8", (len(texts), longest), b"".join(t.ljust(longest, b"\0") for t in texts))
 
 
+def count_in(shape: Sequence[int]) -> int:
+    """How many texts a tensor of this shape has: [n], or [n, 1] as some clients write it.
+
+    Raises:
+        BadInputError: another shape.
+    """
+    if list(shape[1:]) not in ([], [1]) or not shape:
+        raise BadInputError(f"texts have the shape [n] or [n, 1], not {list(shape)}")
+    return shape[0]
+
+
 def split(data: bytes | memoryview, count: int) -> list[bytes]:
     """The texts in these bytes: each behind its length, four bytes, little-endian.
 

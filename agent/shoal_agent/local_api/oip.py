@@ -9,10 +9,18 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from shoal_agent.inference import texts
 from shoal_agent.inference.errors import BadInputError
 from shoal_agent.inference.tensors import Tensor
 from shoal_agent.local_api.errors import TOO_LARGE, ApiError
-from shoal_agent.local_api.tensor_json import DATATYPES, dtype_of, from_json, to_list
+from shoal_agent.local_api.tensor_json import (
+    DATATYPES,
+    TEXTS,
+    dtype_of,
+    from_json,
+    texts_from_json,
+    to_list,
+)
 
 MAX_TENSORS: Final = 64
 MAX_JSON_BYTES: Final = 1 << 20
@@ -178,17 +186,23 @@ def _cut(view: memoryview, header_bytes: int) -> tuple[memoryview, memoryview]:
 
 def _tensor(part: _InputPart, rest: memoryview) -> tuple[Tensor, memoryview]:
     """One input, and what is left of the bytes behind the JSON."""
-    dtype = dtype_of(part.datatype)
+    is_texts = part.datatype == TEXTS
+    dtype = "" if is_texts else dtype_of(part.datatype)
     size = part.parameters.get("binary_data_size")
     if size is None:
         if part.data is _NO_DATA:
             raise BadInputError(f"input {part.name!r} has no data")
+        if is_texts:
+            return texts_from_json(part.shape, part.data), rest
         return from_json(dtype, part.shape, part.data), rest
     if part.data is not _NO_DATA:
         raise BadInputError(f"input {part.name!r} has data twice: as JSON and as bytes")
     if type(size) is not int or not 0 <= size <= len(rest):
         raise BadInputError(f"input {part.name!r}: there are not binary_data_size bytes")
-    return Tensor.of(dtype, part.shape, rest[:size]), rest[size:]
+    data, rest = rest[:size], rest[size:]
+    if is_texts:
+        return texts.text_tensor(texts.split(data, texts.count_in(part.shape))), rest
+    return Tensor.of(dtype, part.shape, data), rest
 
 
 def _call(request: _Request, inputs: Mapping[str, Tensor], model: str, version: str) -> Call:

@@ -11,13 +11,13 @@ import shoal_agent
 from shoal_agent.errors import AgentError
 from shoal_agent.inference.engine import Engine
 from shoal_agent.inference.router import Router
-from shoal_agent.inference.signature import Signature, TensorInfo
+from shoal_agent.inference.signature import FREE, Signature, TensorInfo
 from shoal_agent.inference.tensors import Tensor, rows
 from shoal_agent.local_api import oip
 from shoal_agent.local_api.errors import BAD_REQUEST, NOT_FOUND, ApiError, refusal
 from shoal_agent.local_api.oip import Call, Encoded
 from shoal_agent.local_api.routes import Question, Route
-from shoal_agent.local_api.tensor_json import DATATYPES
+from shoal_agent.local_api.tensor_json import DATATYPES, TEXTS
 
 _VERSION_LETTERS: Final = 12
 _PLATFORM: Final = "onnxruntime_onnx"
@@ -117,7 +117,10 @@ class Service:
             "name": route.model,
             "versions": [_version(release)],
             "platform": _PLATFORM,
-            "inputs": [_described(info) for info in signature.inputs],
+            "inputs": [
+                _text_input(info) if signature.text_bytes else _described(info)
+                for info in signature.inputs
+            ],
             "outputs": [_described(info) for info in signature.outputs],
         }
 
@@ -136,6 +139,10 @@ class Service:
 def _version(release: bytes) -> str:
     """A release's id begins with it."""
     return release.hex()[:_VERSION_LETTERS]
+
+
+def _text_input(info: TensorInfo) -> dict[str, Any]:
+    return {"name": info.name, "datatype": TEXTS, "shape": [FREE]}
 
 
 def _described(info: TensorInfo) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from shoal_agent.inference import texts
 from shoal_agent.inference.errors import BadInputError
 from shoal_agent.inference.tensors import ELEMENT_BYTES, MAX_DIMENSIONS, Tensor
 from shoal_agent.local_api.errors import BAD_REQUEST, FAILED, ApiError
@@ -27,6 +28,8 @@ DTYPES: Final = {
     "FP32": "float32",
     "FP64": "float64",
 }
+TEXTS: Final = "BYTES"
+"""Of texts, which only inputs are; they are no elements of one size."""
 DATATYPES: Final = {dtype: datatype for datatype, dtype in DTYPES.items()}
 # Of array and memoryview; float16 has none.
 _CODES: Final = {
@@ -52,7 +55,9 @@ def dtype_of(datatype: str) -> str:
     """The engine's name of a type. Raises BadInputError."""
     dtype = DTYPES.get(datatype)
     if dtype is None:
-        raise BadInputError(f"datatype {datatype[:32]!r} is not served; {', '.join(DTYPES)} are")
+        raise BadInputError(
+            f"datatype {datatype[:32]!r} is not served; {', '.join((*DTYPES, TEXTS))} are"
+        )
     return dtype
 
 
@@ -83,6 +88,27 @@ def from_json(dtype: str, shape: Sequence[int], data: msgspec.Raw) -> Tensor:
     if sys.byteorder == "big":
         values.byteswap()
     return Tensor.of(dtype, shape, values.tobytes())
+
+
+def texts_from_json(shape: Sequence[int], data: msgspec.Raw) -> Tensor:
+    """The texts in a JSON array of strings, flat or nested as its shape, as a model takes them.
+
+    Raises:
+        BadInputError: they are others than the shape says, or too many.
+    """
+    count = texts.count_in(shape)
+    try:
+        elements: Any = _decoder(str, _depth(memoryview(data), limit=len(shape))).decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        raise BadInputError(f"data of {TEXTS} {list(shape)}: {exc}") from exc
+    if elements and isinstance(elements[0], list):
+        elements = _flat(elements, shape)
+    if len(elements) != count:
+        raise BadInputError(f"data has {len(elements)} texts; its shape says {count}")
+    try:
+        return texts.text_tensor([text.encode() for text in elements])
+    except UnicodeEncodeError as exc:
+        raise BadInputError(f"data of {TEXTS}: {exc}") from exc
 
 
 def to_list(name: str, tensor: Tensor) -> list[Any]:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from shoal_agent.inference import texts
 from shoal_agent.inference.errors import BadInputError
 from shoal_agent.inference.tensors import Tensor
 from shoal_agent.local_api import oip
@@ -156,3 +157,53 @@ def test_a_request_with_one_byte_changed_is_a_request_or_a_refusal(data):
     except BadInputError:
         return
     assert len(call.inputs) == 2
+
+
+def texts_of(call: oip.Call, name: str = "text") -> list[str]:
+    tensor = call.inputs[name]
+    count, length = tensor.shape
+    assert tensor.dtype == "uint8"
+    rows = [bytes(tensor.data[n * length : (n + 1) * length]) for n in range(count)]
+    return [row.rstrip(b"\0").decode() for row in rows]
+
+
+TEXT = {"name": "text", "datatype": "BYTES"}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"shape": [2], "data": ["the pump", "zu heiß"]},
+        {"shape": [2, 1], "data": [["the pump"], ["zu heiß"]]},
+        {"shape": [2, 1], "data": ["the pump", "zu heiß"]},
+    ],
+)
+def test_texts_are_taken_from_json(more):
+    assert texts_of(oip.decode(request(TEXT | more))) == ["the pump", "zu heiß"]
+
+
+def test_texts_are_taken_from_behind_the_json():
+    data = texts.joined([b"hot", "ü".encode()])
+    part = TEXT | {"shape": [2], "parameters": {"binary_data_size": len(data)}}
+    head = request(part, X)
+    assert texts_of(oip.decode(head + data, len(head))) == ["hot", "ü"]
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"shape": [2], "data": ["one"]}, "data has 1 texts; its shape says 2"),
+        ({"shape": [1], "data": [7]}, "data of BYTES"),
+        ({"shape": [1], "data": "one"}, "data of BYTES"),
+        ({"shape": [], "data": ["one"]}, r"texts have the shape \[n\]"),
+        ({"shape": [1, 2], "data": [["one", "two"]]}, r"texts have the shape \[n\]"),
+        ({"shape": [1], "data": [["one"]]}, "nested 2 deep"),
+        ({"shape": [1], "data": ["a\0b"]}, "zero character"),
+        ({"shape": [1], "parameters": {"binary_data_size": 2}}, "are not 1 texts"),
+    ],
+)
+def test_what_are_no_texts_is_refused_with_the_reason(more, reason):
+    head = request(TEXT | more)
+    is_binary = "parameters" in more
+    with pytest.raises(BadInputError, match=reason):
+        oip.decode(head + (b"ab" if is_binary else b""), len(head) if is_binary else None)
