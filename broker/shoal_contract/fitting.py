@@ -24,7 +24,7 @@ class Fit:
         conversions: one a path of [pipeline.topic] (None: leave it), or empty.
         preparation: of pictures.
         tensor: what the model's input is called, where the release takes tensors and not items.
-        shape: of that tensor, with the batch dimension if it has one.
+        shape: of that tensor, with the batch dimension if it has one; empty for texts.
     """
 
     conversions: tuple[Conversion | None, ...] = ()
@@ -42,6 +42,9 @@ def fit(table: PipelineTable, spec: ReleaseSpec) -> Fit:
     has_pictures = table.images is not None or table.camera is not None
     where = f"{spec.name}@{spec.version}"
     _check_labels(table, spec, where)
+    gives_texts = table.topic is not None and table.topic.encoding == "text"
+    if gives_texts or spec.text is not None:
+        return _texts(spec, where, gives_texts=gives_texts)
     if has_pictures:
         return _pictures(table, spec, where)
     if spec.input is None:
@@ -59,6 +62,16 @@ def fit(table: PipelineTable, spec: ReleaseSpec) -> Fit:
                 " already cannot be converted"
             )
     return Fit()
+
+
+def _texts(spec: ReleaseSpec, where: str, *, gives_texts: bool) -> Fit:
+    if spec.text is None:
+        raise MisfitError(f'[pipeline.topic] encoding "text": {where} takes no texts')
+    if not gives_texts:
+        raise MisfitError(
+            f'{where} takes texts, which only a [pipeline.topic] with encoding = "text" gives'
+        )
+    return Fit(tensor=spec.text.name)
 
 
 def _values(topic: TopicTable, wanted: InputTable, where: str) -> tuple[Conversion | None, ...]:
@@ -138,7 +151,7 @@ def _check_labels(table: PipelineTable, spec: ReleaseSpec, where: str) -> None:
 def _answered(table: PipelineTable, spec: ReleaseSpec, where: str) -> tuple[str, ...]:
     answer = table.answer
     assert answer is not None  # noqa: S101 - asked for by the caller
-    output = next((one for one in spec.outputs if one.name == answer.output), None)
+    output = next((one for one in spec.served[1] if one.name == answer.output), None)
     if output is None:
         raise MisfitError(f"[pipeline.answer]: {where} has no output {answer.output!r}")
     if output.dtype not in {"float32", "float64"}:

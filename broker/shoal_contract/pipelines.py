@@ -32,7 +32,8 @@ class TopicTable(toml.Table, frozen=True, kw_only=True):
     """[pipeline.topic]: messages of any program as the source.
 
     `values` say where in a message ("json", "cbor") the model's numbers stand, in the model's order; a
-    "raw" message is an item as it is. `encoding` is that of the release's [input]. `units`: one for all values or
+    "raw" message is an item as it is. `encoding` is that of the release's [input], or "text": for a release of texts,
+    `values` then lead to texts, and a raw message is one. `units`: one for all values or
     one each; `convert`: make them the release's.
     """
 
@@ -41,7 +42,7 @@ class TopicTable(toml.Table, frozen=True, kw_only=True):
     values: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
     convert: bool = False
-    encoding: Encoding = "f32"
+    encoding: Encoding | Literal["text"] = "f32"
     wait_s: Seconds = 10.0
     retained: bool = False
 
@@ -233,6 +234,8 @@ def _check_topic(topic: TopicTable) -> None:
         raise FileFormatError(
             f"[pipeline.topic] {topic.filter}: {len(topic.units)} units for {len(topic.values)} values"
         )
+    if topic.units and topic.encoding == "text":
+        raise FileFormatError(f"[pipeline.topic] {topic.filter}: texts have no units")
     if topic.convert and (not topic.units or topic.encoding != "f32"):
         raise FileFormatError(
             f'[pipeline.topic] {topic.filter}: convert needs units and encoding = "f32"'

@@ -1,6 +1,8 @@
 import pytest
 
-from shoal_contract.errors import FileFormatError
+from shoal_contract.errors import FileFormatError, MisfitError
+from shoal_contract.fitting import Fit, fit
+from shoal_contract.pipelines import AnswerTable, PipelineTable, TopicTable, check
 from shoal_contract.release import parse_spec
 
 TENSOR = """
@@ -74,3 +76,39 @@ def test_a_model_that_pools_by_itself_is_asked_with_texts_too():
 def test_what_cannot_be_is_refused_with_the_reason(options, reason):
     with pytest.raises(FileFormatError, match=reason):
         spec(**options)
+
+
+LABELS = AnswerTable(output="hidden", decode="argmax")
+
+
+def pipeline(encoding="text", answer=LABELS, **topic):
+    source = TopicTable(filter="notes/+", values=("$.note",), encoding=encoding, **topic)
+    return PipelineTable(stream="notes", model="minilm", topic=source, answer=answer)
+
+
+def test_a_pipeline_of_texts_fits_a_release_of_texts_by_the_name_of_its_input():
+    assert fit(pipeline(), spec('name = "note"')) == Fit(tensor="note")
+
+
+def test_labels_are_held_against_what_is_pooled():
+    answer = AnswerTable(output="hidden", labels=("calm", "alarm"))
+    assert fit(pipeline(answer=answer), spec(shape="[-1, 2]")).tensor == "text"
+    with pytest.raises(MisfitError, match="2 labels for 384 values"):
+        fit(pipeline(answer=answer), spec())
+
+
+def test_only_texts_fit_a_release_of_texts_and_nothing_else_takes_them():
+    with pytest.raises(MisfitError, match='with encoding = "text" gives'):
+        fit(pipeline("f32"), spec())
+    head = 'name = "m"\nversion = "1.0.0"\n[model]\nfile = "model.onnx"\n'
+    tables = [
+        TENSOR.format(kind="inputs", name="x", dtype="float32", shape="[4]"),
+        TENSOR.format(kind="outputs", name="hidden", dtype="float32", shape="[4]"),
+    ]
+    with pytest.raises(MisfitError, match="takes no texts"):
+        fit(pipeline(), parse_spec((head + "".join(tables) + REST).encode()))
+
+
+def test_texts_have_no_units():
+    with pytest.raises(FileFormatError, match="texts have no units"):
+        check(pipeline(units=("degC",)))

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from dataclasses import replace
 from typing import Final, Protocol
 
 import structlog
@@ -92,14 +93,18 @@ class TopicReader:
 
     def _item(self, name: Item, payload: bytes) -> Item:
         fit = self._pipeline.fit()
-        if fit is None and self.table.convert:
-            # Into what it has to be converted, only the release says.
+        is_text = self.table.encoding == "text"
+        if fit is None and (self.table.convert or is_text):
+            # Into what it has to be converted, or what the input of texts is called, only the release says.
             self._pipeline.stats.waiting += 1
             raise NotNowError
         started = time.perf_counter_ns()
         content = self._reader.item(payload, () if fit is None else fit.conversions)
         self._pipeline.stats.steps.record("read", started)
-        return Item(name.source, name.boot, name.seq, content, name.topic, name.matched)
+        item = Item(name.source, name.boot, name.seq, content, name.topic, name.matched)
+        if fit is None or fit.tensor is None:
+            return item
+        return replace(item, tensor=(fit.tensor, "uint8", (1, len(content))))
 
 
 class TopicSource:

@@ -1,18 +1,20 @@
 """What a message of any program says, as the item that a model takes. Pure: bytes in, bytes out.
 
 JSON and CBOR are searched with paths (`shoal_contract.json_path`). What a path leads to is a number, true or
-false (1 and 0), or a list of those.
+false (1 and 0), or a list of those; for a model of texts it is a text.
 """
 
 import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
 from shoal_agent.errors import PayloadError
+from shoal_agent.inference import texts
+from shoal_agent.inference.errors import BadInputError
 from shoal_contract import cbor
 from shoal_contract.errors import DecodeError
 from shoal_contract.json_path import Path
@@ -35,16 +37,18 @@ class ItemReader:
 
     format: Format
     paths: tuple[Path, ...]
-    encoding: Encoding
+    encoding: Encoding | Literal["text"]
 
     def item(self, payload: bytes, conversions: Sequence[Conversion | None] = ()) -> bytes:
-        """The item that the message holds, with the values of each path in another unit.
+        """The item that the message holds, with the values of each path in another unit; of a text its row, [1, bytes].
 
         Raises:
             PayloadError: it holds none.
         """
         if len(payload) > MAX_PAYLOAD_BYTES:
             raise PayloadError(f"{len(payload)} bytes; at most {MAX_PAYLOAD_BYTES} are read")
+        if self.encoding == "text":
+            return _row(self._text(payload))
         if self.format == "raw":
             return payload
         message = _json(payload) if self.format == "json" else _cbor(payload)
@@ -56,6 +60,24 @@ class ItemReader:
                 if len(numbers) > MAX_VALUES:
                     raise PayloadError(f"more than {MAX_VALUES} values")
         return encoded(numbers, self.encoding)
+
+    def _text(self, payload: bytes) -> bytes:
+        """All of a raw message, or what the paths lead to, with blanks between."""
+        if self.format == "raw":
+            return payload
+        message = _json(payload) if self.format == "json" else _cbor(payload)
+        found = [_found(path, message) for path in self.paths]
+        for path, value in zip(self.paths, found, strict=True):
+            if not isinstance(value, str):
+                raise PayloadError(f"{path.text} leads to {_named(value)}, not to a text")
+        return " ".join(found).encode("utf-8", "replace")
+
+
+def _row(text: bytes) -> bytes:
+    try:
+        return bytes(texts.text_tensor([text]).data)
+    except BadInputError as exc:
+        raise PayloadError(str(exc)) from exc
 
 
 def encoded(numbers: Sequence[Number], encoding: Encoding) -> bytes:

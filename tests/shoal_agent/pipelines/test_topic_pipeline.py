@@ -2,19 +2,23 @@
 
 import asyncio
 import json
+import struct
 
 import pytest
+from tests.shoal_agent.inference import text_release as words
 from tests.shoal_agent.until import until
 from tests.support.pipelined import RELEASE, pipelined
 
 from shoal_agent.inference.errors import BadInputError, NobodyServesError
+from shoal_agent.inference.tensors import Tensor
 from shoal_agent.pipelines.sinks import FileLine
 from shoal_agent.pipelines.subscribed import Subscribed
 from shoal_broker.server import Broker, BrokerConfig
 from shoal_broker.session import Session, SessionConfig
 from shoal_broker.store import Store
 from shoal_contract import messages
-from shoal_contract.pipelines import FileTable, PipelineTable, PublishTable, TopicTable
+from shoal_contract.pipelines import AnswerTable, FileTable, PipelineTable, PublishTable, TopicTable
+from shoal_contract.release import parse_spec
 
 CLIMATE = TopicTable(filter="zigbee2mqtt/+", values=("$.temperature", "$.humidity"), wait_s=0.0)
 VERDICTS = PublishTable(topic="verdict/{1}")
@@ -187,3 +191,22 @@ async def test_messages_wait_for_pipelines_that_are_not_there_yet(tmp_path):
         await asyncio.sleep(0)
         assert not waiting.done()
         waiting.cancel()
+
+
+async def test_a_note_on_a_topic_is_asked_as_a_text_once_the_release_is_known(broker, tmp_path):
+    words.write(tmp_path / "words", spec={"max_bytes = 200": 'max_bytes = 200\nname = "note"'})
+    notes = TopicTable(filter="notes/+", values=("$.note",), encoding="text", wait_s=30.0)
+    answer = AnswerTable(output="hidden", labels=("calm", "hot", "x", "y", "z", "w"))
+    async with pipelined(broker, tmp_path, table(topic=notes, answer=answer)) as made:
+        scores = struct.pack("<6f", 0, 9, 1, 1, 1, 1)
+        made.router.outputs = {"hidden": Tensor("float32", (1, 6), scores)}
+        await made.say("notes/bath", '{"note": "the pump is heiß"}'.encode())
+        await until(lambda: made.pipelines[0].stats.waiting == 1, timeout_s=5)
+        assert made.router.tensors == []
+        made.specs["climate"] = parse_spec((tmp_path / "words/release.toml").read_bytes())
+        ((_, reading),) = await made.heard(1)
+        assert messages.decode_as(reading, messages.Reading).label == "hot"
+    ((name, tensor),) = made.router.tensors[0].items()
+    wanted = "the pump is heiß".encode()
+    assert (name, tensor.dtype, tensor.shape) == ("note", "uint8", (1, len(wanted)))
+    assert bytes(tensor.data) == wanted

@@ -132,3 +132,30 @@ def test_no_bytes_at_all_lead_to_another_error(payload, form):
     reader = ItemReader(form, (parse_path("$.a[0]"), parse_path("$")), "f32")
     with contextlib.suppress(PayloadError):
         reader.item(payload)
+
+
+def text_of(payload: bytes, *paths: str, form: str = "json") -> str:
+    row = ItemReader(form, tuple(map(parse_path, paths)), "text").item(payload)
+    return row.rstrip(b"\0").decode()
+
+
+def test_a_model_of_texts_gets_the_text_that_a_path_leads_to():
+    note = '{"who": "Åse", "what": "the pump leaks"}'.encode()
+    assert text_of(note, "$.what") == "the pump leaks"
+    assert text_of(note, "$.who", "$.what") == "Åse the pump leaks"
+    assert text_of(cbor.encode({"what": "hot"}), "$.what", form="cbor") == "hot"
+    assert text_of("zu heiß".encode(), form="raw") == "zu heiß"
+    assert text_of(b"", form="raw") == ""
+
+
+@pytest.mark.parametrize(
+    ("payload", "paths", "form", "said"),
+    [
+        (ZIGBEE, ("$.battery",), "json", "$.battery leads to float, not to a text"),
+        (ZIGBEE, ("$.nothing",), "json", "there is no $.nothing"),
+        (b"\xff", (), "raw", "text 0 is not UTF-8"),
+        (b"a\0b", (), "raw", "text 0 has a zero character in it"),
+    ],
+)
+def test_what_is_no_text_says_so(payload, paths, form, said):
+    assert refusal(payload, *paths, form=form, encoding="text") == said
