@@ -83,7 +83,7 @@ def _tables(spec: ReleaseSpec, kind: str) -> dict[str, dict[str, Any]]:
     if spec.items is not None:
         tables: Sequence[Any] = spec.items[:1] if kind == "input" else spec.items[1:]
     else:
-        tables = spec.inputs if kind == "input" else spec.outputs
+        tables = spec.served[0] if kind == "input" else spec.served[1]
     return {table.name: msgspec.to_builtins(table) for table in tables}
 
 

@@ -26,6 +26,7 @@ from shoal_contract.release import (
 from shoal_fleet.errors import ReleaseError
 from shoal_fleet.release_directory import read_spec
 from shoal_fleet.release_manifest import operators_of
+from shoal_fleet.text_check import text_deviation
 
 MEMORY_BYTES: Final = 8 << 30
 MAX_GOLDEN_BYTES: Final = 256 << 20
@@ -61,7 +62,11 @@ def check_directory(directory: Path) -> dict[str, Any]:
     session = _load(spec, directory)
     _check_signature(spec, session)
     inputs, expected = _golden(spec, directory)
-    deviation = _deviation(spec, session, inputs, expected)
+    if spec.text is None:
+        deviation = _deviation(spec, session, inputs, expected)
+    else:
+        texts = inputs[spec.text.name].tolist()
+        deviation = text_deviation(spec, spec.text, directory, session, texts, expected)
     if not deviation <= spec.golden.tolerance:
         raise ReleaseError(
             f"{spec.model.file}: the golden outputs differ by {deviation:.4g},"
@@ -153,7 +158,8 @@ def _golden(spec: ReleaseSpec, directory: Path) -> tuple[dict[str, Array], dict[
         wrong = len(array.shape) != len(shape) or any(
             b not in {FREE, a} for a, b in zip(array.shape, shape, strict=True)
         )
-        if not count or array.dtype != dtype or wrong:
+        of_type = array.dtype.kind == "U" if dtype == "str" else array.dtype == dtype
+        if not count or not of_type or wrong:
             raise ReleaseError(
                 f"{spec.golden.file}: {what} are {array.dtype} {list(array.shape)},"
                 f" not {dtype} [{', '.join(map(str, ['n', *shape[1:]]))}]"
@@ -167,7 +173,7 @@ def _golden(spec: ReleaseSpec, directory: Path) -> tuple[dict[str, Array], dict[
 
 
 def _named(spec: ReleaseSpec, arrays: Any) -> dict[tuple[str, str], Array]:
-    inputs, outputs = spec.tensors
+    inputs, outputs = spec.served
     if spec.items is not None:
         return {
             ("inputs", inputs[0].name): arrays["inputs"],
@@ -181,7 +187,7 @@ def _named(spec: ReleaseSpec, arrays: Any) -> dict[tuple[str, str], Array]:
 
 
 def _promised(spec: ReleaseSpec, count: int) -> dict[tuple[str, str], tuple[str, list[int]]]:
-    inputs, outputs = spec.tensors
+    inputs, outputs = spec.served
     promised: dict[tuple[str, str], tuple[str, list[int]]] = {
         (what, table.name): (table.dtype, [count, *table.shape])
         for what, tables in (("inputs", inputs), ("outputs", outputs))
@@ -190,6 +196,8 @@ def _promised(spec: ReleaseSpec, count: int) -> dict[tuple[str, str], tuple[str,
     if spec.items is not None:
         table = spec.items[0]
         promised["inputs", table.name] = ("uint8", [count, table.item_bytes])
+    if spec.text is not None:
+        promised["inputs", spec.text.name] = ("str", [count])
     return promised
 
 

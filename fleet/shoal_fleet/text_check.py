@@ -1,0 +1,98 @@
+"""Whether the golden texts of a release give what it says: each text alone, without filling. Part of `release_check`.
+
+Boards run several together and fill them up, by code of their own; that both come to the same is what this is for.
+"""
+
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shoal_contract.release import ReleaseSpec
+from shoal_contract.texts import MAX_TOKENIZER_BYTES, TextTable
+from shoal_fleet.errors import ReleaseError
+
+Array = np.ndarray[Any, Any]
+
+
+def text_deviation(
+    spec: ReleaseSpec,
+    text: TextTable,
+    directory: Path,
+    session: Any,
+    texts: Sequence[str],
+    expected: Mapping[str, Array],
+) -> float:
+    """The largest difference from the expected outputs; infinite where one is no number.
+
+    Raises:
+        ReleaseError: the tokenizer does not load here or fails, or the model does.
+    """
+    tokenizer = _tokenizer(text, directory)
+    deviation = 0.0
+    for place, one in enumerate(texts):
+        if len(one.encode("utf-8", "replace")) > text.max_bytes:
+            raise ReleaseError(
+                f"{spec.golden.file}: text {place} is longer than max_bytes = {text.max_bytes}"
+            )
+        try:
+            found = tokenizer.encode(one)
+            columns = {
+                text.ids: found.ids or [text.pad],
+                text.mask: found.attention_mask or [0],
+                text.types: found.type_ids or [0],
+            }
+            feed = {t.name: np.array([columns[t.name]], dtype=t.dtype) for t in spec.inputs}
+            outputs = session.run(list(expected), feed)
+        except Exception as exc:
+            raise ReleaseError(f"{spec.model.file}: fails on golden text {place}: {_one_line(exc)}") from exc
+        for (name, wanted), output in zip(expected.items(), outputs, strict=True):
+            row = _row(text, output[0], is_empty=not found.ids)
+            if row.shape != wanted[place].shape:
+                raise ReleaseError(
+                    f"{spec.model.file}: output {name!r} has shape {list(row.shape)} a text,"
+                    f" not {list(wanted[place].shape)}"
+                )
+            error = np.abs(row.astype(np.float64) - wanted[place]).max(initial=0.0)
+            deviation = max(deviation, float("inf") if np.isnan(error) else float(error))
+    return deviation
+
+
+def _row(text: TextTable, output: Array, *, is_empty: bool) -> Array:
+    match text.pooling:
+        case "mean":
+            row = np.zeros_like(output[0]) if is_empty else np.asarray(output.mean(axis=0))
+        case "cls":
+            row = output[0]
+        case "none":
+            row = output
+    norm = float(np.linalg.norm(row)) if text.normalise else 0.0
+    return np.asarray(row / norm) if norm else row
+
+
+def _tokenizer(text: TextTable, directory: Path) -> Any:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        package = importlib.import_module("tokenizers")
+    except ImportError as exc:
+        raise ReleaseError(
+            "it takes texts, and the package `tokenizers` is not here: install requirements/text.txt"
+        ) from exc
+    path = directory / text.tokenizer
+    if path.stat().st_size > MAX_TOKENIZER_BYTES:
+        raise ReleaseError(f"{text.tokenizer}: more than {MAX_TOKENIZER_BYTES} bytes")
+    try:
+        tokenizer = package.Tokenizer.from_str(path.read_text("utf-8"))
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(text.max_tokens)
+    except Exception as exc:
+        raise ReleaseError(f"{text.tokenizer}: is no tokenizer that loads: {_one_line(exc)}") from exc
+    return tokenizer
+
+
+def _one_line(exc: Exception) -> str:
+    lines = str(exc).strip().splitlines()
+    return lines[0][:200] if lines else type(exc).__name__

@@ -1,0 +1,52 @@
+"""What the controller says of releases that take texts, before it offers them to anybody."""
+
+import numpy as np
+import pytest
+from tests.shoal_agent.inference import text_release as words
+
+from shoal_contract.release import parse_spec
+from shoal_fleet.errors import ReleaseError
+from shoal_fleet.quality_gate import signature_change
+from shoal_fleet.release_check import check_directory
+
+pytest.importorskip("tokenizers")
+
+
+def test_golden_texts_are_run_one_by_one_and_compared(tmp_path):
+    words.write(tmp_path)
+    facts = check_directory(tmp_path)
+    assert facts["golden_items"] == len(words.TEXTS)
+    assert facts["deviation"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "reason"),
+    [
+        (["hot", "cold"], words.expected(["hot", "hot"]), "the golden outputs differ by"),
+        ([1, 2], words.expected(["hot", "hot"]), r"golden.npz: inputs are int64 \[2\], not str"),
+        (["hot"], words.expected(["hot"])[:, :5], r"golden.npz: outputs are float32 \[1, 5\]"),
+        (["x" * 201], words.expected(["x"]), "text 0 is longer than max_bytes = 200"),
+        (["hot"], words.expected(["hot"]) * np.nan, "the golden outputs differ by inf"),
+    ],
+)
+def test_golden_texts_that_are_wrong_are_named(tmp_path, inputs, outputs, reason):
+    words.write(tmp_path)
+    arrays = {"inputs.text": np.array(inputs), "outputs.hidden": outputs}
+    np.savez(tmp_path / "golden.npz", **arrays)
+    with pytest.raises(ReleaseError, match=reason):
+        check_directory(tmp_path)
+
+
+@pytest.mark.parametrize("tokens", [b"{}", b"\xff"])
+def test_a_tokenizer_that_does_not_load_is_refused(tmp_path, tokens):
+    words.write(tmp_path, tokens=tokens)
+    with pytest.raises(ReleaseError, match=r"tokenizer.json: is no tokenizer that loads"):
+        check_directory(tmp_path)
+
+
+def test_another_name_of_the_text_is_another_signature(tmp_path):
+    words.write(tmp_path / "a")
+    words.write(tmp_path / "b", spec={"max_bytes = 200": 'max_bytes = 200\nname = "note"'})
+    old, new = (parse_spec((tmp_path / n / "release.toml").read_bytes()) for n in "ab")
+    assert signature_change(old, old) is None
+    assert signature_change(old, new) == "input 'note' is new"
