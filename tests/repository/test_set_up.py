@@ -51,7 +51,7 @@ def test_a_python_that_is_too_old_is_named(tmp_path):
     assert "needs Python 3.11 or newer" in result.stderr
 
 
-@pytest.mark.parametrize("role", ["agent", "bridge", "fleet", "dev", "ansible", "peers"])
+@pytest.mark.parametrize("role", ["agent", "bridge", "fleet", "dev", "ansible", "peers", "text"])
 def test_requirements_are_hashed_and_name_no_index(role):
     text = (ROOT / f"requirements/{role}.txt").read_text()
     pins = re.findall(r"^([a-z0-9._-]+)==", text, re.MULTILINE)
