@@ -18,6 +18,7 @@ from shoal_fleet.cli_output import (
     target,
 )
 from shoal_fleet.cli_release_build import build
+from shoal_fleet.cli_release_golden import golden
 from shoal_fleet.errors import UsageError
 from shoal_fleet.quality_gate import MAX_DROP
 from shoal_fleet.release_directory import (
@@ -169,3 +170,8 @@ def _with_progress(pieces: Iterator[bytes], total_bytes: int) -> Iterator[bytes]
         for piece in pieces:
             yield piece
             progress.advance(task, len(piece))
+
+
+release_app.command("golden", epilog="Example: shoal release golden ./minilm-1.0.0 texts.txt")(
+    golden
+)

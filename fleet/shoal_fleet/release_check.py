@@ -59,7 +59,7 @@ def check_directory(directory: Path) -> dict[str, Any]:
     spec = read_spec(directory)
     # First as the boards read it: what they would refuse unseen is not offered to them.
     operator_sets = operators_of(spec, (directory / spec.model.file).read_bytes())
-    session = _load(spec, directory)
+    session = load_session(spec, directory)
     _check_signature(spec, session)
     inputs, expected = _golden(spec, directory)
     if spec.text is None:
@@ -94,7 +94,8 @@ def decode_items(table: InputTable, items: "np.ndarray[Any, Any]") -> "np.ndarra
     return scaled.reshape(len(items), *table.shape).astype(np.float32)
 
 
-def _load(spec: ReleaseSpec, directory: Path) -> Any:
+def load_session(spec: ReleaseSpec, directory: Path) -> Any:
+    """The model in ONNX Runtime. Raises ReleaseError."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4

@@ -5,7 +5,7 @@ Boards run several together and fill them up, by code of their own; that both co
 
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,31 @@ def text_deviation(
     Raises:
         ReleaseError: the tokenizer does not load here or fails, or the model does.
     """
-    tokenizer = _tokenizer(text, directory)
     deviation = 0.0
+    found = rows_of(spec, text, directory, session, texts)
+    for place, rows in enumerate(found):
+        for name, outputs in expected.items():
+            row, wanted = rows[name], outputs[place]
+            if row.shape != wanted.shape:
+                raise ReleaseError(
+                    f"{spec.model.file}: output {name!r} has shape {list(row.shape)} a text,"
+                    f" not {list(wanted.shape)}"
+                )
+            error = np.abs(row.astype(np.float64) - wanted).max(initial=0.0)
+            deviation = max(deviation, float("inf") if np.isnan(error) else float(error))
+    return deviation
+
+
+def rows_of(
+    spec: ReleaseSpec, text: TextTable, directory: Path, session: Any, texts: Sequence[str]
+) -> Iterator[dict[str, Array]]:
+    """What is served of each text, by the name of the output.
+
+    Raises:
+        ReleaseError: the tokenizer does not load here or fails, or the model does, or a text is too long.
+    """
+    tokenizer = _tokenizer(text, directory)
+    names = [table.name for table in spec.outputs]
     for place, one in enumerate(texts):
         if len(one.encode("utf-8", "replace")) > text.max_bytes:
             raise ReleaseError(
@@ -46,19 +69,16 @@ def text_deviation(
                 text.types: found.type_ids or [0],
             }
             feed = {t.name: np.array([columns[t.name]], dtype=t.dtype) for t in spec.inputs}
-            outputs = session.run(list(expected), feed)
+            outputs = session.run(names, feed)
         except Exception as exc:
-            raise ReleaseError(f"{spec.model.file}: fails on golden text {place}: {_one_line(exc)}") from exc
-        for (name, wanted), output in zip(expected.items(), outputs, strict=True):
-            row = _row(text, output[0], is_empty=not found.ids)
-            if row.shape != wanted[place].shape:
-                raise ReleaseError(
-                    f"{spec.model.file}: output {name!r} has shape {list(row.shape)} a text,"
-                    f" not {list(wanted[place].shape)}"
-                )
-            error = np.abs(row.astype(np.float64) - wanted[place]).max(initial=0.0)
-            deviation = max(deviation, float("inf") if np.isnan(error) else float(error))
-    return deviation
+            reason = _one_line(exc)
+            raise ReleaseError(
+                f"{spec.model.file}: fails on golden text {place}: {reason}"
+            ) from exc
+        yield {
+            name: _row(text, output[0], is_empty=not found.ids)
+            for name, output in zip(names, outputs, strict=True)
+        }
 
 
 def _row(text: TextTable, output: Array, *, is_empty: bool) -> Array:
@@ -89,7 +109,9 @@ def _tokenizer(text: TextTable, directory: Path) -> Any:
         tokenizer.no_padding()
         tokenizer.enable_truncation(text.max_tokens)
     except Exception as exc:
-        raise ReleaseError(f"{text.tokenizer}: is no tokenizer that loads: {_one_line(exc)}") from exc
+        raise ReleaseError(
+            f"{text.tokenizer}: is no tokenizer that loads: {_one_line(exc)}"
+        ) from exc
     return tokenizer
 
 

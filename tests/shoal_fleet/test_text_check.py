@@ -1,11 +1,15 @@
 """What the controller says of releases that take texts, before it offers them to anybody."""
 
+import json
+
 import numpy as np
 import pytest
 from tests.shoal_agent.inference import text_release as words
+from typer.testing import CliRunner
 
 from shoal_contract.release import parse_spec
-from shoal_fleet.errors import ReleaseError
+from shoal_fleet import cli
+from shoal_fleet.errors import ReleaseError, UsageError
 from shoal_fleet.quality_gate import signature_change
 from shoal_fleet.release_check import check_directory
 
@@ -50,3 +54,38 @@ def test_another_name_of_the_text_is_another_signature(tmp_path):
     old, new = (parse_spec((tmp_path / n / "release.toml").read_bytes()) for n in "ab")
     assert signature_change(old, old) is None
     assert signature_change(old, new) == "input 'note' is new"
+
+
+def command(*arguments):
+    return CliRunner().invoke(cli.app, ["release", "golden", *map(str, arguments)])
+
+
+def test_the_golden_file_of_a_release_of_texts_is_written_by_a_command(tmp_path):
+    release, texts = tmp_path / "words", tmp_path / "texts.txt"
+    words.write(release)
+    (release / "golden.npz").unlink()
+    texts.write_text("the pump leaks\n\nzu heiß\n", "utf-8")
+    said = command(release, texts)
+    assert said.exit_code == 0
+    assert "golden.npz: 2 golden texts" in said.stdout
+    with np.load(release / "golden.npz") as golden:
+        assert golden["inputs.text"].tolist() == ["the pump leaks", "zu heiß"]
+        wanted = words.expected(["the pump leaks", "zu heiß"])
+        assert golden["outputs.hidden"] == pytest.approx(wanted, abs=1e-5)
+    assert check_directory(release)["golden_items"] == 2
+    told = json.loads(command(release, texts, "--json").stdout)
+    assert told == {"file": str(release / "golden.npz"), "texts": 2}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"\xff", "is not UTF-8"), (b"\n", "has 0 texts"), (None, "No such")]
+)
+def test_a_file_of_texts_that_cannot_be_used_is_named(tmp_path, content, reason):
+    words.write(tmp_path / "words")
+    texts = tmp_path / "texts.txt"
+    if content is not None:
+        texts.write_bytes(content)
+    failure = command(tmp_path / "words", texts).exception
+    assert isinstance(failure, UsageError)
+    assert "texts.txt" in str(failure)
+    assert reason in str(failure)
