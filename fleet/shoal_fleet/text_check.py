@@ -61,8 +61,8 @@ def rows_of(
             raise ReleaseError(
                 f"{spec.golden.file}: text {place} is longer than max_bytes = {text.max_bytes}"
             )
+        found = _encoded(text, tokenizer, one, place)
         try:
-            found = tokenizer.encode(one)
             columns = {
                 text.ids: found.ids or [text.pad],
                 text.mask: found.attention_mask or [0],
@@ -79,6 +79,16 @@ def rows_of(
             name: _row(text, output[0], is_empty=not found.ids)
             for name, output in zip(names, outputs, strict=True)
         }
+
+
+def _encoded(text: TextTable, tokenizer: Any, one: str, place: int) -> Any:
+    try:
+        return tokenizer.encode(one)
+    except BaseException as exc:
+        _reraise_ours(exc)
+        raise ReleaseError(
+            f"{text.tokenizer}: fails on golden text {place}: {_one_line(exc)}"
+        ) from exc
 
 
 def _row(text: TextTable, output: Array, *, is_empty: bool) -> Array:
@@ -115,6 +125,12 @@ def _tokenizer(text: TextTable, directory: Path) -> Any:
     return tokenizer
 
 
-def _one_line(exc: Exception) -> str:
+def _reraise_ours(exc: BaseException) -> None:
+    # A panic of the tokenizer's Rust code is no Exception, and has no name that could be imported.
+    if not isinstance(exc, Exception) and type(exc).__name__ != "PanicException":
+        raise exc
+
+
+def _one_line(exc: BaseException) -> str:
     lines = str(exc).strip().splitlines()
     return lines[0][:200] if lines else type(exc).__name__

@@ -48,6 +48,16 @@ def test_a_tokenizer_that_does_not_load_is_refused(tmp_path, tokens):
         check_directory(tmp_path)
 
 
+def test_a_golden_text_at_which_the_tokenizer_breaks_is_named(tmp_path):
+    words.write(tmp_path, tokens=words.bomb())
+    arrays = {"inputs.text": np.array(["a" * 60 + "b"]), "outputs.hidden": words.expected(["a"])}
+    np.savez(tmp_path / "golden.npz", **arrays)
+    with pytest.raises(
+        ReleaseError, match=r"tokenizer.json: fails on golden text 0: .*retry-limit"
+    ):
+        check_directory(tmp_path)
+
+
 def test_another_name_of_the_text_is_another_signature(tmp_path):
     words.write(tmp_path / "a")
     words.write(tmp_path / "b", spec={"max_bytes = 200": 'max_bytes = 200\nname = "note"'})

@@ -17,6 +17,9 @@ pytest.importorskip("tokenizers")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
+BOMB = "a" * 60 + "b"
+
+
 def run(model, texts):
     tensor = text_tensor([text.encode() for text in texts])
     form, rows = model.signature.form({"text": tensor}, ())
@@ -129,6 +132,36 @@ def test_mutated_tokenizers_are_taken_or_refused_and_nothing_else(tmp_path):
         refused += bool(reason)
         assert "\n" not in reason
     assert refused > 30
+
+
+def test_a_golden_text_at_which_the_tokenizer_breaks_is_a_reason(tmp_path):
+    words.write(tmp_path, tokens=words.bomb())
+    arrays = {"inputs.text": np.array([BOMB]), "outputs.hidden": words.expected([BOMB])}
+    np.savez(tmp_path / "golden.npz", **arrays)
+    with pytest.raises(ModelError, match=r"tokenizer.json: the tokenizer broke: .*retry-limit"):
+        Model(tmp_path)
+
+
+@pytest.mark.slow
+async def test_a_text_at_which_the_tokenizer_breaks_is_refused_and_its_neighbours_are_not(tmp_path):
+    release = words.write(tmp_path, tokens=words.bomb())
+    async with Engine.open() as engine:
+        await engine.admit(release, tmp_path, trial=False)
+        await engine.switch("words", release)
+
+        def ask(text):
+            tensor = text_tensor([text.encode()])
+            return engine.infer("words", {"text": tensor}, deadline_s=30)
+
+        good, bad, other = await asyncio.gather(
+            ask("the pump"), ask(BOMB), ask("cold"), return_exceptions=True
+        )
+        assert isinstance(bad, BadInputError)
+        assert "retry-limit" in str(bad)
+        for done, text in ((good, "the pump"), (other, "cold")):
+            row = np.frombuffer(done.outputs["hidden"].data, np.float32)
+            assert row == pytest.approx(words.expected([text])[0], abs=1e-5)
+        assert engine.stats.worker_restarts == 0
 
 
 @pytest.mark.slow

@@ -54,6 +54,20 @@ def tokenizer(words: Sequence[str] = WORDS) -> bytes:
     ).encode()
 
 
+def bomb() -> bytes:
+    """A tokenizer whose regular expression has more ways to fail at many a's than anybody can try."""
+    made = json.loads(tokenizer())
+    pattern = {"Regex": "(a|aa)+$"}
+    made["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Whitespace"},
+            {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False},
+        ],
+    }
+    return json.dumps(made).encode()
+
+
 def model(*, heeds_mask: bool = True) -> bytes:
     """hidden[i] = table[id i] + the mean of all that the mask has; without `heeds_mask` of the filling, too."""
     array = onnx.numpy_helper.from_array
