@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from tests.shoal_agent.inference import text_release as words
+from tests.shoal_fleet.test_cli import shoal
 from typer.testing import CliRunner
 
 from shoal_contract.release import parse_spec
@@ -56,6 +57,20 @@ def test_a_golden_text_at_which_the_tokenizer_breaks_is_named(tmp_path):
         ReleaseError, match=r"tokenizer.json: fails on golden text 0: .*retry-limit"
     ):
         check_directory(tmp_path)
+
+
+async def test_the_controller_takes_it_in_with_its_tokenizer(site, tmp_path):
+    words.write(tmp_path / "words")
+    code, said, error = await shoal(site, "release", "add", tmp_path / "words")
+    assert (code, error) == (0, "")
+    assert said.startswith("words@1.0.0")
+    (release,) = await site.controller.releases.list_all()
+    assert {entry.name for entry in release.files} == {
+        "release.toml",
+        "model.onnx",
+        "golden.npz",
+        "tokenizer.json",
+    }
 
 
 def test_another_name_of_the_text_is_another_signature(tmp_path):

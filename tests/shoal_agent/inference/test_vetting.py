@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from tests.shoal_agent.inference import text_release as words
 from tests.shoal_agent.inference import tiny_release as tiny
 
 from shoal_agent.files import ContentStore
@@ -238,3 +239,13 @@ sys.exit(code)
     store.path(release).unlink()
     assert b"its files cannot be read: No such file" in verdict()
     assert vetting_child.MEMORY_BYTES < 1 << 28
+
+
+def test_a_release_of_texts_is_vetted_with_its_tokenizer(tmp_path):
+    words.write(tmp_path)
+    manifest = manifest_of(tmp_path)
+    assert {used.domain for used in vet(tmp_path, manifest).operator_sets} == {""}
+    (tmp_path / "tokenizer.json").write_bytes(words.tokenizer(words.WORDS[:5]))
+    assert "tokenizer.json" in refusal(tmp_path, manifest)
+    (tmp_path / "tokenizer.json").unlink()
+    assert refusal(tmp_path, manifest) == "tokenizer.json is missing"
