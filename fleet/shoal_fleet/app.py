@@ -325,7 +325,7 @@ async def _open(
         mandates=mandates,
         policies=policies,
         pipelines=pipelines,
-        pipeline_check=PipelineCheck(pipelines, releases, wanted),
+        pipeline_check=PipelineCheck(pipelines, releases, wanted.of),
         update_costs=update_costs,
         distribution=distribution,
         inventory=inventory,

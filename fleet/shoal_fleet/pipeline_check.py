@@ -3,7 +3,7 @@
 A board looks again before it runs; what is found here costs no way there and back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from shoal_broker.bus_errors import TopicError
@@ -17,16 +17,18 @@ from shoal_fleet.errors import RequestError
 from shoal_fleet.pipelines import Pipelines
 from shoal_fleet.registry import Node
 from shoal_fleet.releases import Release, Releases
-from shoal_fleet.wanted import WantedStates
+
+# Node -> model -> the release that it is to run.
+WantedOf = Callable[[str], Awaitable[Mapping[str, bytes]]]
 
 
 class PipelineCheck:
     """Asks what is known of nodes and releases."""
 
-    def __init__(self, book: Pipelines, releases: Releases, wanted: WantedStates) -> None:
+    def __init__(self, book: Pipelines, releases: Releases, wanted_of: WantedOf) -> None:
         self._book = book
         self._releases = releases
-        self._wanted = wanted
+        self._wanted_of = wanted_of
 
     async def check(
         self, tables: Sequence[dict[str, Any]], members: Sequence[Node]
@@ -74,7 +76,7 @@ class PipelineCheck:
 
     async def _served(self, model: str, members: Sequence[Node]) -> list[Release]:
         """The releases of a model that these nodes are to run; where none is, the newest there is."""
-        everywhere = [(await self._wanted.of(node.name)).get(model) for node in members]
+        everywhere = [(await self._wanted_of(node.name)).get(model) for node in members]
         found = [await self._releases.get(one) for one in {one for one in everywhere if one}]
         if found and None not in everywhere:
             return found
