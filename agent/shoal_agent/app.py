@@ -69,7 +69,7 @@ from shoal_contract.topics import EVERYBODY, Topics
 
 if TYPE_CHECKING:
     from shoal_agent.identity.keeper import Keeper
-    from shoal_agent.local_api.server import LocalApi
+    from shoal_agent.local_api.inside import LocalApi
     from shoal_agent.peers.discovery import Discovery
 
 log = structlog.get_logger()
@@ -444,11 +444,11 @@ async def _open_local_api(
     if config.local_api is None:
         return None
     # HTTP and WebSocket only for who asks over them.
-    from shoal_agent.local_api.server import LocalApi  # noqa: PLC0415
+    from shoal_agent.local_api.server import serve  # noqa: PLC0415
     from shoal_agent.local_api.service import Service  # noqa: PLC0415
 
     service = Service(engine, router, deadline_s=config.local_api.deadline_s)
-    api = await stack.enter_async_context(LocalApi.open(config.local_api, service))
+    api = await stack.enter_async_context(serve(config.local_api, service))
     log.info("local API listens", host=config.local_api.host, port=api.port)
     return api
 

@@ -26,7 +26,7 @@ from shoal_broker.session import Session
 
 if TYPE_CHECKING:
     from shoal_agent.identity.keeper import Keeper
-    from shoal_agent.local_api.server import LocalApi
+    from shoal_agent.local_api.inside import LocalApi
 
 _QUANTILES = (0.5, 0.95)
 

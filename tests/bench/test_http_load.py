@@ -11,7 +11,7 @@ from tests.shoal_agent.until import until
 from tests.support.toy_models import ToyModels
 
 from shoal_agent.config import LocalApiTable
-from shoal_agent.local_api.server import LocalApi
+from shoal_agent.local_api.server import serve
 from shoal_agent.local_api.service import Service
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
@@ -37,7 +37,7 @@ def request(http_load, number: float, model: str = "double") -> bytes:
 async def api():
     models = ToyModels()
     service = Service(models, models, deadline_s=5)
-    async with LocalApi.open(LocalApiTable(port=0), service) as api:
+    async with serve(LocalApiTable(port=0), service) as api:
         yield api
 
 

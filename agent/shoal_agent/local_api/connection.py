@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final, Protocol, cast
 
-if TYPE_CHECKING:
-    from shoal_agent.local_api.server import LocalApi
+from shoal_agent.local_api.errors import ApiError
 
 GRACE_S: Final = 10.0
 SLOWEST_BYTES_S: Final = 64 * 1024
@@ -20,13 +19,23 @@ def time_for(size_bytes: int) -> float:
     return GRACE_S + size_bytes / SLOWEST_BYTES_S
 
 
+class Places(Protocol):
+    """Where a connection says that it is there, and that it is gone."""
+
+    def enter(self, connection: Connection) -> None:
+        """It came; it may be turned away at once."""
+
+    def leave(self, connection: Connection) -> None:
+        """It is gone."""
+
+
 class Connection(asyncio.Protocol):
     """What every connection has. Subclasses speak."""
 
     transport: asyncio.Transport
 
-    def __init__(self, api: LocalApi) -> None:
-        self.api = api
+    def __init__(self, places: Places) -> None:
+        self._places = places
         self._loop = asyncio.get_running_loop()
         self._due = math.inf
         self._timer: asyncio.TimerHandle | None = None
@@ -36,7 +45,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio: a socket was accepted."""
         self.take_over(cast("asyncio.Transport", transport))
-        self.api.enter(self)
+        self._places.enter(self)
 
     def connection_lost(self, _: Exception | None) -> None:
         """asyncio: it is gone, whoever ended it."""
@@ -44,7 +53,7 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self.resume_writing()
-        self.api.leave(self)
+        self._places.leave(self)
         self.gone()
 
     def pause_writing(self) -> None:
@@ -59,6 +68,15 @@ class Connection(asyncio.Protocol):
         self._drained = None
 
     # ------------------------------------------------------------------ what subclasses say
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody would miss it: between two requests."""
+        return False
+
+    @abstractmethod
+    def turn_away(self, why: ApiError) -> None:
+        """There is no place for it: say so and close."""
+
     @abstractmethod
     def gone(self) -> None:
         """The connection is lost: give everything back."""

@@ -6,7 +6,7 @@ import asyncio
 import importlib
 from enum import Enum, auto
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import h11
 import structlog
@@ -16,11 +16,9 @@ from shoal_agent.local_api import answers, heads, oip
 from shoal_agent.local_api.connection import GRACE_S, Connection, time_for
 from shoal_agent.local_api.errors import FAILED, TIMED_OUT, ApiError, refusal
 from shoal_agent.local_api.heads import Head
+from shoal_agent.local_api.inside import LocalApi
 from shoal_agent.local_api.oip import Encoded
 from shoal_agent.local_api.routes import Question, Route
-
-if TYPE_CHECKING:
-    from shoal_agent.local_api.server import LocalApi
 
 log = structlog.get_logger()
 
@@ -47,6 +45,7 @@ class HttpConnection(Connection):
 
     def __init__(self, api: LocalApi) -> None:
         super().__init__(api)
+        self.api = api
         # Of one request: answers are written without it, which saves half of what it costs.
         self._http = _reader()
         self._phase = _Phase.IDLE

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import struct
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 import msgspec
 import structlog
@@ -31,10 +31,8 @@ from shoal_agent.local_api.errors import (
     ApiError,
     refusal,
 )
+from shoal_agent.local_api.inside import LocalApi
 from shoal_agent.local_api.oip import Encoded
-
-if TYPE_CHECKING:
-    from shoal_agent.local_api.server import LocalApi
 
 log = structlog.get_logger()
 
@@ -62,6 +60,7 @@ class SocketConnection(Connection):
 
     def __init__(self, api: LocalApi) -> None:
         super().__init__(api)
+        self.api = api
         limit = api.max_body_bytes
         self._protocol = ServerProtocol(max_size=(limit, limit), logger=_QUIET_LOG)
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -119,6 +118,10 @@ class SocketConnection(Connection):
             self.due_in(QUIET_S)
 
     # ------------------------------------------------------------------ messages
+    def turn_away(self, why: ApiError) -> None:
+        """There is no place."""
+        self._end(CloseCode.TRY_AGAIN_LATER, str(why))
+
     def _take(self, frame: Frame) -> None:
         match frame.opcode:
             case Opcode.TEXT | Opcode.BINARY:

@@ -9,7 +9,7 @@ import pytest
 from tests.support.toy_models import ToyModels
 
 from shoal_agent.config import LocalApiTable
-from shoal_agent.local_api.server import LocalApi
+from shoal_agent.local_api.server import serve
 from shoal_agent.local_api.service import Service
 
 
@@ -21,7 +21,7 @@ def open_api():
     async def opened(models: ToyModels, **settings):
         config = msgspec.structs.replace(LocalApiTable(port=0), **settings)
         service = Service(models, models, deadline_s=config.deadline_s)
-        async with LocalApi.open(config, service) as api:
+        async with serve(config, service) as api:
             yield api
 
     return opened
