@@ -7,10 +7,10 @@ anything that could change under it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
@@ -23,7 +23,10 @@ from shoal_broker.server.counters import Dropped
 if TYPE_CHECKING:
     from shoal_broker.server.bridge.bridge import Bridge
     from shoal_broker.server.core import BrokerCore
-    from shoal_broker.server.shell import Broker
+    from shoal_broker.server.counters import Counters
+    from shoal_broker.server.durable.committer import Committer
+    from shoal_broker.server.link import Link
+    from shoal_broker.server.loop_lag import LoopLag
 
 PREFIX = "shoal_broker"
 AUTHENTICATION_CODES = (0x85, 0x86, 0x87, 0x8A, 0x8C)
@@ -32,10 +35,35 @@ AUTHENTICATION_CODES = (0x85, 0x86, 0x87, 0x8A, 0x8C)
 Family = GaugeMetricFamily | CounterMetricFamily
 
 
+class Measured(Protocol):
+    """What is read of a broker."""
+
+    core: BrokerCore
+    bridges: list[Bridge]
+    loop_lag: LoopLag
+    started_at_s: float
+
+    @property
+    def counters(self) -> Counters:
+        """What happened since the start."""
+
+    @property
+    def committer(self) -> Committer | None:
+        """What makes it durable; None when it is not."""
+
+    @property
+    def listener_names(self) -> list[str]:
+        """What the metrics call the listeners."""
+
+    @property
+    def links(self) -> Iterable[Link]:
+        """Network connections open now."""
+
+
 class BrokerCollector(Collector):
     """Reads a broker at every scrape."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Measured) -> None:
         self._broker = broker
 
     def collect(self) -> Iterator[Metric]:
@@ -212,7 +240,7 @@ def _code(reason_code: int | None) -> str:
 
 
 @contextmanager
-def serve(broker: Broker, host: str, port: int) -> Iterator[int]:
+def serve(broker: Measured, host: str, port: int) -> Iterator[int]:
     """Serve `/metrics` in a thread until the block ends; yields the port. Raises ListenError."""
     registry = CollectorRegistry()
     registry.register(BrokerCollector(broker))

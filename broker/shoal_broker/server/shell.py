@@ -111,7 +111,8 @@ class Broker:
         broker = cls(config, files, clock)
         failure: Exception | None = None
         async with optional_parts.gate(
-            broker,
+            config.durable_dir,
+            broker.core.router,
             clock=clock,
             write=broker._released,
             read_on=broker._read_on,
@@ -129,8 +130,14 @@ class Broker:
                     working.append(tasks.create_task(watch, name="broker.revocations"))
                 try:
                     async with (
-                        optional_parts.metrics(broker) as broker.metrics_port,
-                        optional_parts.bridges(broker) as broker.bridges,
+                        optional_parts.metrics(config, broker) as broker.metrics_port,
+                        optional_parts.bridges(
+                            config.bridges,
+                            broker.core,
+                            broker_id=broker.id,
+                            accept_inside=broker.accept_inside,
+                            tasks=tasks,
+                        ) as broker.bridges,
                     ):
                         # After the bridges: what the first client says has to reach them.
                         await broker._let_in()
@@ -460,7 +467,7 @@ class Broker:
 def _links(broker: Broker, listener: Listener) -> Callable[[], asyncio.BaseProtocol]:
     new_link: Callable[[], Link] = partial(_plain_link, broker, listener)
     if listener.websocket:
-        new_link = optional_parts.websocket_links(broker, listener)
+        new_link = optional_parts.websocket_links(broker, broker.config, listener)
     files = listener.tls
     if files is None:
         return new_link

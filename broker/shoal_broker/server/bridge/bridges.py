@@ -1,25 +1,25 @@
 """The bridges of one broker, opened together and given what they need of it."""
 
-from __future__ import annotations
-
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING
 
 from shoal_broker.server.bridge.bridge import Bridge, Waiting
-from shoal_broker.server.bridge.inside import connect_inside
+from shoal_broker.server.bridge.inside import Accept, connect_inside
 from shoal_broker.server.bridge.table import BridgeTable
 from shoal_broker.server.core import BrokerCore
 from shoal_broker.server.reserved import inside_client_id
 
-if TYPE_CHECKING:
-    from shoal_broker.server.shell import Broker
-
 
 @asynccontextmanager
 async def open_bridges(
-    tables: Iterable[BridgeTable], broker: Broker
+    tables: Iterable[BridgeTable],
+    core: BrokerCore,
+    *,
+    broker_id: str,
+    accept_inside: Accept,
+    tasks: asyncio.TaskGroup,
 ) -> AsyncIterator[list[Bridge]]:
     """Open each; they close before the broker does. Raises ConfigError, BridgeError."""
     async with AsyncExitStack() as stack:
@@ -27,10 +27,10 @@ async def open_bridges(
             await stack.enter_async_context(
                 Bridge.open(
                     table,
-                    broker_id=broker.id,
-                    inside=connect_inside(broker.accept_inside),
-                    held=partial(_held, broker.core, table.name),
-                    tasks=broker.tasks,
+                    broker_id=broker_id,
+                    inside=connect_inside(accept_inside),
+                    held=partial(_held, core, table.name),
+                    tasks=tasks,
                 )
             )
             for table in tables

@@ -103,7 +103,7 @@ class Loader:
             recorder.restored_received(packet_id)
             session.receive(packet_id)
         for stored in self._messages.values():
-            self._recorder.forget_unneeded(stored)
+            self._recorder.messages.forget_unneeded(stored)
         for session, recorder in self._sessions.values():
             session.journal = recorder
             # An id that a client may still acknowledge late, from before a crash, is not soon used again.
@@ -118,7 +118,7 @@ class Loader:
         expires_at_s = self._timeline.core(expires_at_ms)
         message = message_of(packet, publisher, expires_at_s, self._router.ledger)
         stored = self._messages[number] = Stored(number, message)
-        self._recorder.restored(stored)
+        self._recorder.messages.restored(stored)
 
     def _load_session(
         self,
@@ -139,7 +139,7 @@ class Loader:
             session.expires_at_s = self._now_s + interval_s
         session.will = None if will is None else will_of(will, will_delay_s)
         session.will_due_at_s = self._will_due_at_s(session.will, will_due_at_ms)
-        recorder = SessionRecorder(self._recorder, session, number)
+        recorder = SessionRecorder(self._recorder.pending, self._recorder.messages, session, number)
         self._sessions[number] = session, recorder
         # Its clocks run from now on, over the next restarts, too.
         recorder.changed()
@@ -180,7 +180,7 @@ class Loader:
         message: Message | None = None
         if message_number is not None:
             message = self._messages[message_number].message
-            row.stored = self._recorder.need(message)
+            row.stored = self._recorder.messages.need(message)
         match row.kind:
             case Kind.MESSAGE if message is not None:
                 row.delivery = Delivery(

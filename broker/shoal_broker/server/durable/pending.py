@@ -5,15 +5,12 @@ A row that came and went meanwhile was never there. `promises` says whether some
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from shoal_broker.server.durable.batch import Batch, Values
 from shoal_broker.server.durable.rows import Kind
 from shoal_broker.server.durable.timeline import Timeline
 from shoal_broker.server.messages import Delivery, Message
-
-if TYPE_CHECKING:
-    from shoal_broker.server.durable.session_recorder import SessionRecorder
 
 ROW_BYTES = 256
 """What a queued row costs in memory until it is written, its message apart."""
@@ -93,7 +90,8 @@ class Pending:
         self._new_waiting = 0
         self._new_rows: dict[int, Row] = {}
         self._clock = None
-        self.sessions: dict[int, SessionRecorder | None] = {}
+        self.sessions: dict[int, Callable[[], Values] | None] = {}
+        """What gives the row of a changed one; None: it is gone."""
         self.subscriptions: dict[tuple[int, str], Values | None] = {}
         self._messages: dict[int, Message | None] = {}
         self._retained: dict[int, Values | None] = {}
@@ -230,8 +228,8 @@ class Pending:
             self.timeline,
             self._clock,
             {
-                number: None if recorder is None else recorder.values()
-                for number, recorder in self.sessions.items()
+                number: None if values is None else values()
+                for number, values in self.sessions.items()
             },
             self.subscriptions,
             self._messages,

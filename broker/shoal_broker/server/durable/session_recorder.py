@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from shoal_broker.server.durable.batch import Values
-from shoal_broker.server.durable.pending import Row
+from shoal_broker.server.durable.pending import Pending, Row
 from shoal_broker.server.durable.rows import Kind, packet_of_will
+from shoal_broker.server.durable.stored_messages import StoredMessages
 from shoal_broker.server.messages import Delivery, Message
 from shoal_broker.server.sessions import Session
 from shoal_broker.server.subscriptions import SharedGroup, Subscription
-
-if TYPE_CHECKING:
-    from shoal_broker.server.durable.recorder import Recorder
 
 EXACTLY_ONCE = 2
 
@@ -21,9 +18,12 @@ EXACTLY_ONCE = 2
 class SessionRecorder:
     """A SessionJournal."""
 
-    def __init__(self, recorder: Recorder, session: Session, number: int) -> None:
+    def __init__(
+        self, pending: Pending, messages: StoredMessages, session: Session, number: int
+    ) -> None:
         self.number = number
-        self._recorder = recorder
+        self._pending = pending
+        self._messages = messages
         self._session = session
         self._rows: dict[int, Row] = {}
         """By the identity of the delivery."""
@@ -37,7 +37,7 @@ class SessionRecorder:
 
     def values(self) -> Values:
         """The row of the session."""
-        session, stored = self._session, self._recorder.pending.timeline.stored
+        session, stored = self._session, self._pending.timeline.stored
         will = session.will
         return (
             self.number,
@@ -55,15 +55,15 @@ class SessionRecorder:
     def connected(self) -> None:
         """As SessionJournal."""
         self.changed()
-        self._recorder.pending.mark()
+        self._pending.mark()
 
     def changed(self) -> None:
         """As SessionJournal."""
-        self._recorder.pending.sessions[self.number] = self
+        self._pending.sessions[self.number] = self.values
 
     def ended(self) -> None:
         """As SessionJournal."""
-        pending = self._recorder.pending
+        pending = self._pending
         pending.sessions[self.number] = None
         pending.mark()
         for pattern in self._session.subscriptions:
@@ -80,7 +80,7 @@ class SessionRecorder:
     def subscribed(self, pattern: str, subscription: Subscription) -> None:
         """As SessionJournal."""
         identifiers = subscription.identifiers
-        pending = self._recorder.pending
+        pending = self._pending
         pending.subscriptions[self.number, pattern] = (
             self.number,
             pattern,
@@ -93,8 +93,8 @@ class SessionRecorder:
 
     def unsubscribed(self, pattern: str) -> None:
         """As SessionJournal."""
-        self._recorder.pending.subscriptions[self.number, pattern] = None
-        self._recorder.pending.mark()
+        self._pending.subscriptions[self.number, pattern] = None
+        self._pending.mark()
         self._owes_nothing(pattern)
 
     # --- retained messages that are due
@@ -105,8 +105,8 @@ class SessionRecorder:
         owed = {}
         for message in messages:
             if int(message.content.qos):
-                stored = self._recorder.need(message)
-                owed[id(message)] = self._recorder.pending.new_row(
+                stored = self._messages.need(message)
+                owed[id(message)] = self._pending.new_row(
                     self.number, stored, Kind.OWED, pattern=pattern
                 )
         if owed:
@@ -134,7 +134,7 @@ class SessionRecorder:
 
     def sent(self, packet_id: int, delivery: Delivery) -> None:
         """As SessionJournal."""
-        pending = self._recorder.pending
+        pending = self._pending
         row = self._rows.get(id(delivery))
         # MQTT 5, 4.6: repeats come in the order of sending, which is that of the rows.
         if row is None:
@@ -158,14 +158,14 @@ class SessionRecorder:
         row = self._rows.pop(id(delivery), None)
         if row is None:
             return
-        pending = self._recorder.pending
+        pending = self._pending
         pending.change_row(row, packet_id)
         pending.mark()
         stored, row.stored, row.delivery, row.pattern = row.stored, None, None, None
         row.kind = Kind.RELEASED
         self._released[packet_id] = row
         if stored is not None:
-            self._recorder.need_no_more(stored)
+            self._messages.need_no_more(stored)
 
     def completed(self, packet_id: int) -> None:
         """As SessionJournal."""
@@ -178,13 +178,13 @@ class SessionRecorder:
     def received(self, packet_id: int) -> None:
         """As SessionJournal."""
         self._received.add(packet_id)
-        self._recorder.pending.receive(self.number, packet_id)
+        self._pending.receive(self.number, packet_id)
 
     def finished(self, packet_id: int) -> None:
         """As SessionJournal."""
         if packet_id in self._received:
             self._received.remove(packet_id)
-            self._recorder.pending.forget_received(self.number, packet_id, told=True)
+            self._pending.forget_received(self.number, packet_id, told=True)
 
     # --- what was stored before
 
@@ -206,9 +206,9 @@ class SessionRecorder:
         self._received.add(packet_id)
 
     def _new_row(self, delivery: Delivery) -> Row:
-        row = self._recorder.pending.new_row(
+        row = self._pending.new_row(
             self.number,
-            self._recorder.need(delivery.message),
+            self._messages.need(delivery.message),
             Kind.MESSAGE,
             delivery=delivery,
             pattern=_share_pattern(delivery.group),
@@ -217,9 +217,9 @@ class SessionRecorder:
         return row
 
     def _drop(self, row: Row) -> None:
-        self._recorder.pending.drop_row(row)
+        self._pending.drop_row(row)
         if row.stored is not None:
-            self._recorder.need_no_more(row.stored)
+            self._messages.need_no_more(row.stored)
 
 
 def _share_pattern(group: SharedGroup | None) -> str | None:
